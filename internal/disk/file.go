@@ -1,0 +1,151 @@
+// Package disk is the only writer of conex's state files: atomic replace, publish, locks, staging and trash.
+//
+// Every other package goes through it, so the crash rules stand in one place:
+// a reader sees a file's old or its new content, never a part; a tree appears
+// whole or not at all; what a dead process left behind is told from what a live
+// one still uses by the flock(2) that its owner holds.
+package disk
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Durability says how long a written file must survive.
+type Durability int
+
+const (
+	// Durable files survive a crash of the machine: the data and then the folder are synced.
+	Durable Durability = iota
+	// Volatile files survive a crash of conex only; they are replaced atomically but not synced.
+	// For tmpfs and for what a reboot makes meaningless.
+	Volatile
+)
+
+// WriteFile replaces path atomically with data and mode perm.
+// A nil error promises that readers see the new content and, with Durable, that it survives a power loss.
+func WriteFile(path string, data []byte, perm fs.FileMode, d Durability) error {
+	dir, base := filepath.Split(path)
+	if dir == "" {
+		dir = "."
+	}
+	f, err := os.CreateTemp(dir, tempPrefix+base+".*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	tmp := f.Name()
+	fail := func(err error) error {
+		os.Remove(tmp)
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Chmod(perm)
+	}
+	if err == nil && d == Durable {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	if d == Durable {
+		return SyncDir(dir)
+	}
+	return nil
+}
+
+// tempPrefix marks temporary files of WriteFile, which readers of a folder skip.
+const tempPrefix = ".tmp-"
+
+// IsTemp reports whether a folder entry is a leftover temporary file of WriteFile.
+func IsTemp(name string) bool { return strings.HasPrefix(name, tempPrefix) }
+
+// WriteJSON replaces path atomically with v as indented JSON, mode 0644 less nothing.
+func WriteJSON(path string, v any, d Durability) error {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
+	}
+	return WriteFile(path, append(data, '\n'), 0o600, d)
+}
+
+// ReadJSON decodes the file at path into v. The error satisfies errors.Is(err, fs.ErrNotExist) when there is none.
+func ReadJSON(path string, v any) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("decode %s: %w", path, err)
+	}
+	return nil
+}
+
+// Update reads path, gives its content (nil when it does not exist) to fn, and replaces it with what fn returns.
+// The lock file path+".lock" is held meanwhile, so no two updates interleave. If fn returns an error, or nil data, nothing
+// is written; the error is passed on.
+func Update(path string, perm fs.FileMode, d Durability, fn func(old []byte) ([]byte, error)) error {
+	l, err := Acquire(path + ".lock")
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	data, err := fn(old)
+	if err != nil || data == nil {
+		return err
+	}
+	return WriteFile(path, data, perm, d)
+}
+
+// SyncDir flushes a folder's entries.
+func SyncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	err = f.Sync()
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// SyncFS flushes the whole filesystem that holds path, once, instead of an fsync per file.
+func SyncFS(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("sync filesystem of %s: %w", path, err)
+	}
+	return nil
+}
+
+// BootID returns the kernel's id of this boot. Records that carry another one were written before the last reboot.
+var BootID = sync.OnceValue(func() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(b))
+})

@@ -1,0 +1,94 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Lock is a flock(2) on a permanent file. It dies with its process.
+//
+// Order, outermost first: gc.lock, a container's lock, names, layers, images, networks. Readers take none.
+type Lock struct{ f *os.File }
+
+// ErrLocked says that another process holds a lock that TryAcquire wanted.
+var ErrLocked = errors.New("locked by another process")
+
+// Acquire takes an exclusive lock on path, waiting for it, and creates the file if needed.
+func Acquire(path string) (*Lock, error) { return flock(path, unix.LOCK_EX) }
+
+// AcquireShared takes a shared lock on path, waiting for it.
+func AcquireShared(path string) (*Lock, error) { return flock(path, unix.LOCK_SH) }
+
+// TryAcquire takes an exclusive lock on path or returns ErrLocked at once.
+func TryAcquire(path string) (*Lock, error) { return flock(path, unix.LOCK_EX|unix.LOCK_NB) }
+
+// AcquireContext is Acquire that gives up when ctx ends.
+func AcquireContext(ctx context.Context, path string) (*Lock, error) {
+	l, err := TryAcquire(path)
+	if !errors.Is(err, ErrLocked) {
+		return l, err
+	}
+	type result struct {
+		l   *Lock
+		err error
+	}
+	ch := make(chan result, 1)
+	go func() { // ends when the lock is free, at the latest with the process
+		l, err := Acquire(path)
+		ch <- result{l, err}
+	}()
+	select {
+	case r := <-ch:
+		return r.l, r.err
+	case <-ctx.Done():
+		go func() {
+			if r := <-ch; r.l != nil {
+				r.l.Release()
+			}
+		}()
+		return nil, ctx.Err()
+	}
+}
+
+func flock(path string, how int) (*Lock, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), how)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		if err == unix.EWOULDBLOCK {
+			return nil, fmt.Errorf("lock %s: %w", path, ErrLocked)
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	// Sweep may have unlinked the file between our open and our lock: then this lock guards nothing.
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err == nil && st.Nlink == 0 {
+		f.Close()
+		return flock(path, how)
+	}
+	return &Lock{f}, nil
+}
+
+// Release gives the lock back. Safe on nil and when called twice.
+func (l *Lock) Release() {
+	if l == nil || l.f == nil {
+		return
+	}
+	l.f.Close()
+	l.f = nil
+}
+
+// File returns the locked file, for handing the lock to a child process (flock follows the open file description).
+func (l *Lock) File() *os.File { return l.f }
