@@ -1,0 +1,282 @@
+package image
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"conex/internal/disk"
+	"conex/internal/ocispec"
+)
+
+// tags returns all tag records, by image.
+func (s *Store) tags() (map[ocispec.Digest][]tagRecord, error) {
+	entries, err := os.ReadDir(s.root.Path("images"))
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	m := make(map[ocispec.Digest][]tagRecord, len(entries))
+	for _, e := range entries {
+		if disk.IsTemp(e.Name()) || !strings.HasSuffix(e.Name(), ".json") {
+			continue
+		}
+		var rec tagRecord
+		if err := disk.ReadJSON(s.root.Path("images", e.Name()), &rec); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // untagged since ReadDir
+			}
+			return nil, err
+		}
+		m[rec.ID] = append(m[rec.ID], rec)
+	}
+	return m, nil
+}
+
+// idNames returns the hexadecimal ids of all images.
+func (s *Store) idNames() ([]string, error) {
+	entries, err := os.ReadDir(s.root.Path("images", "by-id"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if n, ok := strings.CutSuffix(e.Name(), ".json"); ok && isHex64(n) {
+			names = append(names, n)
+		}
+	}
+	return names, nil
+}
+
+// ids returns all image records.
+func (s *Store) ids() ([]idRecord, error) {
+	names, err := s.idNames()
+	if err != nil {
+		return nil, err
+	}
+	recs := make([]idRecord, 0, len(names))
+	for _, n := range names {
+		rec, err := s.record(ocispec.Digest("sha256:" + n))
+		if errors.Is(err, ErrNotFound) {
+			continue // deleted since ReadDir
+		}
+		if err != nil {
+			return nil, err
+		}
+		recs = append(recs, rec)
+	}
+	return recs, nil
+}
+
+func (s *Store) record(id ocispec.Digest) (idRecord, error) {
+	var rec idRecord
+	path, err := s.idPath(id)
+	if err != nil {
+		return rec, err
+	}
+	if err := disk.ReadJSON(path, &rec); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return rec, &NotFoundError{string(id)}
+		}
+		return rec, err
+	}
+	return rec, nil
+}
+
+// load makes the Image of a record.
+func (s *Store) load(rec idRecord, tags map[ocispec.Digest][]tagRecord) (Image, error) {
+	raw, err := s.blobs.ReadAll(rec.ID, MaxConfig)
+	if err != nil {
+		return Image{}, fmt.Errorf("image %s: %w", rec.ID, err)
+	}
+	c, err := ParseConfig(raw)
+	if err != nil {
+		return Image{}, fmt.Errorf("image %s: %w", rec.ID, err)
+	}
+	img := Image{ID: rec.ID, Config: c, RawConfig: raw, Manifest: rec.Manifest}
+	if c.Created != nil {
+		img.Created = *c.Created
+	}
+	for _, t := range tags[rec.ID] {
+		ref, err := ParseReference(t.Reference)
+		if err != nil {
+			return Image{}, fmt.Errorf("image %s: tag %q: %w", rec.ID, t.Reference, err)
+		}
+		img.RepoTags = append(img.RepoTags, ref.Familiar())
+		if t.Tagged.After(img.LastTagged) {
+			img.LastTagged = t.Tagged
+		}
+	}
+	for _, d := range rec.RepoDigests {
+		ref, err := ParseReference(d)
+		if err != nil {
+			return Image{}, fmt.Errorf("image %s: %q: %w", rec.ID, d, err)
+		}
+		img.RepoDigests = append(img.RepoDigests, ref.Familiar())
+	}
+	slices.Sort(img.RepoTags)
+	slices.Sort(img.RepoDigests)
+	return img, nil
+}
+
+// Get returns the image with that id, or ErrNotFound.
+func (s *Store) Get(id ocispec.Digest) (Image, error) {
+	rec, err := s.record(id)
+	if err != nil {
+		return Image{}, err
+	}
+	tags, err := s.tags()
+	if err != nil {
+		return Image{}, err
+	}
+	return s.load(rec, tags)
+}
+
+// Lookup returns the image that ref points to, or ErrNotFound. With a digest in ref the tag does not matter, as in Docker.
+func (s *Store) Lookup(ref Reference) (Image, error) {
+	id, err := s.idOf(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	img, err := s.Get(id)
+	if errors.Is(err, ErrNotFound) {
+		return Image{}, &NotFoundError{ref.Familiar()}
+	}
+	return img, err
+}
+
+// idOf follows a reference.
+func (s *Store) idOf(ref Reference) (ocispec.Digest, error) {
+	if ref.Digest() == "" {
+		var t tagRecord
+		switch err := disk.ReadJSON(s.tagPath(ref), &t); {
+		case err == nil:
+			return t.ID, nil
+		case errors.Is(err, fs.ErrNotExist):
+			return "", &NotFoundError{ref.Familiar()}
+		default:
+			return "", err
+		}
+	}
+	want := ref.WithDigest(ref.Digest()).String()
+	recs, err := s.ids()
+	if err != nil {
+		return "", err
+	}
+	for _, rec := range recs {
+		if slices.Contains(rec.RepoDigests, want) {
+			return rec.ID, nil
+		}
+	}
+	return "", &NotFoundError{ref.Familiar()}
+}
+
+// Resolve returns the image that people mean by nameOrID: a full id (with or without sha256:), a reference by tag or digest, or
+// the beginning of an id, in this order, which is Docker's. A beginning that fits several images is ErrAmbiguous; what fits
+// nothing is ErrNotFound; what can be neither name nor id is ErrReference.
+func (s *Store) Resolve(nameOrID string) (Image, error) {
+	hexa := strings.TrimPrefix(nameOrID, "sha256:")
+	if isHex64(hexa) {
+		return s.Get(ocispec.Digest("sha256:" + hexa))
+	}
+	ref, err := ParseReference(nameOrID)
+	if err != nil {
+		return Image{}, err
+	}
+	img, err := s.Lookup(ref)
+	if !errors.Is(err, ErrNotFound) || !isHex(hexa) {
+		return img, err
+	}
+	names, lerr := s.idNames()
+	if lerr != nil {
+		return Image{}, lerr
+	}
+	found := ""
+	for _, n := range names {
+		if !strings.HasPrefix(n, hexa) {
+			continue
+		}
+		if found != "" {
+			return Image{}, fmt.Errorf("%w: %s fits sha256:%s and sha256:%s, among others; give more digits", ErrAmbiguous, nameOrID, found[:12], n[:12])
+		}
+		found = n
+	}
+	if found == "" {
+		return Image{}, err
+	}
+	return s.Get(ocispec.Digest("sha256:" + found))
+}
+
+// List returns all images, newest first.
+func (s *Store) List() ([]Image, error) {
+	// Records before tags: an image tagged in between then shows its tag, and a tag whose image came later is left out.
+	recs, err := s.ids()
+	if err != nil {
+		return nil, err
+	}
+	tags, err := s.tags()
+	if err != nil {
+		return nil, err
+	}
+	images := make([]Image, 0, len(recs))
+	for _, rec := range recs {
+		img, err := s.load(rec, tags)
+		if err != nil {
+			if _, gone := s.record(rec.ID); errors.Is(gone, ErrNotFound) {
+				continue // deleted while we read
+			}
+			return nil, err
+		}
+		images = append(images, img)
+	}
+	slices.SortFunc(images, func(a, b Image) int {
+		return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID))
+	})
+	return images, nil
+}
+
+// Tagged is one tag.
+type Tagged struct {
+	Reference Reference
+	ID        ocispec.Digest
+	// At is when the tag was set to this image.
+	At time.Time
+}
+
+// References returns all tags, sorted by reference.
+func (s *Store) References() ([]Tagged, error) {
+	tags, err := s.tags()
+	if err != nil {
+		return nil, err
+	}
+	var all []Tagged
+	for id, recs := range tags {
+		for _, t := range recs {
+			ref, err := ParseReference(t.Reference)
+			if err != nil {
+				return nil, fmt.Errorf("tag %q: %w", t.Reference, err)
+			}
+			all = append(all, Tagged{ref, id, t.Tagged})
+		}
+	}
+	slices.SortFunc(all, func(a, b Tagged) int { return cmp.Compare(a.Reference.String(), b.Reference.String()) })
+	return all, nil
+}
+
+// Size returns the sum of the layers' content in bytes, which is what `images` shows. A layer that several images share counts
+// in each.
+func (s *Store) Size(img Image) (int64, error) {
+	var sum int64
+	for _, d := range img.Layers() {
+		info, err := s.layers.Stat(d)
+		if err != nil {
+			return 0, fmt.Errorf("size of image %s: %w", img.ID, err)
+		}
+		sum += info.ContentSize
+	}
+	return sum, nil
+}
