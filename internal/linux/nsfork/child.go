@@ -1,0 +1,193 @@
+package nsfork
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The runtime's own hooks around fork, as package syscall uses them. They block signals in the parent, and in the child reset
+// the handlers, which must not run there.
+//
+//go:linkname beforeFork syscall.runtime_BeforeFork
+func beforeFork()
+
+//go:linkname afterFork syscall.runtime_AfterFork
+func afterFork()
+
+//go:linkname afterForkInChild syscall.runtime_AfterForkInChild
+func afterForkInChild()
+
+// Attr says how the child is made.
+type Attr struct {
+	// Flags are CLONE_NEW* bits for clone3(2).
+	Flags uint64
+	// Cgroup is a directory of the v2 hierarchy that the child starts in; nil: the forking thread's own.
+	Cgroup *os.File
+	// Init makes the child a minimal init: it forks once more, runs the program in that second child, and stays behind as pid 1,
+	// which reaps, forwards signals, and exits as the second child does.
+	Init bool
+}
+
+// cloneArgs is struct clone_args of clone3(2), version 2.
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+}
+
+// Start forks. The child inherits the calling thread's namespaces, root and working folder, so callers that changed those have
+// locked their goroutine to its thread. Start returns once the child has executed (its error pipe closed) or failed, then with
+// an *Error. The pid is that of the caller's pid namespace; the pidfd is non-blocking, for the poller.
+func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		return 0, nil, fmt.Errorf("fork: %w", err)
+	}
+	if p.ops == nil {
+		return 0, nil, fmt.Errorf("fork: empty program")
+	}
+	fd := new(int32)
+	args := &cloneArgs{
+		flags:      a.Flags | unix.CLONE_PIDFD,
+		pidfd:      uint64(uintptr(unsafe.Pointer(fd))),
+		exitSignal: uint64(unix.SIGCHLD),
+	}
+	if a.Cgroup != nil {
+		args.flags |= unix.CLONE_INTO_CGROUP
+		args.cgroup = uint64(a.Cgroup.Fd())
+	}
+	init := uintptr(0)
+	if a.Init {
+		init = 1
+	}
+	report := new([2]uint32)
+	sigs := new([4]uint64)
+	// No descriptor may be opened without close-on-exec between another goroutine's fork and exec: package syscall's lock.
+	syscall.ForkLock.Lock()
+	r, errno := fork(args, &p.ops[0], uintptr(len(p.ops)), uintptr(pipe[1]), report, init, sigs)
+	afterFork()
+	syscall.ForkLock.Unlock()
+	runtime.KeepAlive(p)
+	runtime.KeepAlive(args)
+	unix.Close(pipe[1])
+	if errno != 0 {
+		unix.Close(pipe[0])
+		return 0, nil, &Error{"clone3", errno}
+	}
+	pid = int(r)
+	var buf [8]byte
+	rd := os.NewFile(uintptr(pipe[0]), "fork report")
+	n, rerr := io.ReadFull(rd, buf[:])
+	rd.Close()
+	pidfd = os.NewFile(uintptr(*fd), "pidfd")
+	if n == 0 && rerr == io.EOF {
+		return pid, nonblock(pidfd), nil
+	}
+	// The child is about to exit, or already a zombie: reap it here, nobody else knows of it.
+	reap(pid)
+	pidfd.Close()
+	if n != len(buf) {
+		return 0, nil, fmt.Errorf("fork: the child's report broke off: %w", rerr)
+	}
+	i := binary.NativeEndian.Uint32(buf[:4])
+	name := "fork init"
+	if int(i) < len(p.names) {
+		name = p.names[i]
+	}
+	return 0, nil, &Error{name, unix.Errno(binary.NativeEndian.Uint32(buf[4:]))}
+}
+
+// nonblock puts the pidfd into the runtime's poller, so that waiting for the child costs no thread.
+func nonblock(f *os.File) *os.File {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return f
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return f
+	}
+	f.Close()
+	return os.NewFile(uintptr(fd), "pidfd")
+}
+
+func reap(pid int) {
+	for {
+		_, err := unix.Wait4(pid, nil, 0, nil)
+		if err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// fork makes the child and, in it, runs the operations. Only the parent returns.
+// Nothing here or below may grow the stack, allocate, or call anything that is not nosplit.
+//
+//go:norace
+//go:nosplit
+//go:noinline
+func fork(args *cloneArgs, ops *op, n, pipe uintptr, report *[2]uint32, init uintptr, sigs *[4]uint64) (uintptr, syscall.Errno) {
+	beforeFork()
+	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0, 0, 0, 0)
+	if errno != 0 || pid != 0 {
+		return pid, errno
+	}
+	// From here on this is the child.
+	afterForkInChild()
+	if init != 0 {
+		becomeInit(n, pipe, report, sigs)
+		// From here on this is the second child.
+	}
+	run(ops, n, pipe, report)
+	return 0, 0 // not reached
+}
+
+// run is the child's whole life. This is the process that becomes the container's command.
+//
+//go:norace
+//go:nosplit
+func run(ops *op, n, pipe uintptr, report *[2]uint32) {
+	for i := uintptr(0); i < n; i++ {
+		o := (*op)(unsafe.Add(unsafe.Pointer(ops), i*unsafe.Sizeof(*ops)))
+		if o.skipIf != 0 {
+			other := (*op)(unsafe.Add(unsafe.Pointer(ops), (o.skipIf-1)*unsafe.Sizeof(*ops)))
+			if other.failed == o.unless {
+				o.failed = 1
+				continue
+			}
+		}
+		for j := uintptr(0); j < 6; j++ {
+			if o.refs&(1<<j) != 0 {
+				a := (*uintptr)(unsafe.Add(unsafe.Pointer(&o.args), j*unsafe.Sizeof(uintptr(0))))
+				other := (*op)(unsafe.Add(unsafe.Pointer(ops), *a*unsafe.Sizeof(*ops)))
+				*a = other.result
+			}
+		}
+		var errno syscall.Errno
+		o.result, _, errno = syscall.RawSyscall6(o.nr, o.args[0], o.args[1], o.args[2], o.args[3], o.args[4], o.args[5])
+		if errno != 0 {
+			o.failed = 1
+			if o.tolerate == 0 {
+				fail(uint32(i), errno, pipe, report)
+			}
+		}
+	}
+	fail(uint32(n), 0, pipe, report) // a program without exec
+}
+
+// fail reports the failed operation to the parent and ends the child.
+//
+//go:norace
+//go:nosplit
+func fail(i uint32, errno syscall.Errno, pipe uintptr, report *[2]uint32) {
+	report[0], report[1] = i, uint32(errno)
+	syscall.RawSyscall(unix.SYS_WRITE, pipe, uintptr(unsafe.Pointer(report)), unsafe.Sizeof(*report))
+	for {
+		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 253, 0, 0)
+	}
+}

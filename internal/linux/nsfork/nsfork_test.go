@@ -1,0 +1,185 @@
+package nsfork
+
+import (
+	"errors"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func wait(t *testing.T, pid int) unix.WaitStatus {
+	t.Helper()
+	var ws unix.WaitStatus
+	for {
+		_, err := unix.Wait4(pid, &ws, 0, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ws
+	}
+}
+
+func TestExecWithOutput(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var p Program
+	p.Call("dup", unix.SYS_DUP3, w, 1, 0)
+	p.Exec("/bin/sh", []string{"sh", "-c", `echo "$A $0"; exit 7`}, []string{"A=b"})
+	pid, pidfd, err := p.Start(Attr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pidfd.Close()
+	w.Close()
+	out, err := io.ReadAll(r)
+	if err != nil || string(out) != "b sh\n" {
+		t.Fatalf("got %q, %v", out, err)
+	}
+	if ws := wait(t, pid); ws.ExitStatus() != 7 {
+		t.Fatalf("status %v", ws)
+	}
+}
+
+func TestFailureNamesTheCall(t *testing.T) {
+	var p Program
+	p.Try("tolerated", unix.SYS_CHDIR, "/no/such")
+	p.Exec("/no/such/program", []string{"x"}, nil)
+	_, _, err := p.Start(Attr{})
+	var e *Error
+	if !errors.As(err, &e) || e.Call != "execve" || e.Errno != unix.ENOENT {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestRefsAndConditions(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var p Program
+	dup := p.Call("dup", unix.SYS_DUP, w)
+	p.Call("write", unix.SYS_WRITE, dup, []byte("a"), 1)
+	bad := p.Try("bad", unix.SYS_CLOSE, 9999)
+	p.Unless(p.Call("write", unix.SYS_WRITE, dup, []byte("b"), 1), bad)
+	p.OnlyIf(p.Call("write", unix.SYS_WRITE, dup, []byte("c"), 1), bad)
+	good := p.Try("good", unix.SYS_GETPID)
+	p.Unless(p.Call("write", unix.SYS_WRITE, dup, []byte("d"), 1), good)
+	p.OnlyIf(p.Call("write", unix.SYS_WRITE, dup, []byte("e"), 1), good)
+	p.Exit(0)
+	pid, pidfd, err := p.Start(Attr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pidfd.Close()
+	w.Close()
+	out, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait(t, pid)
+	if string(out) != "abe" {
+		t.Fatalf("got %q", out)
+	}
+}
+
+func TestNamespacesAndInit(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root for a pid namespace")
+	}
+	for _, init := range []bool{false, true} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var p Program
+		p.Call("dup", unix.SYS_DUP3, w, 1, 0)
+		p.Exec("/bin/sh", []string{"sh", "-c", `echo $$; kill -TERM $$; exit 3`}, nil)
+		pid, pidfd, err := p.Start(Attr{Flags: unix.CLONE_NEWPID, Init: init})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pidfd.Close()
+		w.Close()
+		out, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ws := wait(t, pid)
+		// Without an init the shell is pid 1, which its own TERM can't kill; behind one it is pid 2 and dies of it.
+		want, code := "1", 3
+		if init {
+			want, code = "2", 128+15
+		}
+		if strings.TrimSpace(string(out)) != want || ws.ExitStatus() != code {
+			t.Fatalf("init %v: pid %q status %v", init, out, ws)
+		}
+	}
+}
+
+// TestStress forks from many goroutines while the collector runs: the child must never depend on the runtime's state.
+func TestStress(t *testing.T) {
+	n := 400
+	if testing.Short() {
+		n = 50
+	}
+	stop := make(chan struct{})
+	var bg sync.WaitGroup
+	bg.Add(1)
+	go func() {
+		defer bg.Done()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				runtime.GC()
+			}
+		}
+	}()
+	var wg sync.WaitGroup
+	errs := make(chan error, 8)
+	for range 8 {
+		wg.Go(func() {
+			for range n / 8 {
+				var p Program
+				p.Call("umask", unix.SYS_UMASK, 0o22)
+				p.Exec("/bin/true", []string{"true"}, nil)
+				pid, pidfd, err := p.Start(Attr{})
+				if err != nil {
+					errs <- err
+					return
+				}
+				pidfd.Close()
+				var ws unix.WaitStatus
+				for {
+					_, err = unix.Wait4(pid, &ws, 0, nil)
+					if err != unix.EINTR {
+						break
+					}
+				}
+				if err != nil || ws.ExitStatus() != 0 {
+					errs <- errors.New("bad exit")
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	close(stop)
+	bg.Wait()
+	select {
+	case err := <-errs:
+		t.Fatal(err)
+	default:
+	}
+}

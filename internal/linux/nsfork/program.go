@@ -1,0 +1,120 @@
+// Package nsfork forks a process that runs a prepared list of raw system calls and ends in execve.
+//
+// It is the one primitive behind starting a container and executing in one. A Go process can't run Go code after fork(2):
+// the runtime's other threads are gone, a lock that one of them held stays held, and memory can't be allocated. So the parent
+// prepares every argument, and the child is a loop of a few instructions over that list (child.go).
+package nsfork
+
+import (
+	"fmt"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Program is the list of system calls that a child runs in order. The first that fails ends the child.
+// The zero value is empty and ready. A Program runs once.
+type Program struct {
+	ops   []op
+	names []string
+	keep  []any // what the ops point at, kept alive until the child has its own copy
+}
+
+// op is one system call. It is read by the child, which may not touch the heap's structure: plain words only.
+type op struct {
+	nr       uintptr
+	args     [6]uintptr
+	refs     uintptr // bit i: args[i] is the index of an earlier op, whose result is meant
+	tolerate uintptr // 1: a failure is no failure
+	skipIf   uintptr // 1+index of an earlier op: skip this one if that one succeeded (or, with unless, if it failed)
+	unless   uintptr
+	result   uintptr
+	failed   uintptr
+}
+
+// Ref names the result of an earlier call: a descriptor that the child opens.
+type Ref int
+
+// Call appends a system call. Arguments may be int, uint, uintptr, uint64, a string (passed as C string), a []byte (its
+// address), *os.File (its descriptor), an unsafe.Pointer or a Ref. name is for the error message.
+func (p *Program) Call(name string, nr uintptr, args ...any) Ref {
+	o := op{nr: nr}
+	for i, a := range args {
+		switch v := a.(type) {
+		case int:
+			o.args[i] = uintptr(v)
+		case uint:
+			o.args[i] = uintptr(v)
+		case uintptr:
+			o.args[i] = v
+		case uint64:
+			o.args[i] = uintptr(v)
+		case string:
+			b := append([]byte(v), 0)
+			p.keep = append(p.keep, b)
+			o.args[i] = uintptr(unsafe.Pointer(&b[0]))
+		case []byte:
+			p.keep = append(p.keep, v)
+			o.args[i] = uintptr(unsafe.Pointer(unsafe.SliceData(v)))
+		case unsafe.Pointer:
+			p.keep = append(p.keep, v)
+			o.args[i] = uintptr(v)
+		case *os.File:
+			p.keep = append(p.keep, v)
+			o.args[i] = v.Fd()
+		case Ref:
+			o.args[i] = uintptr(v)
+			o.refs |= 1 << i
+		default:
+			panic(fmt.Sprintf("nsfork: argument %d of %s is a %T", i, name, a)) // a mistake of the programmer
+		}
+	}
+	p.ops = append(p.ops, o)
+	p.names = append(p.names, name)
+	return Ref(len(p.ops) - 1)
+}
+
+// Try is Call for a system call that may fail.
+func (p *Program) Try(name string, nr uintptr, args ...any) Ref {
+	r := p.Call(name, nr, args...)
+	p.ops[r].tolerate = 1
+	return r
+}
+
+// Unless makes the call c run only if the earlier, tolerated call r failed.
+func (p *Program) Unless(c, r Ref) { p.ops[c].skipIf = uintptr(r) + 1 }
+
+// OnlyIf makes the call c run only if the earlier, tolerated call r succeeded.
+func (p *Program) OnlyIf(c, r Ref) { p.ops[c].skipIf, p.ops[c].unless = uintptr(r)+1, 1 }
+
+// Exec appends execve(2) of path.
+func (p *Program) Exec(path string, argv, envv []string) {
+	p.Call("execve", unix.SYS_EXECVE, path, p.strings(argv), p.strings(envv))
+}
+
+// Exit appends exit_group(2).
+func (p *Program) Exit(code int) { p.Call("exit", unix.SYS_EXIT_GROUP, code) }
+
+func (p *Program) strings(ss []string) unsafe.Pointer {
+	ptrs := make([]*byte, len(ss)+1)
+	for i, s := range ss {
+		b := append([]byte(s), 0)
+		ptrs[i] = &b[0]
+	}
+	p.keep = append(p.keep, ptrs)
+	return unsafe.Pointer(&ptrs[0])
+}
+
+// Error is the call of the child that failed.
+type Error struct {
+	// Call is the name given to it.
+	Call string
+	// Errno is what it returned.
+	Errno unix.Errno
+}
+
+func (e *Error) Error() string { return e.Call + ": " + e.Errno.Error() }
+
+// Unwrap returns the Errno.
+func (e *Error) Unwrap() error { return e.Errno }

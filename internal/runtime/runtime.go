@@ -1,0 +1,133 @@
+// Package runtime turns an OCI runtime spec and a stack of mounted layers into a running, isolated process.
+//
+// The built-in runtime (Builtin) needs no helper binary: a locked thread enters new namespaces and makes the root file system
+// with ordinary Go code, then package linux/nsfork forks the container's first process from that thread. Create, Start and
+// Exec are separate so that the network is set up while the mounts are made. An external OCI runtime (runc, crun) can
+// stand behind the same interface.
+package runtime
+
+import (
+	"context"
+	"errors"
+	"os"
+	"syscall"
+
+	"conex/internal/linux/cgroup"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Runtime makes containers.
+type Runtime interface {
+	// Create prepares everything that does not depend on the network's being up: cgroup, namespaces, root file system.
+	// On error nothing is left behind.
+	Create(ctx context.Context, c *Config) (Container, error)
+}
+
+// Container is a prepared or running container. Its methods may be called from any goroutine.
+type Container interface {
+	// NetNS is the network namespace that Create made; nil when the container joins an existing one.
+	NetNS() *os.File
+	// Cgroup controls the container's resources.
+	Cgroup() cgroup.Manager
+	// Start executes the spec's process. Exactly once. A command that can't be executed gives an *ExecError.
+	Start(ctx context.Context) (Process, error)
+	// Exec starts a further process in the running container. A command that can't be executed gives an *ExecError.
+	Exec(ctx context.Context, p *ExecConfig) (Process, error)
+	// Delete frees whatever Create made: the cgroup (killing what is in it), namespaces, mounts. Idempotent.
+	Delete() error
+}
+
+// Process is one process in a container that we started, seen from its parent.
+type Process interface {
+	// Pid is the process's id in our own pid namespace.
+	Pid() int
+	// Console is the terminal's master side; nil without a terminal. The caller closes it.
+	Console() *os.File
+	// Signal sends sig to this process only. os.ErrProcessDone when it has ended.
+	Signal(sig syscall.Signal) error
+	// Wait blocks until the process has ended and been reaped. May be called several times.
+	Wait() (ExitStatus, error)
+}
+
+// ExitStatus is how a process ended.
+type ExitStatus struct {
+	// Code is the exit code; 128+Signal for a process that a signal killed.
+	Code int
+	// Signal is the signal that killed it, 0 if it exited by itself.
+	Signal syscall.Signal
+}
+
+// Config describes a container to a runtime.
+type Config struct {
+	// ID names the container; 64 hexadecimal digits as a rule.
+	ID string
+	// Spec is the OCI runtime spec. Root.Path and Hooks are not used; Root.Readonly is. Linux.CgroupsPath is relative to each
+	// hierarchy's root, "/conex/<id>".
+	Spec *specs.Spec
+	// User is Docker's user[:group], by name or number, looked up in the container's own passwd and group files once its
+	// root file system stands; it replaces Spec.Process.User's ids. Empty: Spec.Process.User as it is.
+	User string
+	// GroupAdd are further groups, by name or number.
+	GroupAdd []string
+	// RootFS is what the root file system is made of.
+	RootFS RootFS
+	// Stdio are the process's standard streams, without a terminal. Nil entries are /dev/null. The caller closes them.
+	Stdio [3]*os.File
+	// Scratch is an existing empty folder on which the root file system is mounted, inside the container's mount namespace only.
+	Scratch string
+	// SeccompCache is a folder for compiled filters. Empty: compile each time.
+	SeccompCache string
+	// DefaultSeccomp asks for the default profile (moby's) for the process's bounding capabilities, when Spec.Linux.Seccomp is nil.
+	DefaultSeccomp bool
+	// Init runs a minimal init as pid 1 that reaps and forwards signals (--init).
+	Init bool
+}
+
+// RootFS is a stack of read-only layers and one writable one.
+type RootFS struct {
+	// Lower are the layers' mounted folders, top first, as layers.Store.Lower returns them.
+	Lower []string
+	// Upper and Work are overlayfs's writable and work folders. Both empty: the root is read-only.
+	Upper, Work string
+	// Dir replaces all of the above with an existing folder.
+	Dir string
+}
+
+// ExecConfig describes a further process.
+type ExecConfig struct {
+	// Process holds Args, Env, Cwd, Terminal, ConsoleSize, Capabilities, NoNewPrivileges as the OCI spec has them.
+	Process *specs.Process
+	// User is as Config.User.
+	User string
+	// GroupAdd is as Config.GroupAdd.
+	GroupAdd []string
+	// Stdio is as Config.Stdio.
+	Stdio [3]*os.File
+	// Privileged drops the seccomp filter.
+	Privileged bool
+}
+
+// ExecError says that the command itself could not be executed; Docker's exit codes tell why.
+type ExecError struct {
+	// Path is the command as the user gave it.
+	Path string
+	// Err is the reason; ErrCommandNotFound, fs.ErrPermission, ENOEXEC and so on are found in it by errors.Is.
+	Err error
+}
+
+func (e *ExecError) Error() string { return "exec: \"" + e.Path + "\": " + e.Err.Error() }
+
+// Unwrap returns the reason.
+func (e *ExecError) Unwrap() error { return e.Err }
+
+// ExitCode is what Docker exits with: 127 when there is no such command, 126 when it can't be run.
+func (e *ExecError) ExitCode() int {
+	if errors.Is(e.Err, ErrCommandNotFound) || errors.Is(e.Err, syscall.ENOENT) {
+		return 127
+	}
+	return 126
+}
+
+// ErrCommandNotFound says that no folder in the container's $PATH has the command.
+var ErrCommandNotFound = errors.New("executable file not found in $PATH")
