@@ -1,0 +1,124 @@
+package compress
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+)
+
+func packed(t testing.TB, kind Kind, content []byte) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	var w io.WriteCloser
+	switch kind {
+	case Gzip:
+		w = gzip.NewWriter(&buf)
+	case Zstd:
+		z, err := zstd.NewWriter(&buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w = z
+	default:
+		return content
+	}
+	if _, err := w.Write(content); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+func TestReader(t *testing.T) {
+	content := []byte(strings.Repeat("some content ", 50_000))
+	for _, kind := range []Kind{None, Gzip, Zstd} {
+		for _, c := range [][]byte{content, []byte("x"), nil} {
+			r, got, err := Reader(bytes.NewReader(packed(t, kind, c)))
+			if err != nil || got != kind {
+				t.Fatalf("%s: %s, %v", kind, got, err)
+			}
+			if b, err := io.ReadAll(r); err != nil || !bytes.Equal(b, c) {
+				t.Errorf("%s of %d: %d bytes, %v", kind, len(c), len(b), err)
+			}
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	bz := []byte("BZh91AY&SY\x94\x1f\xe9\x0f\x00\x00\x00\x01\x00 \x00!\x18F\x82\xee\x48\xa7\x0a\x12\x12\x83\xfd\x21\xe0")
+	if _, kind, err := Reader(bytes.NewReader(bz)); err != nil || kind != Bzip2 {
+		t.Errorf("bzip2: %s, %v", kind, err)
+	}
+	if _, _, err := Reader(strings.NewReader("\xfd7zXZ\x00...")); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("xz: %v", err)
+	}
+}
+
+func TestDamaged(t *testing.T) {
+	content := []byte(strings.Repeat("some content ", 50_000))
+	for _, kind := range []Kind{Gzip, Zstd} {
+		p := packed(t, kind, content)
+		for name, b := range map[string][]byte{"truncated": p[:len(p)-3], "garbage behind": append(bytes.Clone(p), "garbage!"...)} {
+			r, _, err := Reader(bytes.NewReader(b))
+			if err == nil {
+				_, err = io.Copy(io.Discard, r)
+				r.Close()
+			}
+			if err == nil {
+				t.Errorf("%s %s: accepted", kind, name)
+			}
+		}
+	}
+}
+
+// verdict fails instead of ending, as a verifying reader does.
+type verdict struct{ io.Reader }
+
+var errVerdict = errors.New("wrong digest")
+
+func (v verdict) Read(p []byte) (int, error) {
+	n, err := v.Reader.Read(p)
+	if err == io.EOF {
+		err = errVerdict
+	}
+	return n, err
+}
+
+func TestVerdictIsHeard(t *testing.T) {
+	for _, kind := range []Kind{None, Gzip, Zstd} {
+		r, _, err := Reader(verdict{bytes.NewReader(packed(t, kind, []byte("content, and enough of it")))})
+		if err == nil {
+			_, err = io.Copy(io.Discard, r)
+			r.Close()
+		}
+		if !errors.Is(err, errVerdict) {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+}
+
+func FuzzReader(f *testing.F) {
+	f.Add(packed(f, Gzip, []byte("a")))
+	f.Add(packed(f, Zstd, []byte("a")))
+	f.Add([]byte("BZh91AY&SY"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, kind, err := Reader(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		n, err := io.Copy(io.Discard, io.LimitReader(r, 1<<20))
+		if kind == None && (err != nil || n != int64(min(len(b), 1<<20))) {
+			t.Fatalf("%d of %d, %v", n, len(b), err)
+		}
+		if err := r.Close(); err != nil && kind == None {
+			t.Fatal(err)
+		}
+	})
+}
