@@ -1,0 +1,79 @@
+# conex: build, demo, test, bench, images, lint, install, uninstall, clean
+
+GO          ?= go
+PREFIX      ?= /usr/local
+DESTDIR     ?=
+CACHE       ?= $(CURDIR)/.cache
+IMAGES      ?= $(or $(CONEX_IMAGES_CACHE),$(CACHE)/images)
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT      ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo none)
+LDFLAGS     := -s -w -X conex/internal/cli.Version=$(VERSION) -X conex/internal/cli.Commit=$(COMMIT)
+STATICCHECK ?= honnef.co/go/tools/cmd/staticcheck@v0.8.2
+TEST_FLAGS  ?=
+
+export CGO_ENABLED = 0
+
+.PHONY: all build demo deps test images bench lint install install-docker-link uninstall clean help
+
+all: build
+
+help:
+	@echo "build    bin/conex"
+	@echo "demo     build an image and run it, in under a minute (root)"
+	@echo "test     everything: linters, unit tests, scenarios on the real kernel (root)"
+	@echo "bench    conex beside docker and podman (root; BENCH='-only run-none -n 20')"
+	@echo "images   base images without a registry, cached in $(IMAGES) (root)"
+	@echo "lint     gofmt, vet, staticcheck, import floors"
+	@echo "install  PREFIX=$(PREFIX): the binary and a unit that starts containers at boot"
+	@echo "install-docker-link   the name docker for conex, beside it"
+	@echo "uninstall, clean"
+
+build:
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/conex ./cmd/conex
+
+demo: build
+	@sh images/need +busybox-static curl
+	@sh samples/demo bin/conex
+
+# What tests and images need beyond Go, from Debian's packages, and only what is missing.
+deps:
+	@sh images/need +busybox-static mmdebstrap mkfs.erofs:erofs-utils nft:nftables ip:iproute2 curl \
+		docker-registry flock:util-linux strace
+
+test: deps build lint images
+	CONEX_IMAGES_CACHE='$(IMAGES)' $(GO) test -timeout 15m $(TEST_FLAGS) ./...
+
+images: build
+	@sh images/need +busybox-static mmdebstrap flock:util-linux curl
+	@images/make -o '$(IMAGES)' -c bin/conex
+
+bench: build
+	$(GO) run ./bench -conex bin/conex $(BENCH)
+
+# staticcheck comes through the Go module proxy; without one the rest of lint still counts.
+lint:
+	@out=$$(gofmt -l cmd internal test images bench samples); if [ -n "$$out" ]; then echo "gofmt -w these:"; echo "$$out"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) test ./internal/arch/...
+	@if $(GO) mod download honnef.co/go/tools@$(lastword $(subst @, ,$(STATICCHECK))) 2>/dev/null; then \
+		echo "staticcheck ./..."; $(GO) run $(STATICCHECK) ./...; \
+	else echo "staticcheck: the module proxy has it not, left out"; fi
+
+install: build
+	install -D -m 0755 bin/conex $(DESTDIR)$(PREFIX)/bin/conex
+	install -d $(DESTDIR)/etc/systemd/system
+	sed 's|@PREFIX@|$(PREFIX)|' docs/conex-reconcile.service >$(DESTDIR)/etc/systemd/system/conex-reconcile.service
+	@echo "at boot: systemctl enable conex-reconcile; under the name docker: make install-docker-link"
+
+install-docker-link:
+	@if [ -e $(DESTDIR)$(PREFIX)/bin/docker ] && [ "$$(readlink $(DESTDIR)$(PREFIX)/bin/docker)" != conex ]; then \
+		echo "$(DESTDIR)$(PREFIX)/bin/docker is something else; left alone"; exit 1; fi
+	ln -sfn conex $(DESTDIR)$(PREFIX)/bin/docker
+
+# Data stays: README.md says how to remove that too.
+uninstall:
+	@if [ "$$(readlink $(DESTDIR)$(PREFIX)/bin/docker)" = conex ]; then rm -f $(DESTDIR)$(PREFIX)/bin/docker; fi
+	rm -f $(DESTDIR)$(PREFIX)/bin/conex $(DESTDIR)/etc/systemd/system/conex-reconcile.service
+
+clean:
+	rm -rf bin $(CACHE)
