@@ -90,6 +90,8 @@ type RootFS struct {
 	Lower []string
 	// Upper and Work are overlayfs's writable and work folders. Both empty: the root is read-only.
 	Upper, Work string
+	// Volatile says that nobody mounts Upper again after this: nothing is synced for it.
+	Volatile bool
 	// Dir replaces all of the above with an existing folder.
 	Dir string
 }

@@ -1,0 +1,252 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"conex/internal/linux/cgroup"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Builtin is the runtime in this binary.
+type Builtin struct{}
+
+// New returns the built-in runtime. It makes the process undumpable: between fork and execve a child inside the
+// container is still this program, and a container's root could otherwise reach it through /proc/<pid>/exe (CVE-2019-5736).
+func New() Runtime {
+	hide()
+	return Builtin{}
+}
+
+var hide = sync.OnceFunc(func() {
+	// Fails on no kernel that conex runs on.
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+})
+
+// namespaceFlags maps the spec's namespaces to clone flags.
+var namespaceFlags = map[specs.LinuxNamespaceType]int{
+	specs.PIDNamespace: unix.CLONE_NEWPID, specs.NetworkNamespace: unix.CLONE_NEWNET, specs.MountNamespace: unix.CLONE_NEWNS,
+	specs.IPCNamespace: unix.CLONE_NEWIPC, specs.UTSNamespace: unix.CLONE_NEWUTS, specs.CgroupNamespace: unix.CLONE_NEWCGROUP,
+}
+
+// box is a container of the built-in runtime.
+//
+// Create starts its thread and returns when the network namespace exists. The thread goes on with the mounts; Start waits
+// for it and lets it fork. The thread ends after that, or when Delete closes quit.
+type box struct {
+	cfg *Config
+	cg  cgroup.Manager
+
+	flags int // namespaces to make, without those to join
+	join  []specs.LinuxNamespace
+
+	netns    *os.File
+	named    chan error       // the network namespace exists, or why not
+	prepared chan error       // the root file system stands, or why not
+	start    chan chan result // Start's request
+	quit     chan struct{}
+	ended    chan struct{} // the thread has done its work
+
+	mu      sync.Mutex
+	started bool
+	deleted bool
+	init    *process
+}
+
+type result struct {
+	p   *process
+	err error
+}
+
+// Create implements Runtime.
+func (Builtin) Create(ctx context.Context, cfg *Config) (Container, error) {
+	if err := check(cfg); err != nil {
+		return nil, err
+	}
+	cg, err := cgroup.New(strings.TrimPrefix(cfg.Spec.Linux.CgroupsPath, "/"))
+	if err != nil {
+		return nil, err
+	}
+	b := &box{
+		cfg: cfg, cg: cg,
+		named: make(chan error, 1), prepared: make(chan error, 1),
+		start: make(chan chan result), quit: make(chan struct{}), ended: make(chan struct{}),
+	}
+	for _, ns := range cfg.Spec.Linux.Namespaces {
+		if ns.Path != "" {
+			b.join = append(b.join, ns)
+		} else {
+			b.flags |= namespaceFlags[ns.Type]
+		}
+	}
+	onThread(b.thread)
+	if err := <-b.named; err != nil {
+		return nil, errors.Join(err, b.Delete())
+	}
+	return b, nil
+}
+
+// check refuses what this runtime can't do, before anything is made.
+func check(cfg *Config) error {
+	s := cfg.Spec
+	switch {
+	case s == nil || s.Linux == nil || s.Process == nil || s.Root == nil:
+		return errors.New("create container: spec without process, root or linux part")
+	case len(s.Process.Args) == 0:
+		return errors.New("no command specified")
+	case s.Linux.CgroupsPath == "":
+		return errors.New("create container: spec without a cgroups path")
+	case len(s.Linux.UIDMappings) > 0 || len(s.Linux.GIDMappings) > 0:
+		return errors.New("create container: user namespaces are not supported yet")
+	case s.Process.SelinuxLabel != "" || s.Linux.MountLabel != "":
+		return errors.New("create container: SELinux labels are not supported")
+	case cfg.RootFS.Dir == "" && len(cfg.RootFS.Lower) == 0:
+		return errors.New("create container: no root file system")
+	}
+	mnt := false
+	for _, ns := range s.Linux.Namespaces {
+		if namespaceFlags[ns.Type] == 0 {
+			return fmt.Errorf("create container: %s namespaces are not supported", ns.Type)
+		}
+		mnt = mnt || ns.Type == specs.MountNamespace && ns.Path == ""
+	}
+	if !mnt {
+		return errors.New("create container: a mount namespace of its own is needed")
+	}
+	for _, m := range s.Mounts {
+		if err := checkMount(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkMount(m specs.Mount) error {
+	if !filepath.IsAbs(m.Destination) {
+		return fmt.Errorf("mount %q: the destination must be an absolute path", m.Destination)
+	}
+	if m.Type == "proc" || !below(m.Destination, "/proc") {
+		return nil
+	}
+	for _, ok := range inProc {
+		if filepath.Clean(m.Destination) == "/proc/"+ok {
+			return nil
+		}
+	}
+	return fmt.Errorf("mount %s: mounts inside /proc are refused, they could deceive the container's programs about their confinement", m.Destination)
+}
+
+// NetNS implements Container.
+func (b *box) NetNS() *os.File { return b.netns }
+
+// Cgroup implements Container.
+func (b *box) Cgroup() cgroup.Manager { return b.cg }
+
+// Start implements Container.
+func (b *box) Start(ctx context.Context) (Process, error) {
+	b.mu.Lock()
+	if b.started || b.deleted {
+		b.mu.Unlock()
+		return nil, errors.New("start container: it was started already")
+	}
+	b.started = true
+	b.mu.Unlock()
+	if err := <-b.prepared; err != nil {
+		return nil, err
+	}
+	reply := make(chan result, 1)
+	b.start <- reply
+	r := <-reply
+	if r.err != nil {
+		return nil, r.err
+	}
+	b.mu.Lock()
+	b.init = r.p
+	b.mu.Unlock()
+	return r.p, nil
+}
+
+// Delete implements Container.
+func (b *box) Delete() error {
+	b.mu.Lock()
+	if !b.deleted {
+		b.deleted = true
+		close(b.quit)
+	}
+	b.mu.Unlock()
+	<-b.ended
+	if b.netns != nil {
+		b.netns.Close()
+	}
+	if err := b.cg.Kill(); err != nil && !errors.Is(err, cgroup.ErrNotExist) {
+		return fmt.Errorf("delete container: %w", err)
+	}
+	if err := b.cg.Delete(); err != nil {
+		return fmt.Errorf("delete container: %w", err)
+	}
+	return nil
+}
+
+// thread is the life of the container's thread. Everything here runs in the namespaces that it makes.
+func (b *box) thread() {
+	defer close(b.ended)
+	if err := b.enterNamespaces(); err != nil {
+		b.named <- err
+		return
+	}
+	made := make(chan error, 1)
+	go func() { made <- b.cg.Create(b.cfg.Spec.Linux.Resources) }() // on another thread, beside the mounts
+	b.named <- nil
+	r := &rootfs{cfg: b.cfg, cgroupMade: made}
+	defer r.close()
+	if err := r.build(); err != nil {
+		r.joinCgroup() // Delete removes it: it must not appear after that
+		b.prepared <- err
+		return
+	}
+	b.prepared <- nil
+	select {
+	case <-b.quit:
+	case reply := <-b.start:
+		p, err := b.fork(r)
+		reply <- result{p, err}
+	}
+}
+
+// enterNamespaces makes and joins namespaces, the network's first, so that others can work on it while this thread goes on.
+func (b *box) enterNamespaces() error {
+	if b.flags&unix.CLONE_NEWNET != 0 {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make network namespace: %w", err)
+		}
+		f, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
+		if err != nil {
+			return err
+		}
+		b.netns = f
+	}
+	for _, ns := range b.join {
+		f, err := os.Open(ns.Path)
+		if err != nil {
+			return fmt.Errorf("join %s namespace: %w", ns.Type, err)
+		}
+		err = unix.Setns(int(f.Fd()), namespaceFlags[ns.Type])
+		f.Close()
+		if err != nil {
+			return fmt.Errorf("join %s namespace %s: %w", ns.Type, ns.Path, err)
+		}
+	}
+	// The pid namespace comes with the fork, the cgroup namespace after the child is in its cgroup.
+	flags := b.flags &^ (unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWCGROUP)
+	if err := unix.Unshare(flags | unix.CLONE_FS); err != nil {
+		return fmt.Errorf("make namespaces: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,441 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"unsafe"
+
+	"conex/internal/linux/caps"
+	"conex/internal/linux/cgroup"
+	"conex/internal/linux/mount"
+	"conex/internal/linux/nsfork"
+	"conex/internal/linux/seccomp"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// launch is everything the program of a container's process is made from, for its first one and for those of exec.
+type launch struct {
+	process *specs.Process
+	user    User
+	// named says that the user came by Docker's rules, which take a non-root user's effective capabilities away.
+	named   bool
+	path    string
+	env     []string
+	stdio   [3]*os.File
+	console *console
+	filter  []unix.SockFilter
+}
+
+// fork makes the container's first process. It runs on the container's thread, which it leaves inside the new root.
+func (b *box) fork(r *rootfs) (p *process, err error) {
+	defer func() {
+		if err != nil && r.console != nil {
+			r.console.master.Close()
+		}
+	}()
+	cfg := b.cfg
+	l := &launch{
+		process: cfg.Spec.Process, user: r.user, named: cfg.User != "" || len(cfg.GroupAdd) > 0,
+		path: r.path, env: r.env, stdio: cfg.Stdio, console: r.console,
+	}
+	if l.filter, err = filter(cfg.Spec, cfg.DefaultSeccomp, cfg.SeccompCache); err != nil {
+		return nil, err
+	}
+	// All that reads the host's files comes before the new root.
+	into, err := enterCgroup(b.cg)
+	if err != nil {
+		return nil, err
+	}
+	if into != nil {
+		defer into.Close()
+	}
+	var prog nsfork.Program
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	if b.flags&unix.CLONE_NEWCGROUP != 0 && cgroup.Probe().Version == "2" {
+		prog.Call("make cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+	}
+	if err := unix.Fchdir(int(r.root.Fd())); err != nil {
+		return nil, fmt.Errorf("enter root file system: %w", err)
+	}
+	// The old root lands on top of the new one and is taken away from there, so no folder for it is needed (pivot_root(2)).
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return nil, fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return nil, fmt.Errorf("unmount old root: %w", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return nil, err
+	}
+	r.lateMounts(&prog)
+	if err := l.program(&prog, null); err != nil {
+		return nil, err
+	}
+	pid, pidfd, err := prog.Start(nsfork.Attr{Flags: uint64(b.flags & unix.CLONE_NEWPID), Cgroup: into, Init: cfg.Init})
+	if err != nil {
+		return nil, startError(err, cfg.Spec.Process.Args[0])
+	}
+	var master *os.File
+	if r.console != nil {
+		master = r.console.master
+	}
+	return newProcess(pid, pidfd, master), nil
+}
+
+// enterCgroup moves the thread into the v1 hierarchies and returns the v2 folder for clone3, nil where there is none.
+func enterCgroup(cg cgroup.Manager) (*os.File, error) {
+	into, err := cg.FD()
+	if err != nil {
+		return nil, err
+	}
+	if err := cg.EnterThread(); err != nil {
+		if into != nil {
+			into.Close()
+		}
+		return nil, err
+	}
+	return into, nil
+}
+
+// startError turns a failed execve into what the command line shows.
+func startError(err error, name string) error {
+	var e *nsfork.Error
+	if errors.As(err, &e) && e.Call == "execve" {
+		return &ExecError{Path: name, Err: e.Errno}
+	}
+	if errors.As(err, &e) && e.Call == "chdir" {
+		return &ExecError{Path: name, Err: fmt.Errorf("chdir to working directory: %w", e.Errno)}
+	}
+	return fmt.Errorf("start container process: %w", err)
+}
+
+// filter is the seccomp program, nil for none.
+func filter(s *specs.Spec, byDefault bool, cache string) ([]unix.SockFilter, error) {
+	switch {
+	case s.Linux.Seccomp != nil && cache != "":
+		return seccomp.Cached(cache, s.Linux.Seccomp)
+	case s.Linux.Seccomp != nil:
+		return seccomp.Compile(s.Linux.Seccomp)
+	case !byDefault:
+		return nil, nil
+	}
+	var bounding []string
+	if c := s.Process.Capabilities; c != nil {
+		bounding = c.Bounding
+	}
+	if cache != "" {
+		return seccomp.CachedDefault(cache, bounding)
+	}
+	return seccomp.Compile(seccomp.Default(bounding))
+}
+
+// lateMounts adds the mounts that need the child's namespaces: /proc, what covers parts of it, and cgroup2.
+func (r *rootfs) lateMounts(prog *nsfork.Program) {
+	newMount := func(fstype string, attr int) nsfork.Ref {
+		fs := prog.Call("open file system type "+fstype, unix.SYS_FSOPEN, fstype, unix.FSOPEN_CLOEXEC)
+		prog.Call("name "+fstype, unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_STRING, "source", fstype, 0)
+		prog.Call("mount "+fstype, unix.SYS_FSCONFIG, fs, unix.FSCONFIG_CMD_CREATE, 0, 0, 0)
+		return prog.Call("mount "+fstype, unix.SYS_FSMOUNT, fs, unix.FSMOUNT_CLOEXEC, attr)
+	}
+	attach := func(tree, at any, path string) {
+		flags := unix.MOVE_MOUNT_F_EMPTY_PATH
+		if path == "" {
+			flags |= unix.MOVE_MOUNT_T_EMPTY_PATH
+		}
+		prog.Call("attach mount "+path, unix.SYS_MOVE_MOUNT, tree, "", at, path, flags)
+	}
+	if r.proc != nil {
+		attach(newMount("proc", r.procAttr), r.proc, "")
+	}
+	for _, l := range r.late {
+		switch {
+		case l.tree == nil:
+			attach(newMount("cgroup2", l.attr), l.at, "")
+		default:
+			attach(l.tree, unix.AT_FDCWD, l.path)
+		}
+	}
+	attr := &mount.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC}
+	for _, p := range r.procReadonly {
+		tree := prog.Call("protect "+p, unix.SYS_OPEN_TREE, unix.AT_FDCWD, p, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+		prog.Call("protect "+p, unix.SYS_MOUNT_SETATTR, tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, unsafe.Pointer(attr), int(mount.MountAttrSize))
+		attach(tree, unix.AT_FDCWD, p)
+	}
+}
+
+// program adds what every process of a container does between fork and execve, in this order: its terminal or streams, then
+// limits, then privileges. It runs in the child, as root in the container's namespaces until the ids change.
+func (l *launch) program(prog *nsfork.Program, null *os.File) error {
+	p := l.process
+	// Ignored signals survive execve; whoever started conex with nohup does not mean its containers.
+	dfl := make([]byte, 32) // struct sigaction of zeros: SIG_DFL
+	for sig := 1; sig <= 31; sig++ {
+		if sig != int(unix.SIGKILL) && sig != int(unix.SIGSTOP) {
+			prog.Call("reset signals", unix.SYS_RT_SIGACTION, sig, dfl, 0, 8)
+		}
+	}
+	prog.Call("setsid", unix.SYS_SETSID)
+	for i := range 3 {
+		f := l.stdio[i]
+		if l.console != nil {
+			f = l.console.slave
+		}
+		if f == nil {
+			f = null
+		}
+		if int(f.Fd()) <= 2 { // dup3 of a low number onto another one could close what a later one needs
+			fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 10)
+			if err != nil {
+				return err
+			}
+			f = os.NewFile(uintptr(fd), f.Name())
+		}
+		prog.Call("set standard stream", unix.SYS_DUP3, f, i, 0)
+	}
+	if l.console != nil {
+		prog.Call("take terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
+	}
+	// Nothing of ours stays open behind execve, whoever opened it how (CVE-2024-21626).
+	prog.Call("close descriptors", unix.SYS_CLOSE_RANGE, 3, uint(^uint32(0)), unix.CLOSE_RANGE_CLOEXEC)
+	if err := rlimits(prog, p.Rlimits); err != nil {
+		return err
+	}
+	prog.Try("session keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0)
+	if p.OOMScoreAdj != nil {
+		score := fmt.Appendf(nil, "%d", *p.OOMScoreAdj)
+		fd := prog.Call("open oom_score_adj", unix.SYS_OPENAT, unix.AT_FDCWD, "/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		prog.Call("set oom_score_adj", unix.SYS_WRITE, fd, score, len(score))
+	}
+	umask := 0o022
+	if p.User.Umask != nil {
+		umask = int(*p.User.Umask)
+	}
+	prog.Call("umask", unix.SYS_UMASK, umask)
+	cwd := p.Cwd
+	if cwd == "" {
+		cwd = "/"
+	}
+	// As root first, who can enter every folder but those of a network file system; else as the user.
+	asRoot := prog.Try("chdir", unix.SYS_CHDIR, cwd)
+	if !p.NoNewPrivileges {
+		l.seccomp(prog) // needs CAP_SYS_ADMIN, which goes with the next steps
+	}
+	if err := l.privileges(prog); err != nil {
+		return err
+	}
+	prog.Unless(prog.Call("chdir", unix.SYS_CHDIR, cwd), asRoot)
+	if p.NoNewPrivileges {
+		prog.Call("no new privileges", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+		l.seccomp(prog)
+	}
+	prog.Exec(l.path, p.Args, l.env)
+	return nil
+}
+
+func (l *launch) seccomp(prog *nsfork.Program) {
+	if len(l.filter) == 0 {
+		return
+	}
+	fprog := &unix.SockFprog{Len: uint16(len(l.filter)), Filter: &l.filter[0]}
+	prog.Call("load seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, unsafe.Pointer(fprog))
+}
+
+// privileges sets capabilities and ids (capabilities(7)).
+func (l *launch) privileges(prog *nsfork.Program) error {
+	c := l.process.Capabilities
+	if c == nil {
+		c = &specs.LinuxCapabilities{}
+	}
+	var masks [5]uint64
+	for i, names := range [][]string{c.Bounding, c.Effective, c.Permitted, c.Inheritable, c.Ambient} {
+		m, err := caps.Mask(names)
+		if err != nil {
+			return err
+		}
+		masks[i] = m
+	}
+	bounding, effective, permitted, inheritable, ambient := masks[0], masks[1], masks[2], masks[3], masks[4]
+	if l.named && l.user.UID != 0 {
+		effective, permitted = ambient, ambient
+		inheritable &= ambient
+	}
+	for bit := range 64 {
+		if have := caps.Available(); have&(1<<bit) != 0 && bounding&(1<<bit) == 0 {
+			prog.Call("drop capability", unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, bit, 0, 0, 0)
+		}
+	}
+	groups := make([]byte, 0, 4*len(l.user.Groups))
+	for _, g := range l.user.Groups {
+		groups = append(groups, byte(g), byte(g>>8), byte(g>>16), byte(g>>24))
+	}
+	prog.Call("keep capabilities", unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
+	prog.Call("set groups", unix.SYS_SETGROUPS, len(l.user.Groups), groups)
+	gid, uid := int(l.user.GID), int(l.user.UID)
+	prog.Call("set group id", unix.SYS_SETRESGID, gid, gid, gid)
+	prog.Call("set user id", unix.SYS_SETRESUID, uid, uid, uid)
+	prog.Call("keep capabilities", unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 0, 0, 0, 0)
+	header := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	data := &[2]unix.CapUserData{
+		{Effective: uint32(effective), Permitted: uint32(permitted), Inheritable: uint32(inheritable)},
+		{Effective: uint32(effective >> 32), Permitted: uint32(permitted >> 32), Inheritable: uint32(inheritable >> 32)},
+	}
+	prog.Call("set capabilities", unix.SYS_CAPSET, unsafe.Pointer(header), unsafe.Pointer(data))
+	prog.Call("clear ambient capabilities", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+	for bit := range 64 {
+		if ambient&(1<<bit) != 0 {
+			prog.Call("raise ambient capability", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, bit, 0, 0)
+		}
+	}
+	return nil
+}
+
+var rlimitNumbers = map[string]int{
+	"RLIMIT_CPU": unix.RLIMIT_CPU, "RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_DATA": unix.RLIMIT_DATA, "RLIMIT_STACK": unix.RLIMIT_STACK,
+	"RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_RSS": unix.RLIMIT_RSS, "RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE,
+	"RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK, "RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING,
+	"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
+}
+
+// maxFiles is the limit of open files where none is asked for; some programs loop over every number below the limit.
+const maxFiles = 1 << 20
+
+func rlimits(prog *nsfork.Program, limits []specs.POSIXRlimit) error {
+	files := false
+	for _, l := range limits {
+		n, ok := rlimitNumbers[strings.ToUpper(l.Type)]
+		if !ok {
+			return fmt.Errorf("limit %s: unknown", l.Type)
+		}
+		files = files || n == unix.RLIMIT_NOFILE
+		v := &unix.Rlimit{Cur: l.Soft, Max: l.Hard}
+		prog.Call("set limit "+l.Type, unix.SYS_PRLIMIT64, 0, n, unsafe.Pointer(v), 0)
+	}
+	if files {
+		return nil
+	}
+	// The Go runtime raised our own soft limit at its start: set what a container expects.
+	var own unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
+		return err
+	}
+	hard := min(own.Max, maxFiles)
+	prog.Call("set limit RLIMIT_NOFILE", unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, unsafe.Pointer(&unix.Rlimit{Cur: hard, Max: hard}), 0)
+	return nil
+}
+
+// Exec implements Container.
+func (b *box) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
+	b.mu.Lock()
+	init := b.init
+	b.mu.Unlock()
+	if init == nil {
+		return nil, errors.New("exec: the container is not running")
+	}
+	if cfg.Process == nil || len(cfg.Process.Args) == 0 {
+		return nil, errors.New("exec: no command specified")
+	}
+	l := &launch{process: cfg.Process, named: cfg.User != "" || len(cfg.GroupAdd) > 0, stdio: cfg.Stdio}
+	if !cfg.Privileged {
+		var err error
+		if l.filter, err = filter(b.cfg.Spec, b.cfg.DefaultSeccomp, b.cfg.SeccompCache); err != nil {
+			return nil, err
+		}
+	}
+	reply := make(chan result, 1)
+	onThread(func() {
+		p, err := b.execThread(init, cfg, l)
+		reply <- result{p, err}
+	})
+	r := <-reply
+	if r.err != nil {
+		return nil, r.err
+	}
+	return r.p, nil
+}
+
+// execThread joins the container's namespaces and forks there.
+func (b *box) execThread(init *process, cfg *ExecConfig, l *launch) (p *process, err error) {
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	into, err := enterCgroup(b.cg)
+	if err != nil {
+		return nil, err
+	}
+	if into != nil {
+		defer into.Close()
+	}
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return nil, fmt.Errorf("exec: %w", err)
+	}
+	rc, err := init.pidfd.SyscallConn()
+	if err != nil {
+		return nil, errors.New("exec: the container is not running")
+	}
+	var serr error
+	cerr := rc.Control(func(fd uintptr) {
+		serr = unix.Setns(int(fd), unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWNET|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS|unix.CLONE_NEWCGROUP)
+	})
+	if cerr != nil || serr == unix.ESRCH {
+		return nil, errors.New("exec: the container is not running")
+	}
+	if serr != nil {
+		return nil, fmt.Errorf("exec: join the container's namespaces: %w", serr)
+	}
+	// From here on paths mean the container's files, which are not ours to trust.
+	unix.Umask(0)
+	root, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	if l.user, err = processUser(root, cfg.Process, cfg.User, cfg.GroupAdd); err != nil {
+		return nil, err
+	}
+	l.env = environment(cfg.Process.Env, l.user)
+	if l.path, err = findCommand(root, cfg.Process.Args[0], cfg.Process.Cwd, l.env); err != nil {
+		return nil, err
+	}
+	var master *os.File
+	if cfg.Process.Terminal {
+		if l.console, err = openTerminal(root); err != nil {
+			return nil, err
+		}
+		defer l.console.slave.Close()
+		master = l.console.master
+		defer func() {
+			if err != nil {
+				master.Close()
+			}
+		}()
+		if err := l.console.slave.Chown(int(l.user.UID), 5); err != nil {
+			return nil, fmt.Errorf("exec: give the terminal to user %d: %w", l.user.UID, err)
+		}
+		if s := cfg.Process.ConsoleSize; s != nil {
+			ws := &unix.Winsize{Row: uint16(s.Height), Col: uint16(s.Width)}
+			if err := unix.IoctlSetWinsize(int(l.console.slave.Fd()), unix.TIOCSWINSZ, ws); err != nil {
+				return nil, fmt.Errorf("exec: set terminal size: %w", err)
+			}
+		}
+	}
+	var prog nsfork.Program
+	if err := l.program(&prog, null); err != nil {
+		return nil, err
+	}
+	pid, pidfd, err := prog.Start(nsfork.Attr{Cgroup: into})
+	if err != nil {
+		return nil, startError(err, cfg.Process.Args[0])
+	}
+	return newProcess(pid, pidfd, master), nil
+}

@@ -1,0 +1,258 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"conex/internal/linux/mount"
+	"conex/internal/safepath"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// mountOptions is what a spec's list of mount options means.
+type mountOptions struct {
+	set, clr    uint64 // MOUNT_ATTR_*
+	propagation uint64
+	bind        bool
+	recursive   bool
+	params      []mount.Param // for the file system itself
+}
+
+var attrOptions = map[string]struct {
+	set   bool
+	attr  uint64
+	clear uint64
+}{
+	"ro": {true, unix.MOUNT_ATTR_RDONLY, 0}, "rw": {false, unix.MOUNT_ATTR_RDONLY, 0},
+	"nosuid": {true, unix.MOUNT_ATTR_NOSUID, 0}, "suid": {false, unix.MOUNT_ATTR_NOSUID, 0},
+	"nodev": {true, unix.MOUNT_ATTR_NODEV, 0}, "dev": {false, unix.MOUNT_ATTR_NODEV, 0},
+	"noexec": {true, unix.MOUNT_ATTR_NOEXEC, 0}, "exec": {false, unix.MOUNT_ATTR_NOEXEC, 0},
+	"noatime":     {true, unix.MOUNT_ATTR_NOATIME, unix.MOUNT_ATTR__ATIME},
+	"strictatime": {true, unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME},
+	"relatime":    {true, 0, unix.MOUNT_ATTR__ATIME}, "nodiratime": {true, unix.MOUNT_ATTR_NODIRATIME, 0},
+	"nosymfollow": {true, unix.MOUNT_ATTR_NOSYMFOLLOW, 0},
+}
+
+var propagationOptions = map[string]uint64{
+	"private": unix.MS_PRIVATE, "rprivate": unix.MS_PRIVATE, "slave": unix.MS_SLAVE, "rslave": unix.MS_SLAVE,
+	"shared": unix.MS_SHARED, "rshared": unix.MS_SHARED, "unbindable": unix.MS_UNBINDABLE, "runbindable": unix.MS_UNBINDABLE,
+}
+
+func parseMountOptions(opts []string) mountOptions {
+	m := mountOptions{propagation: unix.MS_PRIVATE}
+	for _, o := range opts {
+		if a, ok := attrOptions[strings.TrimPrefix(o, "r")]; ok && o != "ro" && o != "rw" && strings.HasPrefix(o, "r") && o != "relatime" {
+			m.apply(a.set, a.attr, a.clear) // "rro", "rnosuid": the recursive forms; ours always are
+			continue
+		}
+		if a, ok := attrOptions[o]; ok {
+			m.apply(a.set, a.attr, a.clear)
+			continue
+		}
+		if p, ok := propagationOptions[o]; ok {
+			m.propagation = p
+			continue
+		}
+		switch o {
+		case "bind":
+			m.bind = true
+		case "rbind":
+			m.bind, m.recursive = true, true
+		case "defaults", "async", "":
+		default:
+			k, v, hasValue := strings.Cut(o, "=")
+			m.params = append(m.params, mount.Param{Key: k, Value: v, Flag: !hasValue})
+		}
+	}
+	return m
+}
+
+func (m *mountOptions) apply(set bool, attr, clear uint64) {
+	m.clr |= clear
+	if set {
+		m.set |= attr
+		return
+	}
+	m.set &^= attr
+	m.clr |= attr
+}
+
+// mountEntry makes the mount m inside root. It runs on the container's thread, in its namespaces, before pivot_root.
+func mountEntry(root *os.File, m specs.Mount) error {
+	o := parseMountOptions(m.Options)
+	var tree *os.File
+	var err error
+	isDir := true
+	if o.bind || m.Type == "bind" {
+		tree, err = mount.Clone(unix.AT_FDCWD, m.Source, o.recursive)
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("mount %s: bind source path does not exist: %s", m.Destination, m.Source)
+		}
+		if err == nil {
+			var st unix.Stat_t
+			if err := unix.Fstat(int(tree.Fd()), &st); err != nil {
+				tree.Close()
+				return err
+			}
+			isDir = st.Mode&unix.S_IFMT == unix.S_IFDIR
+			err = mount.SetAttr(tree, o.set, o.clr&^o.set, o.propagation, true)
+		}
+	} else {
+		source := m.Source
+		if source == "" {
+			source = m.Type
+		}
+		params := append([]mount.Param{{Key: "source", Value: source}}, o.params...)
+		if m.Type == "tmpfs" && !slices.ContainsFunc(params, func(p mount.Param) bool { return p.Key == "mode" }) {
+			params = append(params, mount.Param{Key: "mode", Value: "1777"})
+		}
+		tree, err = mount.New(m.Type, params, int(o.set))
+	}
+	if err != nil {
+		if tree != nil {
+			tree.Close()
+		}
+		return fmt.Errorf("mount %s: %w", m.Destination, err)
+	}
+	defer tree.Close()
+	at, err := mountPoint(root, m.Destination, isDir)
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", m.Destination, err)
+	}
+	defer at.Close()
+	if err := mount.Attach(tree, at); err != nil {
+		return fmt.Errorf("mount %s: %w", m.Destination, err)
+	}
+	return nil
+}
+
+// mountPoint opens, and makes where it is missing, the folder or file at path inside root. Whatever links the image has
+// there, the result lies inside root (CVE-2021-30465: the handle is what gets mounted on, no path is looked up again).
+func mountPoint(root *os.File, path string, isDir bool) (*os.File, error) {
+	at, err := safepath.Open(root, path, unix.O_PATH, 0)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return at, err
+	}
+	if isDir {
+		return safepath.MkdirAll(root, path, 0o755)
+	}
+	parent, err := safepath.MkdirAll(root, filepath.Dir(path), 0o755)
+	if err != nil {
+		return nil, err
+	}
+	parent.Close()
+	f, err := safepath.Open(root, path, unix.O_CREAT|unix.O_WRONLY, 0o755)
+	if err != nil {
+		return nil, err
+	}
+	f.Close()
+	return safepath.Open(root, path, unix.O_PATH, 0)
+}
+
+// inProc are the places below /proc that a mount may cover, as runc allows them; anything else could fool a security module.
+var inProc = []string{
+	"cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "net/dev",
+	"sys/kernel/ns_last_pid", "sys/crypto/fips_enabled",
+}
+
+// below reports whether path is dir or lies in it, by the words alone.
+func below(path, dir string) bool {
+	path = filepath.Clean("/" + path)
+	return path == dir || strings.HasPrefix(path, dir+"/")
+}
+
+// makeDev fills the container's fresh /dev: nodes and the standard links. The thread's umask is 0 here.
+func makeDev(root *os.File, devices []specs.LinuxDevice) error {
+	for _, d := range standardDevices {
+		if err := makeNode(root, specs.LinuxDevice{Path: d.path, Type: "c", Major: d.major, Minor: d.minor}); err != nil {
+			return err
+		}
+	}
+	for _, d := range devices {
+		if err := makeNode(root, d); err != nil {
+			return err
+		}
+	}
+	dev, err := safepath.Open(root, "dev", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	for _, l := range [][2]string{
+		{"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"}, {"/proc/self/fd/2", "stderr"},
+		{"/proc/kcore", "core"}, {"pts/ptmx", "ptmx"},
+	} {
+		if err := unix.Symlinkat(l[0], int(dev.Fd()), l[1]); err != nil && err != unix.EEXIST {
+			return fmt.Errorf("link /dev/%s: %w", l[1], err)
+		}
+	}
+	return nil
+}
+
+func makeNode(root *os.File, d specs.LinuxDevice) error {
+	parent, err := safepath.MkdirAll(root, filepath.Dir(d.Path), 0o755)
+	if err != nil {
+		return fmt.Errorf("device %s: %w", d.Path, err)
+	}
+	defer parent.Close()
+	mode := uint32(0o666)
+	if d.FileMode != nil {
+		mode = uint32(d.FileMode.Perm())
+	}
+	switch d.Type {
+	case "c", "u":
+		mode |= unix.S_IFCHR
+	case "b":
+		mode |= unix.S_IFBLK
+	case "p":
+		mode |= unix.S_IFIFO
+	default:
+		return fmt.Errorf("device %s: type %q is none of c, b, p", d.Path, d.Type)
+	}
+	name := filepath.Base(d.Path)
+	err = unix.Mknodat(int(parent.Fd()), name, mode, int(unix.Mkdev(uint32(d.Major), uint32(d.Minor))))
+	if err == unix.EEXIST {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("device %s: %w", d.Path, err)
+	}
+	if d.UID != nil || d.GID != nil {
+		uid, gid := -1, -1
+		if d.UID != nil {
+			uid = int(*d.UID)
+		}
+		if d.GID != nil {
+			gid = int(*d.GID)
+		}
+		if err := unix.Fchownat(int(parent.Fd()), name, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return fmt.Errorf("device %s: %w", d.Path, err)
+		}
+	}
+	return nil
+}
+
+// maskTree returns a detached mount that hides what is at host (the same kernel file system as the container's): an empty
+// read-only folder, or /dev/null over a file. nil when the kernel has no such path.
+func maskTree(host string) (*os.File, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(host, &st); err != nil {
+		return nil, nil //nolint:nilerr // nothing there to hide
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return mount.New("tmpfs", []mount.Param{{Key: "source", Value: "tmpfs"}, {Key: "size", Value: "0"}, {Key: "nr_inodes", Value: "1"}},
+			unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	}
+	// The host's /dev/null, proven to be it: the container's own could have been replaced (CVE-2025-31133).
+	if err := unix.Stat("/dev/null", &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3) {
+		return nil, fmt.Errorf("mask %s: /dev/null of the host is not the null device", host)
+	}
+	return mount.Clone(unix.AT_FDCWD, "/dev/null", false)
+}

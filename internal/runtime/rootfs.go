@@ -1,0 +1,498 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"conex/internal/linux/cgroup"
+	"conex/internal/linux/mount"
+	"conex/internal/safepath"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// rootfs builds a container's root file system on the container's thread and enters it. What needs the new pid or cgroup
+// namespace is left to the forked child, as handles that are ready to be attached.
+type rootfs struct {
+	cfg        *Config
+	cgroupMade <-chan error
+	cgroupErr  error
+	joined     bool
+
+	root *os.File
+	late []lateMount // attached by the child
+	proc *os.File    // where the child attaches its /proc; nil when the spec has none
+	// procAttr and procReadonly complete it.
+	procAttr     int
+	procReadonly []string
+
+	user    User
+	path    string // the command, found
+	env     []string
+	console *console
+}
+
+// lateMount is attached by the child below its /proc or after it entered its cgroup namespace.
+type lateMount struct {
+	tree *os.File // a prepared mount; nil: a cgroup2 mount to make
+	at   *os.File // where; nil: at path, which exists only then
+	path string
+	attr int
+}
+
+// console is a terminal: the side we keep and the one the container gets.
+type console struct{ master, slave *os.File }
+
+func (r *rootfs) close() {
+	for _, f := range append([]*os.File{r.root, r.proc}, r.lateFiles()...) {
+		if f != nil {
+			f.Close()
+		}
+	}
+	if r.console != nil {
+		r.console.slave.Close()
+	}
+}
+
+func (r *rootfs) lateFiles() []*os.File {
+	var out []*os.File
+	for _, l := range r.late {
+		out = append(out, l.tree, l.at)
+	}
+	return out
+}
+
+// joinCgroup waits until the cgroup exists.
+func (r *rootfs) joinCgroup() error {
+	if !r.joined {
+		r.cgroupErr, r.joined = <-r.cgroupMade, true
+	}
+	return r.cgroupErr
+}
+
+func (r *rootfs) build() (err error) {
+	spec := r.cfg.Spec
+	defer func() {
+		if err != nil && r.console != nil {
+			r.console.master.Close()
+		}
+	}()
+	unix.Umask(0) // of this thread alone, since CLONE_FS was unshared
+	// Nothing we mount shall show on the host; what the host unmounts shall not be held by us.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := r.mountRoot(); err != nil {
+		return err
+	}
+	if err := r.mountAll(); err != nil {
+		return err
+	}
+	if err := r.network(); err != nil {
+		return err
+	}
+	if err := r.process(); err != nil {
+		return err
+	}
+	if spec.Root.Readonly {
+		if err := mount.SetAttr(r.root, unix.MOUNT_ATTR_RDONLY, 0, 0, false); err != nil {
+			return fmt.Errorf("make the root file system read-only: %w", err)
+		}
+	}
+	if err := r.joinCgroup(); err != nil {
+		return err
+	}
+	return nil
+}
+
+// mountRoot puts the root file system on the scratch folder.
+func (r *rootfs) mountRoot() error {
+	var tree *os.File
+	var err error
+	if dir := r.cfg.RootFS.Dir; dir != "" {
+		tree, err = mount.Clone(unix.AT_FDCWD, dir, true)
+	} else {
+		tree, err = mount.Overlay(mount.OverlayOptions{
+			Lower: r.cfg.RootFS.Lower, Upper: r.cfg.RootFS.Upper, Work: r.cfg.RootFS.Work, Volatile: r.cfg.RootFS.Volatile,
+		})
+	}
+	if err != nil {
+		return err
+	}
+	r.root = tree
+	at, err := os.OpenFile(r.cfg.Scratch, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return fmt.Errorf("open scratch folder: %w", err)
+	}
+	defer at.Close()
+	if err := mount.Attach(tree, at); err != nil {
+		return err
+	}
+	return mount.SetAttr(tree, 0, 0, unix.MS_PRIVATE, true)
+}
+
+// mountAll makes the spec's mounts in order.
+func (r *rootfs) mountAll() error {
+	spec := r.cfg.Spec
+	for _, m := range spec.Mounts {
+		var err error
+		switch {
+		case m.Type == "proc":
+			r.procAttr = int(parseMountOptions(m.Options).set)
+			r.proc, err = mountPoint(r.root, m.Destination, true)
+		case m.Type == "cgroup" || m.Type == "cgroup2":
+			err = r.mountCgroup(m)
+		case below(m.Destination, "/proc"):
+			err = r.mountInProc(m)
+		default:
+			err = mountEntry(r.root, m)
+			if err == nil && filepath.Clean(m.Destination) == "/dev" && m.Type == "tmpfs" {
+				err = makeDev(r.root, spec.Linux.Devices)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if spec.Process.Terminal {
+		if err := r.openConsole(); err != nil {
+			return err
+		}
+	}
+	return r.mask()
+}
+
+// mountInProc prepares a mount below /proc, which the child attaches once its /proc stands.
+func (r *rootfs) mountInProc(m specs.Mount) error {
+	o := parseMountOptions(m.Options)
+	if !o.bind && m.Type != "bind" {
+		return fmt.Errorf("mount %s: only bind mounts can be made inside /proc", m.Destination)
+	}
+	tree, err := mount.Clone(unix.AT_FDCWD, m.Source, false)
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", m.Destination, err)
+	}
+	r.late = append(r.late, lateMount{tree: tree, path: filepath.Clean(m.Destination)})
+	return mount.SetAttr(tree, o.set, o.clr&^o.set, o.propagation, false)
+}
+
+// mask hides MaskedPaths and protects ReadonlyPaths. Those in /proc are left to the child.
+func (r *rootfs) mask() error {
+	for _, p := range r.cfg.Spec.Linux.MaskedPaths {
+		if !below(p, "/proc") && !below(p, "/sys") {
+			return fmt.Errorf("mask %s: only paths in /proc and /sys can be masked", p)
+		}
+		tree, err := maskTree(p)
+		if err != nil {
+			return fmt.Errorf("mask %s: %w", p, err)
+		}
+		if tree == nil {
+			continue
+		}
+		if below(p, "/proc") {
+			r.late = append(r.late, lateMount{tree: tree, path: p})
+			continue
+		}
+		err = attachExisting(r.root, tree, p)
+		tree.Close()
+		if err != nil {
+			return fmt.Errorf("mask %s: %w", p, err)
+		}
+	}
+	for _, p := range r.cfg.Spec.Linux.ReadonlyPaths {
+		if !below(p, "/proc") {
+			return fmt.Errorf("protect %s: only paths in /proc can be made read-only", p)
+		}
+		if _, err := os.Lstat(p); err == nil {
+			r.procReadonly = append(r.procReadonly, p)
+		}
+	}
+	return nil
+}
+
+// attachExisting mounts tree on path inside root; no such path is no error.
+func attachExisting(root, tree *os.File, path string) error {
+	at, err := safepath.OpenNoLinks(root, path, unix.O_PATH, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	return mount.Attach(tree, at)
+}
+
+// mountCgroup shows the container its own cgroup at m.Destination: on v2 through a cgroup namespace, on v1 one folder a
+// controller.
+func (r *rootfs) mountCgroup(m specs.Mount) error {
+	attr := parseMountOptions(m.Options).set
+	info := cgroup.Probe()
+	if info.Version == "2" {
+		at, err := mountPoint(r.root, m.Destination, true)
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", m.Destination, err)
+		}
+		r.late = append(r.late, lateMount{at: at, attr: int(attr)})
+		return nil
+	}
+	if err := r.joinCgroup(); err != nil {
+		return err
+	}
+	if err := mountEntry(r.root, specs.Mount{Destination: m.Destination, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "nodev", "mode=755"}}); err != nil {
+		return err
+	}
+	dir, err := safepath.Open(r.root, m.Destination, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	own := strings.TrimPrefix(r.cfg.Spec.Linux.CgroupsPath, "/")
+	controllers := make([]string, 0, len(info.Mounts))
+	for c := range info.Mounts {
+		controllers = append(controllers, c)
+	}
+	slices.Sort(controllers)
+	for _, c := range controllers {
+		name := filepath.Base(info.Mounts[c])
+		if name != c { // several controllers in one hierarchy: "cpu,cpuacct" and links to it
+			if err := unix.Symlinkat(name, int(dir.Fd()), c); err != nil && err != unix.EEXIST {
+				return fmt.Errorf("mount %s: %w", m.Destination, err)
+			}
+			if _, err := safepath.Lstat(dir, name); err == nil {
+				continue
+			}
+		}
+		source := filepath.Join(info.Mounts[c], own)
+		if _, err := os.Lstat(source); err != nil {
+			continue // not in this hierarchy
+		}
+		bind := specs.Mount{Destination: name, Type: "bind", Source: source, Options: append([]string{"bind"}, m.Options...)}
+		if err := mountEntry(dir, bind); err != nil {
+			return err
+		}
+	}
+	if attr&unix.MOUNT_ATTR_RDONLY == 0 {
+		return nil
+	}
+	top, err := safepath.Open(r.root, m.Destination, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer top.Close()
+	return mount.SetAttr(top, unix.MOUNT_ATTR_RDONLY, 0, 0, false)
+}
+
+// openConsole opens a terminal in the container's own devpts and puts it on /dev/console.
+func (r *rootfs) openConsole() error {
+	c, err := openTerminal(r.root)
+	if err != nil {
+		return err
+	}
+	r.console = c
+	if s := r.cfg.Spec.Process.ConsoleSize; s != nil {
+		ws := &unix.Winsize{Row: uint16(s.Height), Col: uint16(s.Width)}
+		if err := unix.IoctlSetWinsize(int(c.slave.Fd()), unix.TIOCSWINSZ, ws); err != nil {
+			return fmt.Errorf("set terminal size: %w", err)
+		}
+	}
+	tree, err := mount.Clone(int(c.slave.Fd()), "", false)
+	if err != nil {
+		return fmt.Errorf("mount /dev/console: %w", err)
+	}
+	defer tree.Close()
+	at, err := mountPoint(r.root, "/dev/console", false)
+	if err != nil {
+		return fmt.Errorf("mount /dev/console: %w", err)
+	}
+	defer at.Close()
+	return mount.Attach(tree, at)
+}
+
+// openTerminal opens a new terminal of the devpts at dev/pts inside root. Both ends come from handles: a container that puts
+// something else at a path of it gets nowhere (CVE-2025-52565).
+func openTerminal(root *os.File) (*console, error) {
+	ptmx, err := safepath.OpenNoLinks(root, "dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open terminal: %w", err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(ptmx.Fd()), &st); err != nil || st.Type != unix.DEVPTS_SUPER_MAGIC {
+		ptmx.Close()
+		return nil, errors.New("open terminal: the container's /dev/pts is not a devpts")
+	}
+	if err := unix.IoctlSetPointerInt(int(ptmx.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		ptmx.Close()
+		return nil, fmt.Errorf("unlock terminal: %w", err)
+	}
+	fd, _, errno := unix.Syscall(unix.SYS_IOCTL, ptmx.Fd(), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		ptmx.Close()
+		return nil, fmt.Errorf("open terminal: %w", errno)
+	}
+	// A second handle of the same open file, non-blocking, goes into the runtime's poller: reading costs no thread.
+	dup, err := unix.FcntlInt(ptmx.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	ptmx.Close()
+	if err == nil {
+		err = unix.SetNonblock(dup, true)
+	}
+	if err != nil {
+		unix.Close(int(fd))
+		return nil, fmt.Errorf("open terminal: %w", err)
+	}
+	return &console{os.NewFile(uintptr(dup), "/dev/ptmx"), os.NewFile(fd, "/dev/console")}, nil
+}
+
+// network sets the namespaced sysctls and names. The calling thread is in the container's namespaces and sees the host's /proc.
+func (r *rootfs) network() error {
+	spec := r.cfg.Spec
+	own := func(t specs.LinuxNamespaceType) bool {
+		return slices.ContainsFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == t && n.Path == "" })
+	}
+	for k, v := range spec.Linux.Sysctl {
+		need := specs.IPCNamespace
+		if strings.HasPrefix(k, "net.") {
+			need = specs.NetworkNamespace
+		} else if k == "kernel.domainname" || k == "kernel.hostname" {
+			need = specs.UTSNamespace
+		} else if !strings.HasPrefix(k, "kernel.msg") && !strings.HasPrefix(k, "kernel.sem") && !strings.HasPrefix(k, "kernel.shm") && !strings.HasPrefix(k, "fs.mqueue.") {
+			return fmt.Errorf("sysctl %s: not namespaced, setting it would change the host", k)
+		}
+		if !own(need) {
+			continue // the host's own namespace: Docker's default ones don't apply, and others were refused at create
+		}
+		path := filepath.Join("/proc/sys", strings.ReplaceAll(k, ".", "/"))
+		if !strings.HasPrefix(path, "/proc/sys/") {
+			return fmt.Errorf("sysctl %s: not a name", k)
+		}
+		if err := os.WriteFile(path, []byte(v), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("sysctl %s=%s: %w", k, v, err)
+		}
+	}
+	if spec.Hostname != "" && own(specs.UTSNamespace) {
+		if err := unix.Sethostname([]byte(spec.Hostname)); err != nil {
+			return fmt.Errorf("set host name %s: %w", spec.Hostname, err)
+		}
+	}
+	if spec.Domainname != "" && own(specs.UTSNamespace) {
+		if err := unix.Setdomainname([]byte(spec.Domainname)); err != nil {
+			return fmt.Errorf("set domain name %s: %w", spec.Domainname, err)
+		}
+	}
+	return nil
+}
+
+// process finds the user, the working folder and the command inside the root.
+func (r *rootfs) process() error {
+	p := r.cfg.Spec.Process
+	var err error
+	r.user, err = processUser(r.root, p, r.cfg.User, r.cfg.GroupAdd)
+	if err != nil {
+		return err
+	}
+	if p.Cwd != "" && p.Cwd != "/" {
+		d, err := safepath.MkdirAll(r.root, p.Cwd, 0o755)
+		if err != nil && !errors.Is(err, unix.EROFS) {
+			return fmt.Errorf("working directory %s: %w", p.Cwd, err)
+		}
+		if d != nil {
+			d.Close()
+		}
+	}
+	if r.console != nil {
+		if err := r.console.slave.Chown(int(r.user.UID), 5); err != nil {
+			return fmt.Errorf("give the terminal to user %d: %w", r.user.UID, err)
+		}
+	}
+	r.env = environment(p.Env, r.user)
+	r.path, err = findCommand(r.root, p.Args[0], p.Cwd, r.env)
+	return err
+}
+
+// processUser is the user that a process runs as: user resolved, or the spec's numbers.
+func processUser(root *os.File, p *specs.Process, user string, groupAdd []string) (User, error) {
+	if user != "" || len(groupAdd) > 0 {
+		return ResolveUser(root, user, groupAdd)
+	}
+	u, err := ResolveUser(root, strconv.Itoa(int(p.User.UID))+":"+strconv.Itoa(int(p.User.GID)), nil)
+	u.Groups = p.User.AdditionalGids
+	return u, err
+}
+
+// environment adds HOME where it is missing, as Docker does.
+func environment(env []string, u User) []string {
+	for _, e := range env {
+		if strings.HasPrefix(e, "HOME=") && e != "HOME=" {
+			return env
+		}
+	}
+	out := slices.DeleteFunc(slices.Clone(env), func(e string) bool { return e == "HOME=" })
+	return append(out, "HOME="+u.Home)
+}
+
+// findCommand looks for the command as execvp(3) would, inside root.
+func findCommand(root *os.File, name, cwd string, env []string) (string, error) {
+	if name == "" {
+		return "", &ExecError{Path: name, Err: ErrCommandNotFound}
+	}
+	if strings.Contains(name, "/") {
+		path := name
+		if !filepath.IsAbs(path) {
+			path = filepath.Join("/", cwd, name)
+		}
+		if err := executable(root, path); err != nil {
+			return "", &ExecError{Path: name, Err: err}
+		}
+		return path, nil
+	}
+	search := DefaultPath
+	for _, e := range env {
+		if v, ok := strings.CutPrefix(e, "PATH="); ok {
+			search = v
+		}
+	}
+	found := error(ErrCommandNotFound)
+	for _, dir := range strings.Split(search, ":") {
+		if dir == "" {
+			dir = "."
+		}
+		path := filepath.Join(dir, name)
+		if !filepath.IsAbs(path) {
+			path = filepath.Join("/", cwd, path)
+		}
+		err := executable(root, path)
+		if err == nil {
+			return path, nil
+		}
+		if errors.Is(err, fs.ErrPermission) {
+			found = err
+		}
+	}
+	return "", &ExecError{Path: name, Err: found}
+}
+
+// executable says whether the file at path could be executed; execve(2) has the last word.
+func executable(root *os.File, path string) error {
+	st, err := safepath.Stat(root, path)
+	if err != nil {
+		var errno unix.Errno
+		if errors.As(err, &errno) {
+			return fmt.Errorf("stat %s: %w", path, errno)
+		}
+		return err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return fmt.Errorf("is a directory: %w", unix.EACCES)
+	}
+	if st.Mode&0o111 == 0 {
+		return unix.EACCES
+	}
+	return nil
+}
