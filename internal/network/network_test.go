@@ -1,0 +1,523 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/nftables"
+	rtnetlink "github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"conex/internal/disk"
+	"conex/internal/linux/netlink"
+	"conex/internal/portmap"
+)
+
+func tableExists(t testing.TB, name string) bool {
+	t.Helper()
+	c, err := nftables.New()
+	check(t, err)
+	tables, err := c.ListTables()
+	check(t, err)
+	return slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == name })
+}
+
+// elements counts the ports in the table's maps.
+func elements(t testing.TB, table string) int {
+	t.Helper()
+	c, err := nftables.New()
+	check(t, err)
+	n := 0
+	for _, name := range []string{"ports", "addrports"} {
+		s, err := c.GetSetByName(&nftables.Table{Name: table, Family: nftables.TableFamilyIPv4}, name)
+		check(t, err)
+		es, err := c.GetSetElements(s)
+		check(t, err)
+		n += len(es)
+	}
+	return n
+}
+
+func TestAttach(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.attach("aaa"), w.attach("bbb")
+	if a.ep.MTU != wireMTU {
+		t.Errorf("MTU %d, the uplink has %d", a.ep.MTU, wireMTU)
+	}
+	if a.ep.Address == b.ep.Address || !a.ep.Address.Contains(a.ep.Gateway) {
+		t.Errorf("addresses %s and %s, gateway %s", a.ep.Address, b.ep.Address, a.ep.Gateway)
+	}
+	check(t, netlink.In(a.ns, func() error {
+		l, err := rtnetlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		if l.Attrs().HardwareAddr.String() != a.ep.MAC || l.Attrs().MTU != wireMTU {
+			t.Errorf("eth0 has %s, MTU %d", l.Attrs().HardwareAddr, l.Attrs().MTU)
+		}
+		v6, err := rtnetlink.AddrList(l, unix.AF_INET6)
+		if len(v6) > 0 {
+			t.Errorf("eth0 has IPv6 addresses %v", v6)
+		}
+		return err
+	}))
+	b.serve(80)
+	(&container{ns: w.client, w: w}).serve(81)
+	for _, network := range []string{"tcp", "udp"} {
+		seen, err := ask(a.ns, network, fmt.Sprintf("%s:80", b.ep.Address.Addr()))
+		check(t, err)
+		if seen != a.ep.Address.Addr().String() {
+			t.Errorf("%s between containers: source %s", network, seen)
+		}
+		if seen, err = ask(nil, network, fmt.Sprintf("%s:80", b.ep.Address.Addr())); err != nil || seen != a.ep.Gateway.String() {
+			t.Errorf("%s from the host: source %s, %v", network, seen, err)
+		}
+		seen, err = ask(a.ns, network, clientIP4+":81")
+		if err != nil || seen != hostIP4 {
+			t.Errorf("%s to outside: source %s, %v, want the host's address", network, seen, err)
+		}
+	}
+	got, err := w.m.Endpoint("aaa")
+	check(t, err)
+	if got.Address != a.ep.Address || got.ContainerName != "name-aaa" {
+		t.Errorf("record %+v", got)
+	}
+	if _, err := w.m.Endpoint("zzz"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("unknown container: %v", err)
+	}
+}
+
+func TestPublishReach(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.attach("aaa"), w.attach("bbb")
+	a.serve(80)
+	a.serve(81)
+	gw := a.ep.Gateway.String()
+	a.publish(
+		portmap.Mapping{Proto: "tcp", HostPort: 8080, ContainerPort: 80},
+		portmap.Mapping{Proto: "udp", HostPort: 8080, ContainerPort: 80},
+		portmap.Mapping{Proto: "tcp", HostPort: 8081, ContainerPort: 80, HostIP: netip.MustParseAddr(hostIP4)},
+		portmap.Mapping{Proto: "udp", HostPort: 8081, ContainerPort: 80, HostIP: netip.MustParseAddr(hostIP4)},
+		portmap.Mapping{Proto: "tcp", HostPort: 8082, ContainerPort: 80, HostIP: netip.MustParseAddr("127.0.0.5")},
+		portmap.Mapping{Proto: "udp", HostPort: 8082, ContainerPort: 80, HostIP: netip.MustParseAddr("127.0.0.5")},
+		portmap.Mapping{Proto: "tcp", HostPort: 8083, ContainerPort: 80, HostIP: netip.MustParseAddr("::1")},
+		portmap.Mapping{Proto: "udp", HostPort: 8083, ContainerPort: 80, HostIP: netip.MustParseAddr("::1")},
+	)
+	// The client knows the way to the bridge and to the host's loopback: only the host keeps it out.
+	check(t, netlink.In(w.client, func() error {
+		for _, dst := range []string{a.ep.Address.Masked().String(), "127.0.0.0/8"} {
+			_, n, err := net.ParseCIDR(dst)
+			if err != nil {
+				return err
+			}
+			if err := rtnetlink.RouteAdd(&rtnetlink.Route{Dst: n, Gw: net.ParseIP(hostIP4)}); err != nil {
+				return err
+			}
+		}
+		return os.WriteFile("/proc/sys/net/ipv4/conf/all/route_localnet", []byte("1"), 0)
+	}))
+	for _, c := range []struct {
+		name string
+		from *os.File
+		addr string
+		seen string // "" when it must not be reached
+	}{
+		{"outside", w.client, hostIP4 + ":8080", clientIP4},
+		{"outside, IPv6", w.client, "[" + hostIP6 + "]:8080", gw},
+		{"host by loopback", nil, "127.0.0.1:8080", gw},
+		{"host by IPv6 loopback", nil, "[::1]:8080", gw},
+		{"host by its address", nil, hostIP4 + ":8080", hostIP4},
+		{"host by its IPv6 address", nil, "[" + hostIP6 + "]:8080", gw},
+		{"host by the gateway", nil, gw + ":8080", gw},
+		{"container itself", a.ns, hostIP4 + ":8080", gw},
+		{"container itself by the gateway", a.ns, gw + ":8080", gw},
+		{"other container", b.ns, hostIP4 + ":8080", gw},
+		{"one address, outside", w.client, hostIP4 + ":8081", clientIP4},
+		{"one address, host", nil, hostIP4 + ":8081", hostIP4},
+		{"one address, itself", a.ns, hostIP4 + ":8081", gw},
+		{"one address, by another", nil, "127.0.0.1:8081", ""},
+		{"loopback only, host", nil, "127.0.0.5:8082", gw},
+		{"loopback only, outside", w.client, hostIP4 + ":8082", ""},
+		{"loopback only, outside by force", w.client, "127.0.0.5:8082", ""},
+		{"IPv6 loopback only, host", nil, "[::1]:8083", gw},
+		{"IPv6 loopback only, outside", w.client, "[" + hostIP6 + "]:8083", ""},
+		{"unpublished port", w.client, a.ep.Address.Addr().String() + ":81", ""},
+		{"published port past the host", w.client, a.ep.Address.Addr().String() + ":80", ""},
+	} {
+		for _, network := range []string{"tcp", "udp"} {
+			t.Run(c.name+"/"+network, func(t *testing.T) {
+				if c.name == "loopback only, outside by force" {
+					// Other software may have set this; the raw chain must hold nevertheless.
+					const f = "/proc/sys/net/ipv4/conf/" + uplinkName + "/route_localnet"
+					check(t, os.WriteFile(f, []byte("1"), 0))
+					defer os.WriteFile(f, []byte("0"), 0)
+				}
+				seen, err := ask(c.from, network, c.addr)
+				if c.seen == "" && err == nil {
+					t.Errorf("reached, source %s", seen)
+				}
+				if c.seen != "" && (err != nil || seen != c.seen) {
+					t.Errorf("source %q, want %q: %v", seen, c.seen, err)
+				}
+			})
+		}
+	}
+}
+
+func TestPublishBulk(t *testing.T) {
+	w := newWorld(t)
+	a := w.attach("aaa")
+	a.serve(80)
+	var ms []portmap.Mapping
+	for p := 20000; p < 21100; p++ {
+		ms = append(ms, portmap.Mapping{Proto: "tcp", HostPort: uint16(p), ContainerPort: 80})
+	}
+	r := a.publish(ms...)
+	if n := elements(t, "conex"); n != len(ms) {
+		t.Errorf("%d elements, want %d", n, len(ms))
+	}
+	if _, err := ask(w.client, "tcp", hostIP4+":21099"); err != nil {
+		t.Error(err)
+	}
+	check(t, r.Close())
+	if n := elements(t, "conex"); n != 0 {
+		t.Errorf("%d elements after Close", n)
+	}
+}
+
+func TestAttachConcurrent(t *testing.T) {
+	w := newWorld(t)
+	const n = 20
+	eps := make([]*Endpoint, n)
+	var wg sync.WaitGroup
+	for k := range n {
+		ns := newNetNS(t)
+		wg.Go(func() {
+			// A manager of its own, as another process has.
+			ep, err := Open(w.root, w.state).Attach(t.Context(), AttachRequest{ContainerID: fmt.Sprintf("c%02d", k), NetNS: ns})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			eps[k] = ep
+		})
+	}
+	wg.Wait()
+	seen := make(map[netip.Prefix]bool)
+	for _, ep := range eps {
+		if ep == nil || seen[ep.Address] {
+			t.Fatalf("missing or doubled address: %+v", ep)
+		}
+		seen[ep.Address] = true
+		if _, err := net.InterfaceByName(ep.HostInterface); err != nil {
+			t.Error(err)
+		}
+	}
+	list, err := w.m.Networks()
+	check(t, err)
+	if len(list) != 3 {
+		t.Errorf("networks %+v, want bridge, host and none", list)
+	}
+}
+
+func TestAddressReuse(t *testing.T) {
+	w := newWorld(t)
+	a := w.attach("aaa")
+	a.serve(80)
+	if _, err := ask(nil, "tcp", a.ep.Address.Addr().String()+":80"); err != nil {
+		t.Fatal(err) // and now the host's neighbour table knows the address
+	}
+	check(t, w.m.Detach(t.Context(), "aaa"))
+	check(t, w.m.Detach(t.Context(), "aaa"))
+	// The old namespace is still there, as it is for a moment after an exit.
+	b := w.attach("bbb")
+	if b.ep.Address != a.ep.Address || b.ep.MAC != a.ep.MAC {
+		t.Errorf("got %s %s, want %s %s again", b.ep.Address, b.ep.MAC, a.ep.Address, a.ep.MAC)
+	}
+	b.serve(81)
+	if _, err := ask(nil, "tcp", b.ep.Address.Addr().String()+":81"); err != nil {
+		t.Errorf("the new owner is not reached: %v", err)
+	}
+}
+
+func TestLeftovers(t *testing.T) {
+	w := newWorld(t)
+	// A monitor died: its listener went with it, record and elements stay.
+	a := w.attach("aaa")
+	dead, err := portmap.Reserve(t.Context(), []portmap.Mapping{{Proto: "tcp", HostPort: 9000, ContainerPort: 80}, {Proto: "udp", HostPort: 9000, ContainerPort: 80}})
+	check(t, err)
+	check(t, w.m.Publish(t.Context(), a.ep, dead))
+	orphan := *a.ep
+	check(t, dead.Close())
+	net, err := w.m.lookup(t.Context(), Bridge)
+	check(t, err)
+	check(t, w.m.writeEndpoint(&orphan))
+	n, err := w.m.portNetwork(net)
+	check(t, err)
+	check(t, portmap.Rebuild(n))
+	if got := elements(t, "conex"); got != 2 {
+		t.Fatalf("%d elements, want the two of the dead monitor", got)
+	}
+
+	// Before anybody settles it, another container takes the port.
+	b := w.attach("bbb")
+	b.serve(80)
+	b.publish(portmap.Mapping{Proto: "tcp", HostPort: 9000, ContainerPort: 80})
+	if seen, err := ask(w.client, "tcp", hostIP4+":9000"); err != nil || seen != clientIP4 {
+		t.Errorf("the port leads to the dead container: %s %v", seen, err)
+	}
+	// Settling the dead one must not take the port from the living.
+	check(t, w.m.Detach(t.Context(), "aaa"))
+	if seen, err := ask(w.client, "tcp", hostIP4+":9000"); err != nil || seen != clientIP4 {
+		t.Errorf("the port was withdrawn from its new container: %s %v", seen, err)
+	}
+	if got := elements(t, "conex"); got != 1 {
+		t.Errorf("%d elements, want 1", got)
+	}
+	// A container that starts again over its own leftover keeps its address.
+	again, err := w.m.Attach(t.Context(), AttachRequest{ContainerID: "bbb", NetNS: newNetNS(t)})
+	check(t, err)
+	if again.Address != b.ep.Address {
+		t.Errorf("address %s, before %s", again.Address, b.ep.Address)
+	}
+}
+
+func TestRepair(t *testing.T) {
+	w := newWorld(t)
+	a := w.attach("aaa")
+	a.serve(80)
+	a.publish(portmap.Mapping{Proto: "tcp", HostPort: 9100, ContainerPort: 80})
+	conn, err := nftables.New()
+	check(t, err)
+	for k, harm := range []func(){
+		func() { conn.FlushRuleset(); check(t, conn.Flush()) },
+		func() {
+			conn.FlushTable(&nftables.Table{Name: "conex", Family: nftables.TableFamilyIPv4})
+			check(t, conn.Flush())
+		},
+		func() { check(t, deleteLink("conex0")) },
+		func() { check(t, os.WriteFile(forwardFile, []byte("0"), 0)) },
+	} {
+		harm()
+		b := w.attach(fmt.Sprintf("b%d", k))
+		if seen, err := ask(w.client, "tcp", hostIP4+":9100"); err != nil || seen != clientIP4 {
+			t.Errorf("harm %d: not repaired: %s %v", k, seen, err)
+		}
+		b.serve(80)
+		rb := b.publish(portmap.Mapping{Proto: "tcp", HostPort: 9101, ContainerPort: 80})
+		if seen, err := ask(w.client, "tcp", hostIP4+":9101"); err != nil || seen != clientIP4 {
+			t.Errorf("harm %d: new container: %s %v", k, seen, err)
+		}
+		// Flushed between Attach and Publish.
+		c := w.attach(fmt.Sprintf("c%d", k))
+		c.serve(80)
+		conn.FlushRuleset()
+		check(t, conn.Flush())
+		r := c.publish(portmap.Mapping{Proto: "tcp", HostPort: 9102, ContainerPort: 80})
+		for _, port := range []string{":9100", ":9102"} {
+			if seen, err := ask(w.client, "tcp", hostIP4+port); err != nil || seen != clientIP4 {
+				t.Errorf("harm %d: flushed before Publish: %s %v", k, seen, err)
+			}
+		}
+		check(t, rb.Close())
+		check(t, r.Close())
+		check(t, w.m.Detach(t.Context(), c.ep.ContainerID))
+		check(t, w.m.Detach(t.Context(), b.ep.ContainerID))
+	}
+}
+
+func TestExhaustion(t *testing.T) {
+	w := newWorld(t)
+	i := Info{ID: disk.RandomID(), Name: Bridge, Driver: "bridge", Interface: firstBridge, Subnet: netip.MustParsePrefix("10.99.0.0/29"), Gateway: netip.MustParseAddr("10.99.0.1")}
+	check(t, w.m.save(i))
+	for k := range 5 {
+		w.attach(fmt.Sprintf("c%d", k))
+	}
+	_, err := w.m.Attach(t.Context(), AttachRequest{ContainerID: "more", NetNS: newNetNS(t)})
+	if !errors.Is(err, ErrNoAddress) {
+		t.Fatalf("error %v, want ErrNoAddress", err)
+	}
+	if _, err := os.Stat(w.m.recordPath(i.ID, "more")); err == nil {
+		t.Error("the failed Attach left a record")
+	}
+	// A claim whose owner died before its record was written is found when addresses run out.
+	check(t, w.m.Detach(t.Context(), "c3"))
+	check(t, os.Symlink("ghost", w.m.dir(i.ID, "addr", "10.99.0.5")))
+	if c := w.attach("more"); c.ep.Address.Addr().String() != "10.99.0.5" {
+		t.Errorf("address %s, want the ghost's", c.ep.Address)
+	}
+}
+
+func TestPortTaken(t *testing.T) {
+	w := newWorld(t)
+	a := w.attach("aaa")
+	a.publish(portmap.Mapping{Proto: "tcp", HostPort: 9200, ContainerPort: 80})
+	_, err := w.m.Reserve(t.Context(), []portmap.Mapping{{Proto: "tcp", HostPort: 9200, ContainerPort: 80}})
+	if !errors.Is(err, portmap.ErrPortTaken) || err.Error() != "Bind for 0.0.0.0:9200 failed: port is already allocated (by container name-aaa)" {
+		t.Errorf("error %v", err)
+	}
+	// The same number for udp is another port.
+	r, err := w.m.Reserve(t.Context(), []portmap.Mapping{{Proto: "udp", HostPort: 9200, ContainerPort: 80}})
+	check(t, err)
+	check(t, r.Close())
+}
+
+func TestAttachFails(t *testing.T) {
+	w := newWorld(t)
+	a := w.attach("aaa")
+	// The namespace has an eth0 already.
+	if _, err := w.m.Attach(t.Context(), AttachRequest{ContainerID: "bbb", NetNS: a.ns}); err == nil {
+		t.Fatal("attached twice")
+	}
+	if ids := w.attached(); len(ids) != 1 {
+		t.Errorf("records %v", ids)
+	}
+	for _, r := range []AttachRequest{
+		{ContainerID: "../x", NetNS: a.ns}, {ContainerID: "", NetNS: a.ns},
+		{ContainerID: "x", Network: "nowhere", NetNS: a.ns}, {ContainerID: "x", Network: Host, NetNS: a.ns},
+	} {
+		if _, err := w.m.Attach(t.Context(), r); err == nil {
+			t.Errorf("no error for %+v", r)
+		}
+	}
+	if err := w.m.Cleanup(t.Context()); !errors.Is(err, ErrInUse) {
+		t.Errorf("cleanup with an endpoint: %v", err)
+	}
+}
+
+// TestGuard has a host that forwarded nothing: after Attach it forwards for containers, and still not between its own networks.
+func TestGuard(t *testing.T) {
+	w := newWorld(t)
+	check(t, setForwarding("0"))
+	other := newNetNS(t)
+	w.cable("uplink1", other, "203.0.113.1/24", "203.0.113.2/24")
+	t.Cleanup(func() { check(t, deleteLink("uplink1")) })
+	route := func(ns *os.File, via string) {
+		check(t, netlink.In(ns, func() error { return rtnetlink.RouteAdd(&rtnetlink.Route{Gw: net.ParseIP(via)}) }))
+	}
+	route(w.client, hostIP4)
+	route(other, "203.0.113.1")
+	a := w.attach("aaa")
+	(&container{ns: other, w: w}).serve(82)
+	if on, err := forwarding(); err != nil || !on {
+		t.Fatalf("forwarding %v %v", on, err)
+	}
+	if _, err := ask(a.ns, "tcp", "203.0.113.2:82"); err != nil {
+		t.Errorf("container to the second network: %v", err)
+	}
+	if _, err := ask(w.client, "tcp", "203.0.113.2:82"); err == nil {
+		t.Error("the host became a router")
+	}
+	check(t, w.m.Detach(context.Background(), "aaa"))
+	check(t, w.m.Cleanup(context.Background()))
+	if on, err := forwarding(); err != nil || on {
+		t.Errorf("forwarding after Cleanup: %v %v", on, err)
+	}
+}
+
+// TestTwoRoots has two installations on one host: each gets a bridge, a subnet and a table of its own.
+func TestTwoRoots(t *testing.T) {
+	w := newWorld(t)
+	a := w.attach("aaa")
+	dir := t.TempDir()
+	root, err := disk.OpenRoot(filepath.Join(dir, "root"))
+	check(t, err)
+	m := Open(root, filepath.Join(dir, "run"))
+	// The second one chose when the first had not begun, so its record collides.
+	first, err := w.m.lookup(t.Context(), Bridge)
+	check(t, err)
+	check(t, m.save(Info{ID: disk.RandomID(), Name: Bridge, Driver: "bridge", Interface: first.Interface, Subnet: first.Subnet, Gateway: first.Gateway}))
+	ep, err := m.Attach(t.Context(), AttachRequest{ContainerID: "bbb", NetNS: newNetNS(t)})
+	check(t, err)
+	if ep.Address.Overlaps(a.ep.Address) {
+		t.Errorf("subnets %s and %s overlap", ep.Address, a.ep.Address)
+	}
+	if !tableExists(t, "conex") || !tableExists(t, "conex1") {
+		t.Error("want the tables conex and conex1")
+	}
+	check(t, m.Detach(t.Context(), "bbb"))
+	check(t, m.Cleanup(t.Context()))
+	a.serve(80)
+	a.publish(portmap.Mapping{Proto: "tcp", HostPort: 9300, ContainerPort: 80})
+	if seen, err := ask(w.client, "tcp", hostIP4+":9300"); err != nil || seen != clientIP4 {
+		t.Errorf("the first root after the second left: %s %v", seen, err)
+	}
+}
+
+// TestAudit puts a firewall beside the table, as dockerd or ufw does: it must win, and be named.
+func TestAudit(t *testing.T) {
+	w := newWorld(t)
+	a := w.attach("aaa")
+	a.serve(80)
+	a.publish(portmap.Mapping{Proto: "tcp", HostPort: 9400, ContainerPort: 80})
+	if found, err := w.m.Audit(t.Context(), Bridge); err != nil || len(found) > 0 {
+		t.Fatalf("findings on a clean host: %v %v", found, err)
+	}
+	conn, err := nftables.New()
+	check(t, err)
+	drop := nftables.ChainPolicyDrop
+	filter := conn.AddTable(&nftables.Table{Name: "filter", Family: nftables.TableFamilyIPv4})
+	conn.AddChain(&nftables.Chain{Name: "FORWARD", Table: filter, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
+	check(t, conn.Flush())
+	defer func() { conn.DelTable(filter); check(t, conn.Flush()) }()
+	if _, err := ask(w.client, "tcp", hostIP4+":9400"); err == nil {
+		t.Error("conex let a packet pass that the host's firewall drops")
+	}
+	found, err := w.m.Audit(t.Context(), Bridge)
+	check(t, err)
+	if len(found) != 1 || !strings.Contains(found[0].What, "FORWARD") || !strings.Contains(found[0].Hint, "conex0") {
+		t.Errorf("findings %+v", found)
+	}
+}
+
+func TestLoopback(t *testing.T) {
+	ns := newNetNS(t)
+	check(t, new(Manager).Loopback(ns))
+	check(t, netlink.In(ns, func() error {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		return l.Close()
+	}))
+}
+
+// BenchmarkAttach measures what a container's start waits for, on a warm bridge.
+func BenchmarkAttach(b *testing.B) {
+	w := newWorld(b)
+	w.attach("warm")
+	for _, ports := range []int{0, 1} {
+		b.Run(fmt.Sprintf("ports=%d", ports), func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				ns := newNetNS(b)
+				b.StartTimer()
+				var ms []portmap.Mapping
+				for p := range ports {
+					ms = append(ms, portmap.Mapping{Proto: "tcp", HostPort: uint16(10000 + p), ContainerPort: 80})
+				}
+				r, err := w.m.Reserve(b.Context(), ms)
+				check(b, err)
+				ep, err := w.m.Attach(b.Context(), AttachRequest{ContainerID: "bench", NetNS: ns})
+				check(b, err)
+				if ports > 0 {
+					check(b, w.m.Publish(b.Context(), ep, r))
+				}
+				b.StopTimer()
+				check(b, r.Close())
+				check(b, w.m.Detach(b.Context(), "bench"))
+				check(b, ns.Close())
+				b.StartTimer()
+			}
+		})
+	}
+}

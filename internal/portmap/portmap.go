@@ -1,0 +1,142 @@
+// Package portmap owns published ports: conex's nftables table, the listeners that reserve host ports, and the forwarder for
+// what nftables cannot do.
+//
+// A port published on an address of the host reaches the container in one of two ways:
+//
+//	client                     way                                    source the container sees
+//	another machine, IPv4      dnat in prerouting, a map element      the client's address
+//	the host, by own address   dnat in output, the same element       the host's address
+//	the host, by 127.0.0.1     the forwarder                          the bridge's gateway
+//	anyone over IPv6           the forwarder (containers have IPv4)   the bridge's gateway
+//	a container on the bridge  the forwarder (hairpin)                the bridge's gateway
+//
+// Containers are kept off the dnat on purpose: a reply between two of them would cross the bridge without passing the host's
+// connection tracking, so the client would see it come from the wrong address. Loopback is kept off it because that would
+// need route_localnet, which lets the network reach services that listen on 127.0.0.1 only.
+//
+// The table never accepts on behalf of others: an accept in it ends only its own chain, so what the host's firewall drops
+// stays dropped. Audit says where that keeps published ports from working.
+package portmap
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+)
+
+// Mapping publishes one port of a container on the host.
+type Mapping struct {
+	// Proto is "tcp" or "udp".
+	Proto string `json:"proto"`
+	// HostIP is the host's address; the zero value means all of them, IPv4 and IPv6. 0.0.0.0 and :: mean all of one family.
+	HostIP netip.Addr `json:"hostIP"`
+	// HostPort is the host's port; 0 lets Reserve pick one from the ephemeral range.
+	HostPort uint16 `json:"hostPort"`
+	// HostPortEnd, when above HostPort, lets Reserve take the first free port of HostPort..HostPortEnd. It is 0 in what
+	// Reservation.Mappings returns.
+	HostPortEnd uint16 `json:"hostPortEnd,omitempty"`
+	// ContainerIP is filled in by Activate.
+	ContainerIP netip.Addr `json:"containerIP"`
+	// ContainerPort is the port inside the container.
+	ContainerPort uint16 `json:"containerPort"`
+}
+
+// String returns "0.0.0.0:8080->80/tcp".
+func (m Mapping) String() string {
+	return fmt.Sprintf("%s->%d/%s", m.hostAddr(), m.ContainerPort, m.Proto)
+}
+
+// hostAddr is the host side as Docker words it: all addresses are 0.0.0.0.
+func (m Mapping) hostAddr() string {
+	ip := m.HostIP
+	if !ip.IsValid() {
+		ip = netip.IPv4Unspecified()
+	}
+	return netip.AddrPortFrom(ip, m.HostPort).String()
+}
+
+// Network is what the table must know about a bridge network.
+type Network struct {
+	// Table is the nftables table's name (family ip).
+	Table string
+	// Bridge is the bridge interface's name.
+	Bridge string
+	// Subnet holds the containers' addresses.
+	Subnet netip.Prefix
+	// Guard lists interfaces between which the host did not forward before conex switched ip_forward on; new connections from
+	// one of them to another stay dropped.
+	Guard []string
+	// Live returns the mappings of all endpoints, for rebuilding a table that somebody removed. May be nil.
+	Live func() ([]Mapping, error)
+}
+
+// ErrPortTaken says that a host port is in use. The error that carries it is a *TakenError.
+var ErrPortTaken = errors.New("port is already allocated")
+
+// TakenError is Docker's message for a host port that is in use.
+type TakenError struct {
+	// Mapping is the one that could not be had.
+	Mapping Mapping
+	// Holder names the container that has the port, when known.
+	Holder string
+}
+
+// Error returns "Bind for 0.0.0.0:8080 failed: port is already allocated", with the holder when known.
+func (e *TakenError) Error() string {
+	s := "Bind for " + e.Mapping.hostAddr() + " failed: " + ErrPortTaken.Error()
+	if end := e.Mapping.HostPortEnd; end > e.Mapping.HostPort {
+		s = "Bind for " + e.Mapping.hostAddr() + "-" + strconv.Itoa(int(end)) + " failed: all ports are allocated"
+	}
+	if e.Holder != "" {
+		s += " (by container " + e.Holder + ")"
+	}
+	return s
+}
+
+// Unwrap makes errors.Is(err, ErrPortTaken) true.
+func (e *TakenError) Unwrap() error { return ErrPortTaken }
+
+// Collides reports whether two mappings want the same host port on overlapping addresses.
+func (m Mapping) Collides(o Mapping) bool {
+	if m.Proto != o.Proto || m.HostPort != o.HostPort || m.HostPort == 0 {
+		return false
+	}
+	any := func(a netip.Addr) bool { return !a.IsValid() }
+	a, b := m.HostIP, o.HostIP
+	if any(a) || any(b) {
+		return true
+	}
+	return a == b || a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
+}
+
+// key returns the map that nftables serves m from and the element's key; ok is false when only the forwarder serves it.
+func (m Mapping) key() (set string, key []byte, ok bool) {
+	ip := m.HostIP
+	if ip.Is4In6() {
+		ip = ip.Unmap()
+	}
+	if ip.IsValid() && (!ip.Is4() || ip.IsLoopback()) {
+		return "", nil, false
+	}
+	// Concatenated keys are padded to four bytes a field.
+	port := []byte{protoNumber(m.Proto), 0, 0, 0, byte(m.HostPort >> 8), byte(m.HostPort), 0, 0}
+	if !ip.IsValid() || ip.IsUnspecified() {
+		return mapAny, port, true
+	}
+	a := ip.As4()
+	return mapAddr, append(a[:], port...), true
+}
+
+// value is the map element's data: container address and port.
+func (m Mapping) value() []byte {
+	a := m.ContainerIP.As4()
+	return append(a[:], byte(m.ContainerPort>>8), byte(m.ContainerPort), 0, 0)
+}
+
+func protoNumber(p string) byte {
+	if p == "udp" {
+		return 17
+	}
+	return 6
+}

@@ -1,0 +1,250 @@
+package portmap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Reservation holds host ports by listening on them, from before the container starts until Close. The process that made it
+// must stay: when it dies the kernel frees the ports, and Withdraw removes the rest.
+type Reservation struct {
+	maps []Mapping
+	held []held
+
+	mu      sync.Mutex
+	network Network
+	active  bool
+	closed  bool
+	cancel  context.CancelFunc
+	done    sync.WaitGroup
+	conns   map[io.Closer]struct{}
+}
+
+// held is one listener: tcp or udp.
+type held struct {
+	mapping int // index into maps
+	tcp     *net.TCPListener
+	udp     *net.UDPConn
+}
+
+// The range that Reserve picks from when the host port is 0, Linux's default ephemeral range as in Docker.
+const (
+	ephemeralFirst = 32768
+	ephemeralLast  = 60999
+)
+
+// Reserve binds a listener for every mapping, so that a taken port is an error (*TakenError) before anything starts. On an
+// error nothing stays bound. Connections that come before Activate wait.
+func Reserve(ctx context.Context, m []Mapping) (*Reservation, error) {
+	r := &Reservation{maps: append([]Mapping(nil), m...), conns: make(map[io.Closer]struct{})}
+	next := uint16(ephemeralFirst)
+	for i := range r.maps {
+		if err := r.reserve(ctx, i, &next); err != nil {
+			return nil, errors.Join(err, r.Close())
+		}
+	}
+	return r, nil
+}
+
+func (r *Reservation) reserve(ctx context.Context, i int, next *uint16) error {
+	m := &r.maps[i]
+	if m.Proto != "tcp" && m.Proto != "udp" {
+		return fmt.Errorf("publish port %d: protocol %q is not supported, use tcp or udp", m.ContainerPort, m.Proto)
+	}
+	if m.ContainerPort == 0 {
+		return errors.New("publish port: container port 0 is not valid")
+	}
+	asked := *m
+	first, last := m.HostPort, max(m.HostPort, m.HostPortEnd)
+	ephemeral := first == 0
+	if ephemeral {
+		first, last = *next, ephemeralLast
+	}
+	for port := int(first); port <= int(last); port++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		m.HostPort, m.HostPortEnd = uint16(port), 0
+		err := r.listen(ctx, i)
+		if err == nil {
+			if ephemeral {
+				*next = uint16(port) + 1
+			}
+			return nil
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("bind for %s: %w", m.hostAddr(), err)
+		}
+	}
+	if ephemeral {
+		return fmt.Errorf("publish port %d: no free port in %d-%d: %w", m.ContainerPort, ephemeralFirst, ephemeralLast, ErrPortTaken)
+	}
+	return &TakenError{Mapping: asked}
+}
+
+// listen binds all listeners of mapping i or none.
+func (r *Reservation) listen(ctx context.Context, i int) error {
+	m := r.maps[i]
+	type bind struct {
+		family   string
+		ip       netip.Addr
+		optional bool
+	}
+	var binds []bind
+	switch {
+	case !m.HostIP.IsValid():
+		// A host without IPv6 publishes on IPv4 alone, as Docker does.
+		binds = []bind{{"4", netip.IPv4Unspecified(), false}, {"6", netip.IPv6Unspecified(), true}}
+	case m.HostIP.Unmap().Is4():
+		binds = []bind{{"4", m.HostIP.Unmap(), false}}
+	default:
+		binds = []bind{{"6", m.HostIP, false}}
+	}
+	n := len(r.held)
+	for _, b := range binds {
+		h := held{mapping: i}
+		addr := netip.AddrPortFrom(b.ip, m.HostPort).String()
+		var err error
+		if m.Proto == "tcp" {
+			// Keep-alive stays as the two ends set it; the forwarder adds none.
+			lc := net.ListenConfig{KeepAlive: -1}
+			var l net.Listener
+			if l, err = lc.Listen(ctx, "tcp"+b.family, addr); err == nil {
+				h.tcp = l.(*net.TCPListener)
+			}
+		} else {
+			lc := net.ListenConfig{Control: wantPacketInfo}
+			var c net.PacketConn
+			if c, err = lc.ListenPacket(ctx, "udp"+b.family, addr); err == nil {
+				h.udp = c.(*net.UDPConn)
+			}
+		}
+		if err != nil {
+			if b.optional && (errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)) {
+				continue
+			}
+			for _, h := range r.held[n:] {
+				h.close()
+			}
+			r.held = r.held[:n]
+			return err
+		}
+		r.held = append(r.held, h)
+	}
+	return nil
+}
+
+// wantPacketInfo asks for the local address of each datagram: the answer must leave from the address that the client asked,
+// which a socket bound to all addresses doesn't know otherwise.
+func wantPacketInfo(network, _ string, c syscall.RawConn) error {
+	var err error
+	cerr := c.Control(func(fd uintptr) {
+		if network == "udp4" {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+		} else {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
+		}
+	})
+	return errors.Join(cerr, err)
+}
+
+func (h held) close() error {
+	if h.tcp != nil {
+		return h.tcp.Close()
+	}
+	return h.udp.Close()
+}
+
+// Mappings returns what is reserved, with the host ports that were picked and, after Activate, the container's address.
+func (r *Reservation) Mappings() []Mapping {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]Mapping(nil), r.maps...)
+}
+
+// Activate makes the ports reach containerIP: map elements in the table of n, which is made or repaired when it is missing,
+// and forwarders. It may be called once. network.Manager.Publish calls it with the endpoint's data and records the ports for
+// the case that this process dies.
+func (r *Reservation) Activate(ctx context.Context, n Network, containerID string, containerIP netip.Addr) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || r.active {
+		return fmt.Errorf("activate ports of %s: reservation is closed or active already", containerID)
+	}
+	if !containerIP.Is4() {
+		return fmt.Errorf("activate ports of %s: container address %s is not IPv4", containerID, containerIP)
+	}
+	for i := range r.maps {
+		r.maps[i].ContainerIP = containerIP
+	}
+	if err := add(n, r.maps); err != nil {
+		return fmt.Errorf("activate ports of %s: %w", containerID, err)
+	}
+	r.network, r.active = n, true
+	fctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // the forwarders live until Close, not until ctx ends
+	r.cancel = cancel
+	for _, h := range r.held {
+		m := r.maps[h.mapping]
+		target := netip.AddrPortFrom(m.ContainerIP, m.ContainerPort)
+		if h.tcp != nil {
+			r.done.Go(func() { r.serveTCP(fctx, h.tcp, target) })
+		} else {
+			r.done.Go(func() { r.serveUDP(h.udp, target) })
+		}
+	}
+	return nil
+}
+
+// Close stops the forwarders, removes the elements, frees the ports, and waits until no goroutine is left. Safe to call twice.
+func (r *Reservation) Close() error {
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return nil
+	}
+	r.closed = true
+	var err error
+	if r.active {
+		// Elements first: while the listener stands, nobody else can have the port.
+		err = Withdraw(context.Background(), r.network, r.maps)
+		r.cancel()
+	}
+	for _, h := range r.held {
+		h.close()
+	}
+	for c := range r.conns {
+		c.Close()
+	}
+	r.mu.Unlock()
+	r.done.Wait()
+	return err
+}
+
+// track registers a connection that Close must close; false when Close was called already.
+func (r *Reservation) track(c io.Closer) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return false
+	}
+	r.conns[c] = struct{}{}
+	return true
+}
+
+func (r *Reservation) untrack(c io.Closer) {
+	r.mu.Lock()
+	delete(r.conns, c)
+	r.mu.Unlock()
+}
+
+// isClosed tells a forwarder's end from an error.
+func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) }

@@ -1,0 +1,71 @@
+package portmap
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// serveTCP accepts on l until it is closed and joins each connection to target.
+func (r *Reservation) serveTCP(ctx context.Context, l *net.TCPListener, target netip.AddrPort) {
+	for {
+		c, err := l.AcceptTCP()
+		if err != nil {
+			if isClosed(err) {
+				return
+			}
+			// Out of descriptors, or a connection that went away: accepting again at once would spin.
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(10 * time.Millisecond):
+				continue
+			}
+		}
+		if !r.track(c) {
+			c.Close()
+			return
+		}
+		r.done.Go(func() {
+			defer r.untrack(c)
+			defer c.Close()
+			r.joinTCP(ctx, c, target)
+		})
+	}
+}
+
+// joinTCP copies both ways until both are at their end. Between two TCP sockets io.Copy splices in the kernel: no buffer here.
+func (r *Reservation) joinTCP(ctx context.Context, client *net.TCPConn, target netip.AddrPort) {
+	d := net.Dialer{KeepAlive: -1}
+	c, err := d.DialContext(ctx, "tcp4", target.String())
+	if err != nil {
+		// Nobody listens in the container: a reset, as a closed port would give, instead of an orderly end.
+		client.SetLinger(0)
+		return
+	}
+	server := c.(*net.TCPConn)
+	defer server.Close()
+	if !r.track(server) {
+		return
+	}
+	defer r.untrack(server)
+	var wg sync.WaitGroup
+	wg.Go(func() { copyHalf(server, client) })
+	copyHalf(client, server)
+	wg.Wait()
+}
+
+// copyHalf copies one direction and passes its end on, so that a half-closed connection stays half open.
+func copyHalf(dst, src *net.TCPConn) {
+	if _, err := io.Copy(dst, src); err != nil {
+		// One side is broken: there is no end to pass on, both must go.
+		dst.SetLinger(0)
+		dst.Close()
+		src.Close()
+		return
+	}
+	dst.CloseWrite()
+}

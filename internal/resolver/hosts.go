@@ -1,0 +1,81 @@
+package resolver
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// HostGateway in an extra host stands for the host's address on the container's network. See ExpandHosts.
+const HostGateway = "host-gateway"
+
+// Hosts returns the content of a container's hosts file in Docker's layout: the loopback names, the extra hosts, each
+// "name:address" or "name=address", and last the container's own name. An invalid ip (network none) leaves the last line
+// out. Extra hosts are taken as ExpandHosts returns them; one that it would refuse is left out.
+func Hosts(hostname string, ip netip.Addr, extra []string) []byte {
+	var b bytes.Buffer
+	b.WriteString("127.0.0.1\tlocalhost\n" +
+		"::1\tlocalhost ip6-localhost ip6-loopback\n" +
+		"fe00::\tip6-localnet\n" +
+		"ff00::\tip6-mcastprefix\n" +
+		"ff02::1\tip6-allnodes\n" +
+		"ff02::2\tip6-allrouters\n")
+	for _, e := range extra {
+		if name, a, err := splitHost(e); err == nil {
+			if addr, err := netip.ParseAddr(a); err == nil {
+				fmt.Fprintf(&b, "%s\t%s\n", addr, name)
+			}
+		}
+	}
+	if ip.IsValid() && hostname != "" {
+		// A name with a domain is found by its first part as well.
+		short, _, dotted := strings.Cut(hostname, ".")
+		fmt.Fprintf(&b, "%s\t%s", ip, hostname)
+		if dotted && short != "" {
+			b.WriteString(" " + short)
+		}
+		b.WriteByte('\n')
+	}
+	return b.Bytes()
+}
+
+// ExpandHosts checks the values of --add-host and puts gateway (the network's, or 127.0.0.1 on the host network) in the place
+// of host-gateway. Its result is for Hosts.
+func ExpandHosts(extra []string, gateway netip.Addr) ([]string, error) {
+	var out []string
+	for _, e := range extra {
+		name, a, err := splitHost(e)
+		if err != nil {
+			return nil, err
+		}
+		if a == HostGateway {
+			if !gateway.IsValid() {
+				return nil, fmt.Errorf("add-host %q: this network has no gateway to stand for %s", e, HostGateway)
+			}
+			a = gateway.String()
+		}
+		addr, err := netip.ParseAddr(a)
+		if err != nil {
+			return nil, fmt.Errorf("invalid IP address in add-host: %q", a)
+		}
+		out = append(out, name+":"+addr.String())
+	}
+	return out, nil
+}
+
+// splitHost parses "name:address", "name=address", the address of IPv6 with or without brackets.
+func splitHost(e string) (name, addr string, err error) {
+	k := strings.IndexAny(e, ":=")
+	if k <= 0 || k == len(e)-1 {
+		return "", "", fmt.Errorf("bad format for add-host: %q", e)
+	}
+	name, addr = e[:k], e[k+1:]
+	if strings.ContainsAny(name, " \t\r\n\x00#") {
+		return "", "", fmt.Errorf("bad format for add-host: %q", e)
+	}
+	if strings.HasPrefix(addr, "[") && strings.HasSuffix(addr, "]") {
+		addr = addr[1 : len(addr)-1]
+	}
+	return name, addr, nil
+}
