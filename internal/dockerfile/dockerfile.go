@@ -1,0 +1,302 @@
+// Package dockerfile owns the grammar of Dockerfiles: from bytes to stages of typed instructions, with the place of each.
+//
+// It is the only importer of BuildKit's parser, instructions and shell packages, so that conex reads every Dockerfile exactly as
+// Docker does; what the instructions mean is package build's business. Variables are left as written until Expand is
+// called, since their values depend on the instructions before.
+package dockerfile
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
+)
+
+// MaxSize bounds a Dockerfile, in bytes.
+const MaxSize = 16 << 20
+
+// File is a parsed Dockerfile.
+type File struct {
+	// Name is what messages call the file, as in "Dockerfile".
+	Name string
+	// Source is the text.
+	Source []byte
+	// Args are the ARG instructions before the first FROM.
+	Args []Step
+	// Stages are in the file's order; there is at least one.
+	Stages []Stage
+	// Warnings are remarks of the parser, one line each.
+	Warnings []string
+
+	escape rune
+}
+
+// Lines is a range of lines, from 1, both ends included. The zero value is no place.
+type Lines struct{ First, Last int }
+
+// Stage is a FROM and what follows until the next.
+type Stage struct {
+	// Name is the stage's name in lower case, "" without AS.
+	Name string
+	// Base and Platform are FROM's operands, variables not expanded.
+	Base, Platform string
+	// Code is the FROM instruction as written.
+	Code string
+	// Lines is FROM's place.
+	Lines Lines
+	// Steps are the stage's instructions.
+	Steps []Step
+}
+
+// Step is one instruction and where it stands.
+type Step struct {
+	Instruction Instruction
+	// Code is the instruction as written, continuation lines joined.
+	Code  string
+	Lines Lines
+}
+
+// Keyword is the instruction's word in capitals, as in "COPY".
+func (s Step) Keyword() string {
+	w, _, _ := strings.Cut(s.Code, " ")
+	return strings.ToUpper(w)
+}
+
+// ParseError is an error with a place in the file.
+type ParseError struct {
+	// File is the Dockerfile's name.
+	File string
+	// Lines is the place.
+	Lines Lines
+	// Excerpt shows the lines around the place, see File.Excerpt.
+	Excerpt string
+	// Err says what is wrong.
+	Err error
+}
+
+// Error is one line in Docker's wording.
+func (e *ParseError) Error() string {
+	return fmt.Sprintf("dockerfile parse error on line %d: %v", e.Lines.First, e.Err)
+}
+
+// Unwrap returns the reason.
+func (e *ParseError) Unwrap() error { return e.Err }
+
+// Parse reads a Dockerfile. Every error is a *ParseError.
+func Parse(name string, src []byte) (*File, error) {
+	f := &File{Name: name, Source: src}
+	fail := func(at Lines, err error) (*File, error) {
+		at.First = max(at.First, 1)
+		at.Last = max(at.Last, at.First)
+		return nil, &ParseError{File: name, Lines: at, Excerpt: f.Excerpt(at), Err: err}
+	}
+	if len(src) > MaxSize {
+		return fail(Lines{}, fmt.Errorf("file has %d bytes, at most %d are allowed", len(src), MaxSize))
+	}
+	if len(bytes.TrimSpace(src)) == 0 {
+		return fail(Lines{}, errors.New("file is empty"))
+	}
+	res, err := parser.Parse(bytes.NewReader(src))
+	if err != nil {
+		return fail(place(err), bare(err))
+	}
+	f.escape = res.EscapeToken
+	for _, w := range res.Warnings {
+		f.Warnings = append(f.Warnings, w.Short)
+	}
+	for _, n := range res.AST.Children {
+		at := Lines{n.StartLine, n.EndLine}
+		in, err := instructions.ParseInstruction(n)
+		if err != nil {
+			return fail(at, bare(err))
+		}
+		if st, ok := in.(*instructions.Stage); ok {
+			f.Stages = append(f.Stages, Stage{Name: st.Name, Base: st.BaseName, Platform: st.Platform, Code: st.SourceCode, Lines: at})
+			continue
+		}
+		s := Step{Lines: at, Code: strings.TrimSpace(n.Original)}
+		if s.Instruction, err = convert(in); err != nil {
+			return fail(at, err)
+		}
+		if len(f.Stages) > 0 {
+			last := &f.Stages[len(f.Stages)-1]
+			last.Steps = append(last.Steps, s)
+			continue
+		}
+		if _, ok := s.Instruction.(*Arg); !ok {
+			return fail(at, fmt.Errorf("no build stage in current context: %s stands before the first FROM", s.Keyword()))
+		}
+		f.Args = append(f.Args, s)
+	}
+	if len(f.Stages) == 0 {
+		return fail(Lines{}, errors.New("no stage to build: FROM is missing"))
+	}
+	return f, nil
+}
+
+// ParseTrigger reads one instruction that an image's ONBUILD left, as if it stood at the lines at of f.
+func (f *File) ParseTrigger(expr string, at Lines) (Step, error) {
+	fail := func(err error) (Step, error) {
+		return Step{}, f.Errorf(at, "ONBUILD trigger %q: %w", expr, err)
+	}
+	res, err := parser.Parse(strings.NewReader(expr))
+	if err != nil {
+		return fail(bare(err))
+	}
+	if len(res.AST.Children) != 1 {
+		return fail(errors.New("not a single instruction"))
+	}
+	n := res.AST.Children[0]
+	c, err := instructions.ParseCommand(n)
+	if err != nil {
+		return fail(bare(err))
+	}
+	in, err := convert(c)
+	if err != nil {
+		return fail(err)
+	}
+	if _, ok := in.(*OnBuild); ok {
+		return fail(errors.New("ONBUILD in an ONBUILD"))
+	}
+	return Step{Instruction: in, Code: strings.TrimSpace(n.Original), Lines: at}, nil
+}
+
+// Errorf makes a *ParseError at lines at.
+func (f *File) Errorf(at Lines, format string, args ...any) *ParseError {
+	return &ParseError{File: f.Name, Lines: at, Excerpt: f.Excerpt(at), Err: fmt.Errorf(format, args...)}
+}
+
+// Excerpt shows the lines at with up to two around them, numbered, the ones meant marked with ">>>". It ends without a newline; it is
+// empty when at is no place in the file.
+func (f *File) Excerpt(at Lines) string {
+	lines := strings.Split(strings.TrimRight(string(f.Source), "\n"), "\n")
+	if at.First < 1 || at.First > len(lines) {
+		return ""
+	}
+	first, last := max(at.First-2, 1), min(at.Last+2, len(lines))
+	const most = 24 // of a long heredoc the beginning tells enough
+	var b strings.Builder
+	for i := first; i <= last; i++ {
+		if i > first {
+			b.WriteByte('\n')
+		}
+		if i-first >= most {
+			b.WriteString("     | ...")
+			break
+		}
+		mark := "   "
+		if i >= at.First && i <= at.Last {
+			mark = ">>>"
+		}
+		line := strings.TrimRight(lines[i-1], "\r")
+		if len(line) > 200 {
+			line = line[:200] + "..."
+		}
+		fmt.Fprintf(&b, "%4d | %s %s", i, mark, line)
+	}
+	return b.String()
+}
+
+// place finds the lines that BuildKit attached to an error.
+func place(err error) Lines {
+	var le *parser.LocationError
+	if !errors.As(err, &le) {
+		return Lines{}
+	}
+	var l Lines
+	for _, group := range le.Locations {
+		for _, r := range group {
+			if l.First == 0 || r.Start.Line < l.First {
+				l.First = r.Start.Line
+			}
+			l.Last = max(l.Last, r.End.Line)
+		}
+	}
+	return l
+}
+
+// bare strips BuildKit's stack traces and prefixes: our own ParseError says the line.
+func bare(err error) error {
+	msg := err.Error()
+	if rest, ok := strings.CutPrefix(msg, "dockerfile parse error on line "); ok {
+		if _, m, ok := strings.Cut(rest, ": "); ok {
+			msg = m
+		}
+	}
+	return errors.New(msg)
+}
+
+// Env looks a variable up.
+type Env interface {
+	Get(name string) (value string, ok bool)
+	Keys() []string
+}
+
+// List is an Env over "name=value" strings; the last of a name counts.
+type List []string
+
+// Get returns the value of name.
+func (l List) Get(name string) (string, bool) {
+	for i := len(l) - 1; i >= 0; i-- {
+		if k, v, _ := strings.Cut(l[i], "="); k == name {
+			return v, true
+		}
+	}
+	return "", false
+}
+
+// Keys lists the names.
+func (l List) Keys() []string {
+	keys := make([]string, len(l))
+	for i, s := range l {
+		keys[i], _, _ = strings.Cut(s, "=")
+	}
+	return keys
+}
+
+// Word expands variables and removes quotes in one word, by the Dockerfile's rules.
+func (f *File) Word(word string, env Env) (string, error) {
+	if !strings.ContainsAny(word, `$'"`) && !strings.ContainsRune(word, f.escape) {
+		return word, nil
+	}
+	out, _, err := shell.NewLex(f.escape).ProcessWord(word, env)
+	if err != nil {
+		return "", errors.New(err.Error())
+	}
+	return out, nil
+}
+
+// words is Word that splits the result at blanks.
+func (f *File) words(word string, env Env) ([]string, error) {
+	out, err := shell.NewLex(f.escape).ProcessWords(word, env)
+	if err != nil {
+		return nil, errors.New(err.Error())
+	}
+	return out, nil
+}
+
+// Text expands variables in running text, such as a heredoc's, where quotes mean nothing.
+func (f *File) Text(text string, env Env) (string, error) {
+	lex := shell.NewLex('\\')
+	lex.SkipProcessQuotes = true
+	out, _, err := lex.ProcessWord(text, env)
+	if err != nil {
+		return "", errors.New(err.Error())
+	}
+	return out, nil
+}
+
+// Title expands the variables of a step's code for display; what is unset stays as written.
+func (f *File) Title(code string, env Env) string {
+	lex := shell.NewLex(f.escape)
+	lex.RawQuotes, lex.RawEscapes, lex.SkipUnsetEnv = true, true, true
+	out, _, err := lex.ProcessWord(code, env)
+	if err != nil {
+		return code
+	}
+	return out
+}
