@@ -1,0 +1,255 @@
+package layers
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sort"
+	"strings"
+	"time"
+
+	"conex/internal/layertar"
+
+	"golang.org/x/sys/unix"
+)
+
+// WriteUpper makes a layer of an overlay's upper folder: what a RUN step changed. Only this folder is walked. Overlayfs's
+// whiteouts and opaque folders become OCI's, hard links stay links, extended attributes stay (without overlayfs's own), and
+// sockets are left out. exclude, which may be nil, gets a path without leading slash and leaves it out, with all
+// that is in it. Nobody may change the folder meanwhile. An empty folder gives a layer too, an empty tar.
+//
+// The overlay must have been mounted without redirect_dir and metacopy: with them a folder or file in upper may borrow from
+// another place, and is an error here.
+func (s *Store) WriteUpper(ctx context.Context, upper string, exclude func(path string) bool) (Info, error) {
+	w, err := s.NewWriter(ctx)
+	if err != nil {
+		return Info{}, err
+	}
+	defer w.Close() // without effect after Commit
+	if err := w.AddUpper(upper, exclude); err != nil {
+		return Info{}, fmt.Errorf("layer of %s: %w", upper, err)
+	}
+	return w.Commit()
+}
+
+// AddUpper appends what WriteUpper says to a layer in the making.
+func (w *Writer) AddUpper(upper string, exclude func(path string) bool) error {
+	dir, err := os.OpenFile(upper, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if exclude == nil {
+		exclude = func(string) bool { return false }
+	}
+	u := &upperWalk{w: w, exclude: exclude, seen: map[[2]uint64]string{}}
+	return u.walk(dir, "")
+}
+
+type upperWalk struct {
+	w       *Writer
+	exclude func(string) bool
+	seen    map[[2]uint64]string // device and inode of files with several names, and their first name
+}
+
+// walk writes what is in a folder, in byte order. It opens every name relative to the folder's handle and follows no link:
+// what ran in the container chose the names.
+func (u *upperWalk) walk(dir *os.File, path string) error {
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	sort.Strings(names)
+	for _, name := range names {
+		p := name
+		if path != "" {
+			p = path + "/" + name
+		}
+		if u.exclude(p) {
+			continue
+		}
+		if err := u.entry(dir, name, p); err != nil {
+			return fmt.Errorf("%s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+func (u *upperWalk) entry(dir *os.File, name, path string) error {
+	fd := int(dir.Fd())
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	h := &tar.Header{
+		Name: path, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid), ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec),
+	}
+	kind := st.Mode & unix.S_IFMT
+	if kind == unix.S_IFSOCK {
+		return nil
+	}
+	if kind == unix.S_IFCHR && st.Rdev == 0 {
+		return u.whiteout(path, name)
+	}
+	if strings.HasPrefix(name, layertar.WhiteoutPrefix) {
+		return fmt.Errorf("a file name in a layer can't begin with %q, which marks deleted files there", layertar.WhiteoutPrefix)
+	}
+	x, mark, err := readXattrs(fmt.Sprintf("/proc/self/fd/%d/%s", fd, name))
+	if err != nil {
+		return err
+	}
+	if mark.whiteout && kind == unix.S_IFREG && st.Size == 0 {
+		return u.whiteout(path, name)
+	}
+	if mark.borrows != "" {
+		return fmt.Errorf("it carries %s: mount the overlay with redirect_dir=off,metacopy=off", mark.borrows)
+	}
+	h.PAXRecords = x
+	if kind == unix.S_IFDIR {
+		return u.folder(fd, name, path, h, mark.opaque)
+	}
+	if st.Nlink > 1 {
+		key := [2]uint64{st.Dev, st.Ino}
+		if first, ok := u.seen[key]; ok {
+			h.Typeflag, h.Linkname, h.PAXRecords = tar.TypeLink, first, nil
+			return u.w.WriteEntry(h, nil)
+		}
+		u.seen[key] = path
+	}
+	switch kind {
+	case unix.S_IFREG:
+		f, err := open(fd, name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		h.Typeflag, h.Size = tar.TypeReg, st.Size
+		return u.w.WriteEntry(h, f)
+	case unix.S_IFLNK:
+		buf := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(fd, name, buf)
+		if err != nil {
+			return err
+		}
+		h.Typeflag, h.Linkname = tar.TypeSymlink, string(buf[:n])
+	case unix.S_IFIFO:
+		h.Typeflag = tar.TypeFifo
+	case unix.S_IFCHR, unix.S_IFBLK:
+		h.Typeflag = tar.TypeBlock
+		if kind == unix.S_IFCHR {
+			h.Typeflag = tar.TypeChar
+		}
+		h.Devmajor, h.Devminor = int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
+	default:
+		return fmt.Errorf("unknown file type %o", kind)
+	}
+	return u.w.WriteEntry(h, nil)
+}
+
+func (u *upperWalk) folder(fd int, name, path string, h *tar.Header, opaque bool) error {
+	h.Typeflag = tar.TypeDir
+	if err := u.w.WriteEntry(h, nil); err != nil {
+		return err
+	}
+	if opaque {
+		if err := u.w.WriteEntry(&tar.Header{Typeflag: tar.TypeReg, Name: path + "/" + layertar.OpaqueName}, nil); err != nil {
+			return err
+		}
+	}
+	sub, err := open(fd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	return u.walk(sub, path)
+}
+
+func (u *upperWalk) whiteout(path, name string) error {
+	p := strings.TrimSuffix(path, name) + layertar.WhiteoutPrefix + name
+	return u.w.WriteEntry(&tar.Header{Typeflag: tar.TypeReg, Name: p}, nil)
+}
+
+// marks are overlayfs's own extended attributes of a file.
+type marks struct {
+	opaque   bool
+	whiteout bool
+	borrows  string // name of the attribute that makes the file depend on another place
+}
+
+// readXattrs returns a file's extended attributes as PAX records, and overlayfs's apart.
+func readXattrs(path string) (map[string]string, marks, error) {
+	var m marks
+	names, err := listXattrs(path)
+	if err != nil || len(names) == 0 {
+		return nil, m, err
+	}
+	var out map[string]string
+	for _, name := range names {
+		rest, ours := strings.CutPrefix(name, "trusted.overlay.")
+		if !ours {
+			rest, ours = strings.CutPrefix(name, "user.overlay.")
+		}
+		if !ours && !layertar.KeepXattr(name) {
+			continue
+		}
+		value, err := getXattr(path, name)
+		if errors.Is(err, unix.ENODATA) {
+			continue
+		}
+		if err != nil {
+			return nil, m, fmt.Errorf("extended attribute %s: %w", name, err)
+		}
+		if !ours {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out["SCHILY.xattr."+name] = value
+			continue
+		}
+		switch rest {
+		case "opaque":
+			m.opaque = value == "y"
+		case "whiteout":
+			m.whiteout = true
+		case "redirect", "metacopy":
+			m.borrows = name
+		}
+	}
+	return out, m, nil
+}
+
+func listXattrs(path string) ([]string, error) {
+	var small [512]byte
+	buf := small[:]
+	n, err := unix.Llistxattr(path, buf)
+	if err == unix.ERANGE {
+		buf = make([]byte, 64<<10) // the kernel's limit
+		n, err = unix.Llistxattr(path, buf)
+	}
+	if err == unix.ENOTSUP {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list extended attributes: %w", err)
+	}
+	return strings.FieldsFunc(string(buf[:n]), func(r rune) bool { return r == 0 }), nil
+}
+
+func getXattr(path, name string) (string, error) {
+	var small [512]byte
+	n, err := unix.Lgetxattr(path, name, small[:])
+	if err == nil {
+		return string(small[:n]), nil
+	}
+	if err != unix.ERANGE {
+		return "", err
+	}
+	buf := make([]byte, 64<<10)
+	n, err = unix.Lgetxattr(path, name, buf)
+	if err != nil {
+		return "", err
+	}
+	return string(buf[:n]), nil
+}
