@@ -1,0 +1,262 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"conex/internal/container"
+	"conex/internal/image"
+	"conex/internal/ocispec"
+
+	apii "github.com/moby/moby/api/types/image"
+)
+
+// RemoveImageRequest are the flags of `rmi`.
+type RemoveImageRequest struct {
+	// Force removes what several repositories refer to or a stopped container uses; never what a running one uses.
+	Force bool
+	// NoPrune keeps untagged parents; conex has none.
+	NoPrune bool
+}
+
+// ImageConflictError says why an image can't be removed, in Docker's words. errors.Is makes it image.ErrInUse.
+type ImageConflictError struct {
+	// Message is the whole text.
+	Message string
+	// Forced is true when Force would help.
+	Forced bool
+}
+
+func (e *ImageConflictError) Error() string { return e.Message }
+
+// Is makes errors.Is(err, image.ErrInUse) true.
+func (e *ImageConflictError) Is(target error) bool { return target == image.ErrInUse }
+
+func imageConflict(id ocispec.Digest, forceHelps bool, why string) error {
+	how := "cannot be forced"
+	if forceHelps {
+		how = "must be forced"
+	}
+	return &ImageConflictError{fmt.Sprintf("conflict: unable to delete %s (%s) - %s", shortDigest(id), how, why), forceHelps}
+}
+
+// RemoveImage removes a reference and, when it was the image's last, the image with the layers that nothing else uses; named by its
+// id, the image with all its references. What it did is told in order, as Docker tells it: Untagged, then Deleted.
+func (e *Engine) RemoveImage(ctx context.Context, name string, req RemoveImageRequest) ([]apii.DeleteResponse, error) {
+	images, err := e.Images()
+	if err != nil {
+		return nil, err
+	}
+	img, err := images.Resolve(name)
+	if err != nil {
+		return nil, err
+	}
+	users, err := e.containersOf(img.ID)
+	if err != nil {
+		return nil, err
+	}
+	r := &imageRemoval{e: e, images: images, img: img, users: users, force: req.Force}
+	if isIDPrefix(img.ID, name) && !r.isName(name) {
+		err = r.byID(ctx)
+	} else {
+		err = r.byName(ctx, name)
+	}
+	return r.done, err
+}
+
+// imageUser is a container that is made of an image.
+type imageUser struct {
+	id      string
+	running bool
+}
+
+// containersOf lists the containers of an image.
+func (e *Engine) containersOf(id ocispec.Digest) ([]imageUser, error) {
+	cs := e.Containers()
+	ids, err := cs.List()
+	if err != nil {
+		return nil, err
+	}
+	var users []imageUser
+	for _, cid := range ids {
+		snap, err := cs.Snapshot(cid)
+		if errors.Is(err, container.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if snap.Record.ImageID == id {
+			users = append(users, imageUser{cid, snap.Alive() != nil})
+		}
+	}
+	return users, nil
+}
+
+// isIDPrefix reports whether name is the beginning of id, with or without "sha256:".
+func isIDPrefix(id ocispec.Digest, name string) bool {
+	return strings.HasPrefix(string(id), name) || strings.HasPrefix(id.Encoded(), name)
+}
+
+// imageRemoval is one `rmi` at work.
+type imageRemoval struct {
+	e      *Engine
+	images *image.Store
+	img    image.Image
+	users  []imageUser
+	force  bool
+	done   []apii.DeleteResponse
+}
+
+// isName reports whether name is a reference to the image, for names that read like ids.
+func (r *imageRemoval) isName(name string) bool {
+	ref, err := image.ParseReference(name)
+	if err != nil {
+		return false
+	}
+	_, err = r.images.Lookup(ref)
+	return err == nil
+}
+
+// byName removes the reference name, and the image if that was the last.
+func (r *imageRemoval) byName(ctx context.Context, name string) error {
+	ref, err := image.ParseReference(name)
+	if err != nil {
+		return err
+	}
+	if !r.force && singleReference(r.img) && len(r.users) > 0 {
+		return &ImageConflictError{fmt.Sprintf("conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s",
+			name, r.users[0].id[:12], shortDigest(r.img.ID)), true}
+	}
+	if err := r.untag(ref); err != nil {
+		return err
+	}
+	if ref.Digest() == "" {
+		// The last tag of a repository takes its digests along.
+		if err := r.untagDigests(ref.Name()); err != nil {
+			return err
+		}
+	}
+	img, err := r.images.Get(r.img.ID)
+	if err != nil {
+		return err
+	}
+	if len(img.RepoTags)+len(img.RepoDigests) > 0 || len(r.users) > 0 {
+		return nil // named otherwise, or kept for its containers without a name
+	}
+	return r.delete(ctx)
+}
+
+// untagDigests removes the image's digests in a repository that has no tag of it any more.
+func (r *imageRemoval) untagDigests(repo string) error {
+	img, err := r.images.Get(r.img.ID)
+	if err != nil {
+		return err
+	}
+	inRepo := func(list []string) (refs []image.Reference, err error) {
+		for _, s := range list {
+			ref, err := image.ParseReference(s)
+			if err != nil {
+				return nil, err
+			}
+			if ref.Name() == repo {
+				refs = append(refs, ref)
+			}
+		}
+		return refs, nil
+	}
+	tags, err := inRepo(img.RepoTags)
+	if err != nil || len(tags) > 0 {
+		return err
+	}
+	digests, err := inRepo(img.RepoDigests)
+	if err != nil {
+		return err
+	}
+	for _, d := range digests {
+		if err := r.untag(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// byID removes the image with all its references.
+func (r *imageRemoval) byID(ctx context.Context) error {
+	for _, u := range r.users {
+		if u.running {
+			return imageConflict(r.img.ID, false, "image is being used by running container "+u.id[:12])
+		}
+	}
+	if !r.force {
+		if !singleReference(r.img) {
+			return imageConflict(r.img.ID, true, "image is referenced in multiple repositories")
+		}
+		if len(r.users) > 0 {
+			return imageConflict(r.img.ID, true, "image is being used by stopped container "+r.users[0].id[:12])
+		}
+	}
+	return r.delete(ctx)
+}
+
+// untag removes one reference and says so.
+func (r *imageRemoval) untag(ref image.Reference) error {
+	if ref.Digest() != "" {
+		ref = ref.WithDigest(ref.Digest())
+	}
+	if _, err := r.images.Untag(ref); err != nil {
+		return err
+	}
+	r.done = append(r.done, apii.DeleteResponse{Untagged: ref.Familiar()})
+	return nil
+}
+
+// delete removes what references are left, the image, and the layers that nobody else uses.
+func (r *imageRemoval) delete(ctx context.Context) error {
+	img, err := r.images.Get(r.img.ID)
+	if err != nil {
+		return err
+	}
+	for _, s := range slices.Concat(img.RepoTags, img.RepoDigests) {
+		ref, err := image.ParseReference(s)
+		if err != nil {
+			return err
+		}
+		if err := r.untag(ref); err != nil {
+			return err
+		}
+	}
+	if err := r.images.Delete(img.ID); err != nil {
+		return err
+	}
+	r.done = append(r.done, apii.DeleteResponse{Deleted: string(img.ID)})
+	// The image is gone: what follows is cleaning up, which a Ctrl-C shall not leave half done.
+	res, err := r.e.sweep(context.WithoutCancel(ctx))
+	if err != nil {
+		return err
+	}
+	for _, d := range slices.Backward(img.Layers()) {
+		if slices.Contains(res.Layers, d) {
+			r.done = append(r.done, apii.DeleteResponse{Deleted: string(d)})
+		}
+	}
+	return nil
+}
+
+// singleReference reports whether all of an image's references are one tag and the digests of its repository, so that removing the image
+// surprises nobody.
+func singleReference(img image.Image) bool {
+	if len(img.RepoTags) > 1 {
+		return false
+	}
+	repos := map[string]bool{}
+	for _, s := range slices.Concat(img.RepoTags, img.RepoDigests) {
+		if ref, err := image.ParseReference(s); err == nil {
+			repos[ref.Name()] = true
+		}
+	}
+	return len(repos) <= 1
+}

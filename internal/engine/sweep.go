@@ -1,0 +1,56 @@
+package engine
+
+import (
+	"context"
+	"errors"
+
+	"conex/internal/collect"
+	"conex/internal/container"
+	"conex/internal/ocispec"
+)
+
+// sweep removes layers and blobs that no image, container or live lease uses.
+func (e *Engine) sweep(ctx context.Context) (collect.Result, error) {
+	images, err := e.Images()
+	if err != nil {
+		return collect.Result{}, err
+	}
+	ls, err := e.Layers()
+	if err != nil {
+		return collect.Result{}, err
+	}
+	return collect.Sweep(ctx, collect.Stores{Root: e.root, Images: images, Layers: ls, Blobs: e.Blobs()}, e.markContainers)
+}
+
+// markContainers marks what containers are made of.
+func (e *Engine) markContainers(mark func(...ocispec.Digest)) error {
+	cs := e.Containers()
+	ids, err := cs.List()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		r, err := cs.Load(id)
+		if errors.Is(err, container.ErrNotFound) {
+			continue // removed since List
+		}
+		if err != nil {
+			return err
+		}
+		mark(r.ImageID)
+		mark(r.Layers...)
+	}
+	return nil
+}
+
+// closeLease ends an open lease, and does the sweep that somebody had to put off because of it.
+func (e *Engine) closeLease(ctx context.Context, l *collect.Lease) error {
+	if err := l.Close(); err != nil {
+		return err
+	}
+	if !collect.Pending(e.root) {
+		return nil
+	}
+	_, err := e.sweep(context.WithoutCancel(ctx))
+	return err
+}
