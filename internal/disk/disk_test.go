@@ -1,0 +1,214 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+)
+
+func TestMain(m *testing.M) {
+	switch os.Getenv("DISK_TEST") {
+	case "update": // adds to a counter, for TestUpdateAcrossProcesses
+		for range 50 {
+			err := Update(os.Args[1], 0o600, Volatile, func(old []byte) ([]byte, error) {
+				n, _ := strconv.Atoi(string(old))
+				return []byte(strconv.Itoa(n + 1)), nil
+			})
+			if err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+		}
+		os.Exit(0)
+	case "stage": // makes a stage and dies without closing it
+		r, err := OpenRoot(os.Args[1])
+		if err != nil {
+			panic(err)
+		}
+		s, err := r.Stage()
+		if err != nil {
+			panic(err)
+		}
+		fmt.Println(s.Dir)
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func child(t *testing.T, what, arg string) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(exe, arg)
+	c.Env = append(os.Environ(), "DISK_TEST="+what)
+	return c
+}
+
+func TestUpdateAcrossProcesses(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "counter")
+	var wg sync.WaitGroup
+	for range 4 {
+		c := child(t, "update", path)
+		wg.Go(func() {
+			if out, err := c.CombinedOutput(); err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+	wg.Wait()
+	got, err := os.ReadFile(path)
+	if err != nil || string(got) != "200" {
+		t.Fatalf("counter is %s, %v", got, err)
+	}
+}
+
+func TestUpdateKeepsOldOnError(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if err := WriteFile(path, []byte("old"), 0o640, Durable); err != nil {
+		t.Fatal(err)
+	}
+	boom := errors.New("boom")
+	if err := Update(path, 0o600, Durable, func([]byte) ([]byte, error) { return []byte("new"), boom }); !errors.Is(err, boom) {
+		t.Fatal(err)
+	}
+	got, _ := os.ReadFile(path)
+	st, err := os.Stat(path)
+	if string(got) != "old" || err != nil || st.Mode().Perm() != 0o640 {
+		t.Fatalf("%s %v", got, st.Mode())
+	}
+}
+
+func TestWriteFileLeavesNoTemporary(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "target"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteFile(filepath.Join(dir, "target"), []byte("x"), 0o600, Durable); err == nil {
+		t.Fatal("a folder was replaced by a file")
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Fatalf("left: %v %v", entries, err)
+	}
+}
+
+func TestLocks(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "l")
+	l, err := Acquire(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := TryAcquire(path); !errors.Is(err, ErrLocked) {
+		t.Fatalf("second lock: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+	defer cancel()
+	if _, err := AcquireContext(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("lock with an ended context: %v", err)
+	}
+	l.Release()
+	l.Release()
+	l2, err := AcquireContext(context.Background(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l2.Release()
+}
+
+func TestPublishOnce(t *testing.T) {
+	r, err := OpenRoot(filepath.Join(t.TempDir(), "root"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wins int
+	for i := range 2 {
+		s, err := r.Stage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(s.Dir, "f"), fmt.Append(nil, i), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		won, err := s.Publish(r.Path("layers", "x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if won {
+			wins++
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(r.Path("layers", "x", "f"))
+	if wins != 1 || err != nil || !bytes.Equal(got, []byte("0")) {
+		t.Fatalf("%d wins, %s, %v", wins, got, err)
+	}
+	left, err := os.ReadDir(r.Path("staging"))
+	if err != nil || len(left) != 0 {
+		t.Fatalf("staging holds %v %v", left, err)
+	}
+}
+
+func TestSweepTakesOnlyTheDead(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "root")
+	r, err := OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := child(t, "stage", dir).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := string(bytes.TrimSpace(out))
+	if _, err := os.Stat(dead); err != nil {
+		t.Fatal(err)
+	}
+	live, err := r.Stage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Close()
+	if err := os.WriteFile(r.Path("containers", "c"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.TrashLater(r.Path("containers", "c")); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Trash(r.Path("containers", "never-there")); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Sweep(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dead); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("dead stage is left: %v", err)
+	}
+	if _, err := os.Stat(live.Dir); err != nil {
+		t.Errorf("live stage is gone: %v", err)
+	}
+	if left, _ := os.ReadDir(r.Path("trash")); len(left) != 0 {
+		t.Errorf("trash holds %v", left)
+	}
+}
+
+func TestOpenRootRefusesNewerLayout(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "version"), []byte("99\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenRoot(dir); err == nil {
+		t.Fatal("opened")
+	}
+}

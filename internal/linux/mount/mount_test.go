@@ -1,0 +1,121 @@
+package mount
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"conex/internal/safepath"
+
+	"golang.org/x/sys/unix"
+)
+
+func folders(t *testing.T) (lower [2]string, upper, work string) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	mk := func(name string) string {
+		p := filepath.Join(dir, name)
+		if err := os.Mkdir(p, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	lower = [2]string{mk("top"), mk("bottom:with,odd\\name")}
+	for i, l := range lower {
+		if err := os.WriteFile(filepath.Join(l, "both"), []byte{"tb"[i]}, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(lower[1], "low"), []byte("low"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return lower, mk("upper"), mk("work")
+}
+
+func read(t *testing.T, root *os.File, name string) string {
+	t.Helper()
+	f, err := safepath.Open(root, name, unix.O_RDONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// TestOverlay holds the new mount API and the old option string to the same behaviour.
+func TestOverlay(t *testing.T) {
+	for name, mk := range map[string]func(OverlayOptions) (*os.File, error){
+		"new":     Overlay,
+		"classic": func(o OverlayOptions) (*os.File, error) { return overlayClassic(o, 0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			lower, upper, work := folders(t)
+			m, err := mk(OverlayOptions{Lower: lower[:], Upper: upper, Work: work, Volatile: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := read(t, m, "both") + read(t, m, "low"); got != "tlow" {
+				t.Errorf("read %q", got)
+			}
+			f, err := safepath.Open(m, "new", unix.O_CREAT|unix.O_WRONLY, 0o600)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.Close()
+			if _, err := os.Stat(filepath.Join(upper, "new")); err != nil {
+				t.Errorf("upper: %v", err)
+			}
+			m.Close()
+			mounts, err := os.ReadFile("/proc/self/mounts")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(string(mounts), upper) {
+				t.Error("the mount is left")
+			}
+		})
+	}
+}
+
+func TestReadOnlyOverlays(t *testing.T) {
+	lower, _, _ := folders(t)
+	for n := 1; n <= 2; n++ {
+		m, err := Overlay(OverlayOptions{Lower: lower[:n]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := safepath.Open(m, "new", unix.O_CREAT|unix.O_WRONLY, 0o600); err == nil {
+			t.Errorf("%d layers: written to", n)
+		}
+		if got := read(t, m, "both"); got != "t" {
+			t.Errorf("%d layers: read %q", n, got)
+		}
+		m.Close()
+	}
+}
+
+func TestErrorsSayWhy(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	if _, err := New("tmpfs", []Param{{Key: "size", Value: "banana"}}, 0); err == nil {
+		t.Error("tmpfs of size banana")
+	} else {
+		t.Log(err)
+	}
+	if _, err := Overlay(OverlayOptions{}); err == nil {
+		t.Error("overlay of nothing")
+	}
+	if _, err := Clone(unix.AT_FDCWD, "/no/such", false); !os.IsNotExist(err) {
+		t.Errorf("clone: %v", err)
+	}
+}
