@@ -1,8 +1,10 @@
 package mount
 
 import (
+	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -117,5 +119,29 @@ func TestErrorsSayWhy(t *testing.T) {
 	}
 	if _, err := Clone(unix.AT_FDCWD, "/no/such", false); !os.IsNotExist(err) {
 		t.Errorf("clone: %v", err)
+	}
+}
+
+func TestReadOnlySelf(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	if os.Getenv("MOUNT_TEST_SELF") != "" { // the child
+		// Opening it for writing says "text file busy" while it runs; what counts is what comes after that.
+		var st unix.Statfs_t
+		if err := unix.Statfs("/proc/self/exe", &st); err != nil || st.Flags&unix.ST_RDONLY == 0 {
+			t.Fatalf("the program can be written to: flags %x, %v", st.Flags, err)
+		}
+		return
+	}
+	self, err := ReadOnlySelf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer self.Close()
+	c := exec.Command(fmt.Sprintf("/proc/self/fd/%d", self.Fd()), "-test.run=^TestReadOnlySelf$", "-test.v")
+	c.Env = append(os.Environ(), "MOUNT_TEST_SELF=1")
+	if out, err := c.CombinedOutput(); err != nil || !strings.Contains(string(out), "PASS: TestReadOnlySelf") {
+		t.Fatalf("%v: %s", err, out)
 	}
 }
