@@ -1,0 +1,208 @@
+// Package container owns containers/, names/ and the run folders c/<id>/ below the state folder: what a container is made
+// of, what it is called, and what state it is in.
+//
+//	containers/<id>/config.json    Record: what was asked for. Changed by rename only.
+//	containers/<id>/desired.json   Desired: whether it should run
+//	containers/<id>/exit.json      Exit: how its last run ended
+//	containers/<id>/upper,work     the writable layer
+//	containers/<id>/log            its output (package logs)
+//	containers/<id>/files          hosts, hostname, resolv.conf, bind-mounted into it
+//	names/<name> -> <id>           a link counts while that container's record carries that name
+//	names.lock                     flock: every change of a name holds it
+//	c/<id>/monitor.lock            flock: held by the monitor for life, or by whoever starts, settles or removes the container
+//	c/<id>/state.json              State: what the monitor is doing; there from before the start until all is cleaned up
+//	c/<id>/sock                    the monitor's socket (package control)
+package container
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"time"
+
+	"conex/internal/disk"
+	"conex/internal/ocispec"
+	"conex/internal/portmap"
+
+	apic "github.com/moby/moby/api/types/container"
+)
+
+// Record is what a container was created as.
+type Record struct {
+	ID      string    `json:"id"`
+	Name    string    `json:"name"`
+	Created time.Time `json:"created"`
+	// Image is the image's name as the user gave it; ImageID and Layers (base first) are what it meant at that moment.
+	Image   string           `json:"image"`
+	ImageID ocispec.Digest   `json:"imageID"`
+	Layers  []ocispec.Digest `json:"layers"`
+	// Config is the request merged with the image's config.
+	Config *apic.Config `json:"config"`
+	// HostConfig is the request's.
+	HostConfig *apic.HostConfig `json:"hostConfig"`
+	// Path and Args are the command: entrypoint and cmd in one.
+	Path string   `json:"path"`
+	Args []string `json:"args"`
+	// Mounts are binds, volumes and tmpfs, in the order in which they are mounted.
+	Mounts []apic.MountPoint `json:"mounts,omitempty"`
+	// Anonymous names the volumes that were made for this container and go with it on `rm -v` and --rm.
+	Anonymous []string `json:"anonymous,omitempty"`
+	// Platform is the image's, as in "linux/amd64".
+	Platform string `json:"platform"`
+	// Driver is the storage driver that mounts its layers.
+	Driver string `json:"driver"`
+}
+
+// Desired says whether a container should run, for the case that its monitor or the machine goes down.
+type Desired struct {
+	// Running is set by start and cleared by an end that no restart policy answers.
+	Running bool `json:"running"`
+	// Stopped says that a user stopped or killed it: no restart policy brings it back before the next start, and
+	// unless-stopped not even a reboot.
+	Stopped bool `json:"stopped"`
+}
+
+// Exit says how a container's last run ended.
+type Exit struct {
+	// Code is Docker's exit code: the process's own, 128+n for a signal, 125 to 127 when it could not be started.
+	Code int `json:"code"`
+	// Signal is the number of the signal that killed it, 0 if none.
+	Signal int `json:"signal,omitempty"`
+	// OOM says that the kernel killed a process in it for lack of memory.
+	OOM bool `json:"oom,omitempty"`
+	// Error says why it could not be started, or that its monitor died.
+	Error string `json:"error,omitempty"`
+	// Started is zero when the process never ran.
+	Started  time.Time `json:"started,omitzero"`
+	Finished time.Time `json:"finished"`
+	// Restarts counts how often the restart policy started it again.
+	Restarts int `json:"restarts,omitempty"`
+	// Ports and Health are not kept: they end with the run.
+}
+
+// Status words of State, Docker's.
+const (
+	Running    = "running"
+	Restarting = "restarting"
+	// Starting is a monitor at work that has not executed the command yet.
+	Starting = "starting"
+	// Exited is a monitor that has reported the end and is still cleaning up.
+	Exited = "exited"
+)
+
+// State is what a monitor says about its container while it lives.
+type State struct {
+	Status string `json:"status"`
+	// BootID tells a state of before a reboot, should the state folder survive one.
+	BootID string `json:"bootID"`
+	// Monitor is the monitor's process id, for people; whether it lives is what monitor.lock says.
+	Monitor int `json:"monitor"`
+	// Pid is the container's first process, 0 while there is none.
+	Pid     int       `json:"pid,omitempty"`
+	Started time.Time `json:"started,omitzero"`
+	// Exit is the end of the run before, while restarting.
+	Exit     *Exit        `json:"exit,omitempty"`
+	Restarts int          `json:"restarts,omitempty"`
+	Health   *apic.Health `json:"health,omitempty"`
+	// Endpoint is the container's place in the bridge network, nil without.
+	Endpoint *Endpoint `json:"endpoint,omitempty"`
+	// ExecIDs are the running execs.
+	ExecIDs []string `json:"execIDs,omitempty"`
+	// Cgroup is the container's cgroup, relative to each hierarchy's root.
+	Cgroup string `json:"cgroup,omitempty"`
+	// AutoRemove says that the container's folder goes with its monitor (--rm); Anonymous are the volumes that go along.
+	AutoRemove bool     `json:"autoRemove,omitempty"`
+	Anonymous  []string `json:"anonymous,omitempty"`
+}
+
+// Endpoint is a container's place in a network, in plain words for state.json.
+type Endpoint struct {
+	NetworkName string            `json:"networkName"`
+	NetworkID   string            `json:"networkID"`
+	EndpointID  string            `json:"endpointID"`
+	Address     string            `json:"address"` // 10.0.0.2/16
+	Gateway     string            `json:"gateway"`
+	MAC         string            `json:"mac"`
+	Ports       []portmap.Mapping `json:"ports,omitempty"`
+}
+
+// Dir returns the container's folder, or a path in it.
+func (s *Store) Dir(id string, elem ...string) string {
+	return s.root.Path(append([]string{"containers", id}, elem...)...)
+}
+
+// Load reads a record. ErrNotFound when there is no such container.
+func (s *Store) Load(id string) (*Record, error) {
+	var r Record
+	if err := disk.ReadJSON(s.Dir(id, "config.json"), &r); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, &NotFoundError{id}
+		}
+		return nil, err
+	}
+	return &r, nil
+}
+
+// durability is less for a container that is not to outlive a reboot: no sync on its way.
+func durability(auto bool) disk.Durability {
+	if auto {
+		return disk.Volatile
+	}
+	return disk.Durable
+}
+
+// Desired reads desired.json; the zero value when there is none.
+func (s *Store) Desired(id string) (Desired, error) {
+	var d Desired
+	err := readOptional(s.Dir(id, "desired.json"), &d)
+	return d, err
+}
+
+// SetDesired replaces desired.json. The caller holds the monitor lock, or asks the monitor to do it. Nothing is written when
+// the file says so already.
+func (s *Store) SetDesired(r *Record, d Desired) error {
+	if old, err := s.Desired(r.ID); err == nil && old == d {
+		return nil
+	}
+	return disk.WriteJSON(s.Dir(r.ID, "desired.json"), d, durability(r.HostConfig.AutoRemove))
+}
+
+// Exit reads exit.json; nil when the container has not ended yet.
+func (s *Store) Exit(id string) (*Exit, error) {
+	var e *Exit
+	err := readOptional(s.Dir(id, "exit.json"), &e)
+	return e, err
+}
+
+// SetExit replaces exit.json. The caller holds the monitor lock.
+func (s *Store) SetExit(r *Record, e Exit) error {
+	return disk.WriteJSON(s.Dir(r.ID, "exit.json"), e, durability(r.HostConfig.AutoRemove))
+}
+
+// State reads state.json; nil when no monitor is or was at work.
+func (s *Store) State(id string) (*State, error) {
+	var st *State
+	err := readOptional(s.RunDir(id, "state.json"), &st)
+	return st, err
+}
+
+// SetState replaces state.json, in the run folder, which must exist. The caller holds the monitor lock.
+func (s *Store) SetState(id string, st *State) error {
+	return disk.WriteJSON(s.RunDir(id, "state.json"), st, disk.Volatile)
+}
+
+// ClearState removes state.json: nothing is left to clean up.
+func (s *Store) ClearState(id string) error {
+	if err := os.Remove(s.RunDir(id, "state.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func readOptional(path string, v any) error {
+	err := disk.ReadJSON(path, v)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

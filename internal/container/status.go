@@ -1,0 +1,91 @@
+package container
+
+import (
+	"fmt"
+	"time"
+
+	"conex/internal/disk"
+
+	"github.com/docker/go-units"
+	apic "github.com/moby/moby/api/types/container"
+)
+
+// Snapshot is all that the disk says about one container at one moment.
+type Snapshot struct {
+	Record  *Record
+	Desired Desired
+	Exit    *Exit
+	State   *State
+}
+
+// Snapshot reads everything about a container. ErrNotFound when it is gone.
+func (s *Store) Snapshot(id string) (*Snapshot, error) {
+	// The state first: a monitor that ends writes exit.json before it changes the state, so that no reader finds neither.
+	st, err := s.State(id)
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.Load(id)
+	if err != nil {
+		return nil, err
+	}
+	d, err := s.Desired(id)
+	if err != nil {
+		return nil, err
+	}
+	e, err := s.Exit(id)
+	if err != nil {
+		return nil, err
+	}
+	return &Snapshot{Record: r, Desired: d, Exit: e, State: st}, nil
+}
+
+// Alive returns the state of a container that runs or is about to be restarted, nil otherwise. It trusts the file: settle dead
+// monitors before.
+func (n *Snapshot) Alive() *State {
+	if n.State != nil && n.State.BootID == disk.BootID() && (n.State.Status == Running || n.State.Status == Restarting) {
+		return n.State
+	}
+	return nil
+}
+
+// Status returns Docker's word for the container's state: created, running, restarting, exited.
+func (n *Snapshot) Status() apic.ContainerState {
+	if a := n.Alive(); a != nil {
+		return apic.ContainerState(a.Status)
+	}
+	if n.Exit == nil || n.Exit.Started.IsZero() {
+		return apic.StateCreated
+	}
+	return apic.StateExited
+}
+
+// StatusText returns what `ps` shows: "Up 5 seconds (healthy)", "Exited (0) 3 minutes ago".
+func (n *Snapshot) StatusText(now time.Time) string {
+	a := n.Alive()
+	switch {
+	case a != nil && a.Status == Restarting:
+		code, at := 0, now
+		if a.Exit != nil {
+			code, at = a.Exit.Code, a.Exit.Finished
+		}
+		return fmt.Sprintf("Restarting (%d) %s ago", code, ago(now, at))
+	case a != nil:
+		s := "Up " + ago(now, a.Started)
+		if a.Health != nil {
+			switch a.Health.Status {
+			case apic.Starting:
+				s += " (health: starting)"
+			case apic.Healthy, apic.Unhealthy:
+				s += " (" + string(a.Health.Status) + ")"
+			}
+		}
+		return s
+	case n.Exit == nil || n.Exit.Started.IsZero():
+		return "Created"
+	default:
+		return fmt.Sprintf("Exited (%d) %s ago", n.Exit.Code, ago(now, n.Exit.Finished))
+	}
+}
+
+func ago(now, t time.Time) string { return units.HumanDuration(max(0, now.Sub(t))) }

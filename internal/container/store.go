@@ -1,0 +1,351 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"conex/internal/disk"
+)
+
+var (
+	// ErrNotFound says that no container has the given name or id; the text is Docker's "No such container: x".
+	ErrNotFound = errors.New("no such container")
+	// ErrNameTaken says that another container has the name.
+	ErrNameTaken = errors.New("container name is already in use")
+	// ErrName says that a name has characters that are not allowed.
+	ErrName = errors.New("invalid container name")
+	// ErrAmbiguous says that a short id fits several containers.
+	ErrAmbiguous = errors.New("ambiguous container id")
+	// ErrBusy says that a monitor, or somebody who starts, settles or removes the container, holds its lock.
+	ErrBusy = errors.New("container is busy")
+)
+
+// NotFoundError is ErrNotFound for one name.
+type NotFoundError struct{ Name string }
+
+func (e *NotFoundError) Error() string { return "No such container: " + e.Name }
+
+// Is makes errors.Is(err, ErrNotFound) true.
+func (e *NotFoundError) Is(target error) bool { return target == ErrNotFound }
+
+// NameTakenError is ErrNameTaken, in Docker's words.
+type NameTakenError struct{ Name, ID string }
+
+func (e *NameTakenError) Error() string {
+	return fmt.Sprintf("Conflict. The container name %q is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.", "/"+e.Name, e.ID)
+}
+
+// Is makes errors.Is(err, ErrNameTaken) true.
+func (e *NameTakenError) Is(target error) bool { return target == ErrNameTaken }
+
+// NameError is ErrName, in Docker's words.
+type NameError struct{ Name string }
+
+func (e *NameError) Error() string {
+	return fmt.Sprintf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", e.Name)
+}
+
+// Is makes errors.Is(err, ErrName) true.
+func (e *NameError) Is(target error) bool { return target == ErrName }
+
+// Store is the container store of one root and one state folder. It keeps nothing in memory.
+type Store struct {
+	root  *disk.Root
+	state string
+}
+
+// Open returns the store. state is the runtime folder (/run/conex).
+func Open(root *disk.Root, state string) *Store { return &Store{root: root, state: state} }
+
+// RunDir returns the container's folder of volatile state, or a path in it.
+func (s *Store) RunDir(id string, elem ...string) string {
+	return filepath.Join(append([]string{s.state, "c", id}, elem...)...)
+}
+
+// Lock takes the container's monitor lock, or fails with ErrBusy at once. It makes the run folder. The container need not exist
+// (any more).
+func (s *Store) Lock(id string) (*disk.Lock, error) {
+	path := s.RunDir(id, "monitor.lock")
+	l, err := disk.TryAcquire(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+			return nil, fmt.Errorf("lock container: %w", err)
+		}
+		l, err = disk.TryAcquire(path)
+	}
+	if errors.Is(err, disk.ErrLocked) {
+		return nil, ErrBusy
+	}
+	return l, err
+}
+
+// LockIdle takes the monitor lock, waiting while it is held by somebody who will soon be done: a monitor that cleans up, a
+// settler. It fails with ErrBusy when a monitor runs the container or is about to.
+//
+// It asks again every few milliseconds instead of waiting in flock(2), since the holder may turn out to be a starting monitor,
+// which keeps the lock for as long as the container runs.
+func (s *Store) LockIdle(ctx context.Context, id string) (*disk.Lock, error) {
+	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		l, err := s.Lock(id)
+		if !errors.Is(err, ErrBusy) {
+			return l, err
+		}
+		st, err := s.State(id)
+		if err != nil {
+			return nil, err
+		}
+		if st != nil && st.BootID == disk.BootID() && (st.Status == Running || st.Status == Restarting) {
+			return nil, ErrBusy
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for container %s: %w", short(id), ctx.Err())
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Create publishes the record with its folders and its name, all or nothing. files are written beside config.json (they are the
+// generated /etc/hosts and so on, by path within the folder). An existing name is ErrNameTaken. A nil error promises, unless
+// the container is to be removed when it ends, that it survives a power loss.
+func (s *Store) Create(r *Record, files map[string][]byte) error {
+	if err := CheckName(r.Name); err != nil {
+		return err
+	}
+	d := durability(r.HostConfig.AutoRemove)
+	st, err := s.root.Stage()
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	dir := filepath.Join(st.Dir, r.ID)
+	for _, sub := range []string{"", "upper", "work", "log", "files"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o711); err != nil {
+			return fmt.Errorf("create container: %w", err)
+		}
+	}
+	// The upper folder's own mode is that of the container's "/".
+	if err := os.Chmod(filepath.Join(dir, "upper"), 0o755); err != nil {
+		return fmt.Errorf("create container: %w", err)
+	}
+	for name, data := range files {
+		// No sync: their content is made anew at every start.
+		if err := disk.WriteFile(filepath.Join(dir, name), data, 0o644, disk.Volatile); err != nil {
+			return err
+		}
+	}
+	if err := disk.WriteJSON(filepath.Join(dir, "config.json"), r, d); err != nil {
+		return err
+	}
+	l, err := s.lockNames()
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	// The name comes first: after a crash in between it leads nowhere, and such a link is free to take.
+	if err := s.link(r.Name, r.ID); err != nil {
+		return err
+	}
+	won, err := st.Publish(s.Dir(r.ID), r.ID)
+	if err == nil && !won {
+		err = fmt.Errorf("create container: %s exists already", r.ID)
+	}
+	if err != nil {
+		os.Remove(s.root.Path("names", r.Name))
+		return err
+	}
+	if d == disk.Durable {
+		if err := disk.SyncDir(s.root.Path("containers")); err != nil {
+			return err
+		}
+		return disk.SyncDir(s.root.Path("names"))
+	}
+	return nil
+}
+
+// List returns the ids of all containers, in no order that means anything.
+func (s *Store) List() ([]string, error) {
+	entries, err := os.ReadDir(s.root.Path("containers"))
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	ids := make([]string, 0, len(entries))
+	for _, e := range entries {
+		if isID(e.Name()) {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, nil
+}
+
+// ListRun returns the ids of all run folders: containers that ran since boot, some of which may be gone.
+func (s *Store) ListRun() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(s.state, "c"))
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("list run folders: %w", err)
+	}
+	ids := make([]string, 0, len(entries))
+	for _, e := range entries {
+		if isID(e.Name()) {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, nil
+}
+
+// Resolve returns the id of the container that people mean: a full id, a name, or the beginning of an id, in this order, which is
+// Docker's. A leading slash of a name is ignored.
+func (s *Store) Resolve(nameOrID string) (string, error) {
+	if nameOrID == "" {
+		return "", &NotFoundError{nameOrID}
+	}
+	if isID(nameOrID) {
+		if _, err := os.Lstat(s.Dir(nameOrID)); err == nil {
+			return nameOrID, nil
+		}
+	}
+	name := strings.TrimPrefix(nameOrID, "/")
+	if CheckName(name) == nil {
+		if id := s.named(name); id != "" {
+			return id, nil
+		}
+	}
+	if !isHex(nameOrID) {
+		return "", &NotFoundError{nameOrID}
+	}
+	ids, err := s.List()
+	if err != nil {
+		return "", err
+	}
+	found := ""
+	for _, id := range ids {
+		if !strings.HasPrefix(id, nameOrID) {
+			continue
+		}
+		if found != "" {
+			return "", fmt.Errorf("%w: multiple IDs found with provided prefix: %s", ErrAmbiguous, nameOrID)
+		}
+		found = id
+	}
+	if found == "" {
+		return "", &NotFoundError{nameOrID}
+	}
+	return found, nil
+}
+
+// Rename gives the container another name. An existing name is ErrNameTaken. After a crash half-way the container has one of
+// the two names, and the other is free.
+func (s *Store) Rename(id, name string) error {
+	name = strings.TrimPrefix(name, "/")
+	if err := CheckName(name); err != nil {
+		return err
+	}
+	l, err := s.lockNames()
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	r, err := s.Load(id)
+	if err != nil {
+		return err
+	}
+	old := r.Name
+	if old == name {
+		return fmt.Errorf("Renaming a container with the same name as its current name: %w", ErrNameTaken) //nolint:staticcheck // Docker's words
+	}
+	if err := s.link(name, id); err != nil {
+		return err
+	}
+	r.Name = name
+	if err := disk.WriteJSON(s.Dir(id, "config.json"), r, durability(r.HostConfig.AutoRemove)); err != nil {
+		os.Remove(s.root.Path("names", name))
+		return err
+	}
+	return os.Remove(s.root.Path("names", old))
+}
+
+// Remove makes the container disappear: its folder moves into the trash, its name is free. The caller holds the monitor lock
+// and deletes the returned folder, "" if there was none, when it has the time. Idempotent.
+func (s *Store) Remove(id string) (trash string, err error) {
+	l, err := s.lockNames()
+	if err != nil {
+		return "", err
+	}
+	defer l.Release()
+	name := ""
+	if r, err := s.Load(id); err == nil {
+		name = r.Name
+	}
+	trash, err = s.root.TrashLater(s.Dir(id))
+	if err != nil {
+		return "", err
+	}
+	if name != "" {
+		if to, err := os.Readlink(s.root.Path("names", name)); err == nil && to == id {
+			if err := os.Remove(s.root.Path("names", name)); err != nil {
+				return trash, fmt.Errorf("release name %s: %w", name, err)
+			}
+		}
+	}
+	return trash, nil
+}
+
+// RemoveRun deletes the run folder. The caller holds the monitor lock, which this ends the meaning of.
+func (s *Store) RemoveRun(id string) error { return os.RemoveAll(s.RunDir(id)) }
+
+func (s *Store) lockNames() (*disk.Lock, error) { return disk.Acquire(s.root.Path("names.lock")) }
+
+// named returns the id behind a name, "" when there is none.
+func (s *Store) named(name string) string {
+	id, err := os.Readlink(s.root.Path("names", name))
+	if err != nil || !isID(id) {
+		return ""
+	}
+	r, err := s.Load(id)
+	if err != nil || r.Name != name {
+		return ""
+	}
+	return id
+}
+
+// link makes names/<name>. A link that leads nowhere, or to a container that has been renamed, is replaced. The caller holds
+// names.lock.
+func (s *Store) link(name, id string) error {
+	path := s.root.Path("names", name)
+	err := os.Symlink(id, path)
+	if errors.Is(err, fs.ErrExist) {
+		if holder := s.named(name); holder != "" {
+			return &NameTakenError{name, holder}
+		}
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("reclaim name %s: %w", name, err)
+		}
+		err = os.Symlink(id, path)
+	}
+	if err != nil {
+		return fmt.Errorf("take name %s: %w", name, err)
+	}
+	return nil
+}
+
+func isHex(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return s != ""
+}
+
+func isID(s string) bool { return len(s) == 64 && isHex(s) }
+
+func short(id string) string { return id[:min(12, len(id))] }

@@ -1,0 +1,174 @@
+// Package control owns the wire between a container's monitor and everybody else: paths, types, stream framing, and the client.
+//
+// It is HTTP/1.1 over the unix socket c/<id>/sock, in the manner of Docker's Engine API:
+//
+//	GET  /state                                  container.State
+//	GET  /wait                                   container.Exit, when the present run has ended
+//	POST /kill?signal=TERM
+//	POST /stop?signal=&t=10                      container.Exit
+//	POST /resize?h=&w=[&exec=id]
+//	POST /attach?stdin=1&stdout=1&stderr=1[&framed=1]   101, then streams
+//	POST /exec                                   ExecRequest; 101 with the id in the header Conex-Exec-Id, then streams
+//	GET  /top                                    {"pids": [...]}, host process ids
+//
+// An error has a status of 400 or more and a body {"message", "exitCode"}.
+//
+// After a 101 the client sends plain bytes, the command's input, and closes its half for the end of it. The other way come
+// frames as in Docker's attach (type, three zero bytes, length as 32 bits big endian, data) or, for Docker's own clients with a
+// terminal, plain bytes. With framed=1 there are always frames, and the last is of type FrameEnd with the JSON of a
+// container.Exit: it comes in order behind the last output, so that nobody has to ask for the exit code.
+package control
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Types of frames: Docker's, and one of ours.
+const (
+	FrameStdout = 1
+	FrameStderr = 2
+	FrameEnd    = 4
+)
+
+// HeaderExecID is the response header with an exec's id.
+const HeaderExecID = "Conex-Exec-Id"
+
+// HeaderLen is the length of a frame's header in bytes.
+const HeaderLen = 8
+
+// maxEnd bounds the end frame; the frames of output are copied through, whatever their length.
+const maxEnd = 64 << 10
+
+// Header returns a frame's header for n bytes of data.
+func Header(kind byte, n int) [HeaderLen]byte {
+	var h [HeaderLen]byte
+	h[0] = kind
+	binary.BigEndian.PutUint32(h[4:], uint32(n))
+	return h
+}
+
+// ErrGone says that no monitor answers: the container does not run.
+var ErrGone = errors.New("container is not running")
+
+// Error is what the monitor answered instead of doing what it was asked.
+type Error struct {
+	// Status is the HTTP status: 400 for a senseless request, 404, 409 for the wrong state, 500.
+	Status int `json:"-"`
+	// Message is for people.
+	Message string `json:"message"`
+	// ExitCode is 126 or 127 for a command that can't be executed, 0 otherwise.
+	ExitCode int `json:"exitCode,omitempty"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// ExecRequest asks for a further process in the container.
+type ExecRequest struct {
+	Cmd        []string `json:"cmd"`
+	Env        []string `json:"env,omitempty"`
+	User       string   `json:"user,omitempty"`
+	WorkingDir string   `json:"workingDir,omitempty"`
+	Tty        bool     `json:"tty,omitempty"`
+	// Stdin connects the command's input; without it the input is /dev/null.
+	Stdin bool `json:"stdin,omitempty"`
+	// Detach starts the command without streams: the answer is 200 instead of 101.
+	Detach     bool `json:"detach,omitempty"`
+	Privileged bool `json:"privileged,omitempty"`
+	// Rows and Cols are the terminal's first size; 0 leaves it as the kernel makes it.
+	Rows uint16 `json:"rows,omitempty"`
+	Cols uint16 `json:"cols,omitempty"`
+}
+
+// Processes is the answer to GET /top.
+type Processes struct {
+	Pids []int `json:"pids"`
+}
+
+// StartRequest is what the engine gives to a new monitor, on its standard input.
+type StartRequest struct {
+	// Root and State are the engine's folders, ID the container.
+	Root  string `json:"root"`
+	State string `json:"state"`
+	ID    string `json:"id"`
+	// Lower are the layers' mounted folders, top first.
+	Lower []string `json:"lower"`
+	// Attach says that the descriptor AttachFD is a client that is attached from the start, with AttachStdin to the input too.
+	Attach      bool `json:"attach,omitempty"`
+	AttachStdin bool `json:"attachStdin,omitempty"`
+	// Rows and Cols are the attached terminal's size.
+	Rows uint16 `json:"rows,omitempty"`
+	Cols uint16 `json:"cols,omitempty"`
+	// DNS and DNSSearch are the configuration's, for containers that name none.
+	DNS       []string `json:"dns,omitempty"`
+	DNSSearch []string `json:"dnsSearch,omitempty"`
+	// LogDriver and LogOptions are the container's merged with the configuration's.
+	LogDriver  string            `json:"logDriver,omitempty"`
+	LogOptions map[string]string `json:"logOptions,omitempty"`
+	// Restarts continues a count that a dead monitor left.
+	Restarts int `json:"restarts,omitempty"`
+}
+
+// Name is the monitor's argv[0].
+const Name = "conex-monitor"
+
+// File descriptors of a new monitor. Standard input carries the StartRequest; output and error go to c/<id>/monitor.log.
+const (
+	// ReportFD is a pipe for one Report.
+	ReportFD = 3
+	// LockFD is the container's monitor.lock, locked already.
+	LockFD = 4
+	// AttachFD is one end of a socket pair (see StartRequest.Attach).
+	AttachFD = 5
+)
+
+// Report is the line that a monitor writes when the container's process runs, or why it does not.
+type Report struct {
+	Pid int `json:"pid,omitempty"`
+	// Error is empty on success; ExitCode is then 0, else Docker's 125, 126 or 127.
+	Error    string `json:"error,omitempty"`
+	ExitCode int    `json:"exitCode,omitempty"`
+	// PortTaken says that Error is about a host port that is in use.
+	PortTaken bool `json:"portTaken,omitempty"`
+}
+
+// copyFrames splits frames from r onto stdout and stderr (nil discards) until FrameEnd, whose data it returns, or the end of r
+// (nil data). A writer's error ends it.
+func copyFrames(stdout, stderr io.Writer, r io.Reader) ([]byte, error) {
+	var h [HeaderLen]byte
+	for {
+		if _, err := io.ReadFull(r, h[:]); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil, nil
+			}
+			return nil, fmt.Errorf("read stream: %w", err)
+		}
+		n := int64(binary.BigEndian.Uint32(h[4:]))
+		var w io.Writer
+		switch h[0] {
+		case FrameStdout:
+			w = stdout
+		case FrameStderr:
+			w = stderr
+		case FrameEnd:
+			if n > maxEnd {
+				return nil, fmt.Errorf("read stream: end frame of %d bytes", n)
+			}
+			b := make([]byte, n)
+			if _, err := io.ReadFull(r, b); err != nil {
+				return nil, fmt.Errorf("read stream: %w", err)
+			}
+			return b, nil
+		default:
+			return nil, fmt.Errorf("read stream: frame of unknown type %d", h[0])
+		}
+		if w == nil {
+			w = io.Discard
+		}
+		if _, err := io.CopyN(w, r, n); err != nil {
+			return nil, err
+		}
+	}
+}

@@ -1,0 +1,362 @@
+// Package monitor is the process that owns one running container: its standard streams, log, exit status, restarts, health
+// checks, network endpoint and published ports.
+//
+// The engine executes conex's own binary under the name conex-monitor; Takeover in this package's init makes that a monitor
+// before the command line and everything else heavy initialises. Files of the process: see package control.
+//
+//	engine: StartRequest ->  stdin
+//	                         read the record, reserve ports, Create, join the network, Start
+//	engine: one line     <-  Report
+//	clients              <-> sock, and the socket pair of the client that was attached from the start
+//	                         the process ends: exit.json, ports and address freed, with --rm everything removed
+//	clients              <-  the end frame
+//	                         cgroup, mounts and trash are cleaned up; the lock goes with the process
+package monitor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"conex/internal/container"
+	"conex/internal/control"
+	"conex/internal/disk"
+	"conex/internal/initstage"
+	"conex/internal/network"
+	"conex/internal/portmap"
+	"conex/internal/runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+func init() { initstage.Takeover(control.Name, Main) }
+
+// monitor is one container's monitor.
+type monitor struct {
+	req   control.StartRequest
+	root  *disk.Root
+	store *container.Store
+	rec   *container.Record
+	nets  *network.Manager
+	rt    runtime.Runtime
+	log   logWriter
+	sock  net.Listener
+	lock  *os.File
+	trash string // what remove left to delete
+	// writers are the goroutines that still write to clients.
+	writers sync.WaitGroup
+
+	mu    sync.Mutex
+	state container.State
+	run   *run // the present run; nil between runs
+	// stop is closed when no further run must be started.
+	stop     chan struct{}
+	stopped  bool // stop is closed
+	byHand   bool // a user did it
+	next     chan struct{}
+	lastExit container.Exit
+	backoff  time.Duration // the last pause; used by main alone
+	final    chan struct{} // closed when the last run's end is recorded
+}
+
+// Main runs a monitor and returns its exit code. The process has been prepared as package control describes.
+func Main() int {
+	report := os.NewFile(control.ReportFD, "report")
+	// What the container must never inherit: the lock above all, which says that we live.
+	for _, fd := range []int{control.ReportFD, control.LockFD, control.AttachFD} {
+		unix.CloseOnExec(fd)
+	}
+	m, err := open(os.Stdin)
+	if err != nil {
+		reply(report, control.Report{Error: err.Error(), ExitCode: 125})
+		return 1
+	}
+	m.lock = os.NewFile(control.LockFD, "lock")
+	err = m.main(report)
+	if err != nil {
+		complain("monitor", err)
+	}
+	// The container is done with; only clients that read slowly still have something to come.
+	m.lock.Close()
+	m.writers.Wait()
+	if err != nil {
+		return 1
+	}
+	return 0
+}
+
+func open(stdin *os.File) (*monitor, error) {
+	m := &monitor{rt: runtime.New(), stop: make(chan struct{}), next: make(chan struct{}), final: make(chan struct{})}
+	if err := json.NewDecoder(stdin).Decode(&m.req); err != nil {
+		return nil, fmt.Errorf("read start request: %w", err)
+	}
+	if err := stdin.Close(); err != nil {
+		return nil, err
+	}
+	// Descriptor 0 stays taken, lest a file of ours gets the number.
+	if _, err := os.Open(os.DevNull); err != nil {
+		return nil, err
+	}
+	var err error
+	if m.root, err = disk.OpenRoot(m.req.Root); err != nil {
+		return nil, err
+	}
+	m.store = container.Open(m.root, m.req.State)
+	if m.rec, err = m.store.Load(m.req.ID); err != nil {
+		return nil, err
+	}
+	m.nets = network.Open(m.root, m.req.State)
+	m.state = container.State{
+		Status: container.Starting, BootID: disk.BootID(), Monitor: os.Getpid(), Restarts: m.req.Restarts,
+		Cgroup: CgroupPath(m.rec.ID), AutoRemove: m.rec.HostConfig.AutoRemove, Anonymous: m.rec.Anonymous,
+	}
+	return m, nil
+}
+
+// main is the monitor's life. An error is one that nobody else was told.
+func (m *monitor) main(report *os.File) error {
+	// From here on a settler finds what we leave behind.
+	if err := m.store.SetState(m.rec.ID, &m.state); err != nil {
+		reply(report, control.Report{Error: err.Error(), ExitCode: 125})
+		return nil
+	}
+	// The terminal and the session of whoever started us are not ours; SIGTERM comes from a machine that shuts down.
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGTTOU, unix.SIGTTIN)
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, unix.SIGTERM)
+	go func() { // ends with the process
+		<-term
+		m.shutdown()
+	}()
+
+	var first *client
+	if m.req.Attach {
+		f := os.NewFile(control.AttachFD, "attach")
+		conn, err := net.FileConn(f)
+		f.Close()
+		if err != nil {
+			reply(report, control.Report{Error: err.Error(), ExitCode: 125})
+			return m.store.ClearState(m.rec.ID)
+		}
+		first = newClient(conn, true, true)
+	}
+	srv, err := m.listen()
+	if err != nil {
+		reply(report, control.Report{Error: err.Error(), ExitCode: 125})
+		return m.store.ClearState(m.rec.ID)
+	}
+	var errs []error
+	for n := 0; ; n++ {
+		var rep *os.File
+		if n == 0 {
+			rep = report
+		}
+		r, err := m.start(first)
+		if err != nil {
+			errs = append(errs, m.failed(err, rep, first, r))
+			break
+		}
+		if rep != nil {
+			reply(rep, control.Report{Pid: r.proc.Pid()})
+			first = nil
+			// Starting took more memory than staying does: give it back.
+			debug.FreeOSMemory()
+		}
+		e := r.wait()
+		delay, again := m.decide(e)
+		errs = append(errs, m.ended(r, e, again))
+		if again {
+			errs = append(errs, r.clean())
+			if m.pause(delay) {
+				continue
+			}
+			errs = append(errs, m.settled(nil, m.lastExit))
+		} else {
+			errs = append(errs, r.clean())
+		}
+		break
+	}
+	srv.close()
+	errs = append(errs, m.sweep())
+	return errors.Join(errs...)
+}
+
+// pause waits before a restart; false when a stop came.
+func (m *monitor) pause(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		select {
+		case <-m.stop:
+			return false
+		default:
+			return true
+		}
+	case <-m.stop:
+		return false
+	}
+}
+
+// setState changes state.json by fn.
+func (m *monitor) setState(fn func(*container.State)) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	fn(&m.state)
+	return m.store.SetState(m.rec.ID, &m.state)
+}
+
+// present returns the present run, nil when the container does not run.
+func (m *monitor) present() *run {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.run
+}
+
+// failed records a start that did not come off. r is what there was of the run, nil if nothing.
+func (m *monitor) failed(cause error, report *os.File, first *client, r *run) error {
+	code := 125
+	var ee *runtime.ExecError
+	if errors.As(cause, &ee) {
+		code = ee.ExitCode()
+	}
+	e := container.Exit{Code: code, Error: cause.Error(), Finished: time.Now().UTC(), Restarts: m.state.Restarts}
+	if m.lastExit.Finished.IsZero() && report == nil || !m.lastExit.Started.IsZero() {
+		e.Started = m.lastExit.Started // a restart that failed: the container has run before
+	}
+	var errs []error
+	if r != nil {
+		errs = append(errs, r.release(), r.clean())
+	}
+	errs = append(errs, m.settled(nil, e))
+	if first != nil {
+		first.abandon()
+	}
+	if report != nil {
+		reply(report, control.Report{Error: cause.Error(), ExitCode: code, PortTaken: errors.Is(cause, portmap.ErrPortTaken)})
+	} else {
+		complain("restart", cause)
+	}
+	return errors.Join(errs...)
+}
+
+// ended does what must be done before anybody hears that the run is over: ports and address are free, the exit is recorded, and
+// a container that is to be removed has lost its name and folder.
+func (m *monitor) ended(r *run, e container.Exit, again bool) error {
+	errs := []error{r.release()}
+	m.event("die", map[string]string{"exitCode": fmt.Sprint(e.Code)})
+	if again {
+		errs = append(errs, m.store.SetExit(m.rec, e), m.setState(func(s *container.State) {
+			s.Status, s.Pid, s.Endpoint, s.Health, s.Exit, s.ExecIDs = container.Restarting, 0, nil, nil, &e, nil
+			s.Restarts++
+		}))
+		m.mu.Lock()
+		m.run, m.lastExit = nil, e
+		next := m.next
+		m.next = make(chan struct{})
+		m.mu.Unlock()
+		close(next)
+		r.io.finish(e)
+		return errors.Join(errs...)
+	}
+	errs = append(errs, m.settled(r, e))
+	return errors.Join(errs...)
+}
+
+// settled records the final end and tells everybody.
+func (m *monitor) settled(r *run, e container.Exit) error {
+	var errs []error
+	m.mu.Lock()
+	d := container.Desired{Stopped: m.byHand}
+	// A monitor that was told to end because the machine goes down leaves the wish to run: reconcile will fulfil it.
+	d.Running = m.stopped && !m.byHand
+	m.mu.Unlock()
+	if !m.rec.HostConfig.AutoRemove {
+		errs = append(errs, m.store.SetExit(m.rec, e), m.store.SetDesired(m.rec, d))
+	} else {
+		errs = append(errs, m.remove())
+	}
+	// Nobody new: whoever comes later reads exit.json.
+	if m.sock != nil {
+		m.sock.Close()
+		os.Remove(m.store.RunDir(m.rec.ID, "sock"))
+	}
+	errs = append(errs, m.setState(func(s *container.State) {
+		s.Status, s.Pid, s.Endpoint, s.Health, s.ExecIDs = container.Exited, 0, nil, nil, nil
+	}))
+	m.mu.Lock()
+	m.run, m.lastExit = nil, e
+	close(m.next)
+	close(m.final)
+	m.mu.Unlock()
+	if r != nil {
+		r.io.finish(e)
+	}
+	return errors.Join(errs...)
+}
+
+// sweep removes what is left when everybody has been told.
+func (m *monitor) sweep() error {
+	var errs []error
+	if m.log != nil {
+		errs = append(errs, m.log.Close())
+	}
+	if !m.rec.HostConfig.AutoRemove {
+		return errors.Join(append(errs, m.store.ClearState(m.rec.ID))...)
+	}
+	errs = append(errs, m.removeRest())
+	if err := errors.Join(errs...); err != nil {
+		return err // state.json stays, for a settler to finish it
+	}
+	return m.store.RemoveRun(m.rec.ID)
+}
+
+// shutdown ends the container without marking it as stopped by hand.
+func (m *monitor) shutdown() {
+	m.halt(false)
+	if r := m.present(); r != nil {
+		r.terminate(m.rec.StopSignal(), time.Duration(m.rec.StopTimeout())*time.Second)
+	}
+}
+
+// halt makes the present run the last.
+func (m *monitor) halt(byHand bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.byHand = m.byHand || byHand
+	if !m.stopped {
+		m.stopped = true
+		close(m.stop)
+	}
+}
+
+// reply writes the report and closes the pipe. Whoever wanted it may be gone, then the container goes on all the same.
+func reply(f *os.File, r control.Report) {
+	b, err := json.Marshal(r)
+	if err == nil {
+		_, err = f.Write(append(b, '\n'))
+	}
+	if err != nil && !errors.Is(err, syscall.EPIPE) {
+		complain("report", err)
+	}
+	f.Close()
+}
+
+// complain writes to the monitor's own log, c/<id>/monitor.log.
+func complain(what string, err error) {
+	fmt.Fprintf(os.Stderr, "%s %s: %v\n", time.Now().UTC().Format(time.RFC3339), what, err)
+}
+
+// logWriter is what the monitor needs of package logs.
+type logWriter interface {
+	Write(kind byte, p []byte) error
+	io.Closer
+}

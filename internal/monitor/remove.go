@@ -1,0 +1,29 @@
+package monitor
+
+import (
+	"errors"
+	"os"
+
+	"conex/internal/volume"
+)
+
+// remove makes a container that was run with --rm disappear: name and folder go before anybody hears of its end.
+func (m *monitor) remove() error {
+	trash, err := m.store.Remove(m.rec.ID)
+	m.trash = trash
+	m.event("destroy", nil)
+	return err
+}
+
+// removeRest deletes what remove left to do.
+func (m *monitor) removeRest() error {
+	var errs []error
+	if m.trash != "" {
+		errs = append(errs, os.RemoveAll(m.trash))
+	}
+	vols := volume.Open(m.root)
+	for _, name := range m.rec.Anonymous {
+		errs = append(errs, vols.Remove(name))
+	}
+	return errors.Join(errs...)
+}

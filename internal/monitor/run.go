@@ -1,0 +1,430 @@
+package monitor
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"conex/internal/container"
+	"conex/internal/control"
+	"conex/internal/network"
+	"conex/internal/portmap"
+	"conex/internal/resolver"
+	"conex/internal/runtime"
+
+	apic "github.com/moby/moby/api/types/container"
+	mnet "github.com/moby/moby/api/types/network"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// drainTimeout is how long the end of a run waits for the rest of the output. The pid namespace's end closes it at once; only a
+// process outside (--pid host) can hold it open.
+const drainTimeout = 2 * time.Second
+
+// run is one run of the container, from its preparation to its end.
+type run struct {
+	m       *monitor
+	cfg     *runtime.Config
+	ct      runtime.Container
+	proc    runtime.Process
+	res     *portmap.Reservation
+	ep      *network.Endpoint
+	io      *streams
+	console *os.File
+	outputs []*os.File // read ends, closed when the output lasts longer than the process
+	started time.Time
+	health  *health
+
+	mu    sync.Mutex
+	execs map[string]*execution
+	done  chan struct{} // closed when the process has ended
+}
+
+// start prepares and executes the container. On an error it returns what exists of the run, for release and clean; nil when
+// nothing does.
+func (m *monitor) start(first *client) (*run, error) {
+	r := &run{m: m, execs: map[string]*execution{}, done: make(chan struct{})}
+	ctx := context.Background() // a start is short, and whoever asked for it may leave
+	hc := m.rec.HostConfig
+	bridged := !hc.NetworkMode.IsHost() && !hc.NetworkMode.IsNone()
+	if bridged {
+		ports, err := mappings(m.rec)
+		if err != nil {
+			return r, err
+		}
+		if len(ports) > 0 {
+			if r.res, err = m.nets.Reserve(ctx, ports); err != nil {
+				return r, err
+			}
+		}
+	}
+	files := m.store.Dir(m.rec.ID, "files")
+	if err := m.writeFiles(files, nil); err != nil {
+		return r, err
+	}
+	cfg, err := buildConfig(m.rec, files)
+	if err != nil {
+		return r, err
+	}
+	r.cfg = cfg
+	cfg.RootFS = runtime.RootFS{Lower: m.req.Lower, Upper: m.store.Dir(m.rec.ID, "upper"), Work: m.store.Dir(m.rec.ID, "work")}
+	cfg.Scratch = m.store.RunDir(m.rec.ID, "root")
+	if err := os.MkdirAll(cfg.Scratch, 0o700); err != nil {
+		return r, err
+	}
+	cfg.SeccompCache = m.req.State + "/seccomp"
+	if m.req.Rows > 0 && m.req.Cols > 0 {
+		cfg.Spec.Process.ConsoleSize = &specs.Box{Height: uint(m.req.Rows), Width: uint(m.req.Cols)}
+	}
+	if m.log == nil {
+		if m.log, err = openLog(m.store.Dir(m.rec.ID, "log"), m.req.LogDriver, m.req.LogOptions); err != nil {
+			return r, err
+		}
+	}
+	r.io = &streams{log: m.log.Write, writers: &m.writers}
+	var pipes stdio
+	if !m.rec.Config.Tty {
+		if pipes, err = newStdio(m.rec.Config.OpenStdin); err != nil {
+			return r, err
+		}
+		defer pipes.closeChild()
+		cfg.Stdio = pipes.child
+		r.outputs = pipes.parent[1:]
+		if pipes.parent[0] != nil {
+			r.io.setStdin(pipes.parent[0])
+		}
+	}
+	if r.ct, err = m.rt.Create(ctx, cfg); err != nil {
+		return r, err
+	}
+	if bridged {
+		r.ep, err = m.nets.Attach(ctx, network.AttachRequest{
+			ContainerID: m.rec.ID, Name: m.rec.Name, Network: string(hc.NetworkMode), NetNS: r.ct.NetNS(),
+			Hostname: m.rec.Config.Hostname, ExtraHosts: hc.ExtraHosts,
+		})
+		if err != nil {
+			return r, err
+		}
+		if r.res != nil {
+			if err := m.nets.Publish(ctx, r.ep, r.res); err != nil {
+				return r, err
+			}
+		}
+		if err := m.writeFiles(files, r.ep); err != nil {
+			return r, err
+		}
+	} else if hc.NetworkMode.IsNone() {
+		if err := m.nets.Loopback(r.ct.NetNS()); err != nil {
+			return r, err
+		}
+	}
+	if first != nil {
+		r.io.attach(first)
+		r.io.feed(first, first.conn, m.req.AttachStdin, m.rec.Config.StdinOnce && !m.rec.Config.Tty)
+	}
+	if r.proc, err = r.ct.Start(ctx); err != nil {
+		return r, err
+	}
+	r.started = time.Now().UTC()
+	if m.rec.Config.Tty {
+		r.console = r.proc.Console()
+		r.io.setStdin(keepOpen{r.console})
+		r.io.pump(control.FrameStdout, r.console)
+	} else {
+		r.io.pump(control.FrameStdout, pipes.parent[1])
+		r.io.pump(control.FrameStderr, pipes.parent[2])
+	}
+	if err := m.running(r); err != nil {
+		return r, errors.Join(err, r.proc.Signal(unix.SIGKILL))
+	}
+	return r, nil
+}
+
+// running records that the process is there.
+func (m *monitor) running(r *run) error {
+	r.health = newHealth(r)
+	if err := m.store.SetDesired(m.rec, container.Desired{Running: true}); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.run = r
+	m.mu.Unlock()
+	err := m.setState(func(s *container.State) {
+		s.Status, s.Pid, s.Started, s.Exit = container.Running, r.proc.Pid(), r.started, nil
+		s.Endpoint = describe(r.ep)
+		if r.health != nil {
+			s.Health = &apic.Health{Status: apic.Starting}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	m.event("start", nil)
+	if r.health != nil {
+		r.health.begin()
+	}
+	return nil
+}
+
+// wait returns when the process has ended and its output has been passed on.
+func (r *run) wait() container.Exit {
+	status, err := r.proc.Wait()
+	close(r.done)
+	if r.health != nil {
+		r.health.end()
+	}
+	e := container.Exit{
+		Code: status.Code, Signal: int(status.Signal), Started: r.started, Finished: time.Now().UTC(), Restarts: r.m.state.Restarts,
+	}
+	if err != nil {
+		e.Code, e.Error = 125, err.Error()
+	}
+	if n, err := r.ct.Cgroup().OOMKills(); err == nil && n > 0 {
+		e.OOM = true
+		r.m.event("oom", nil)
+	}
+	r.io.loosen()
+	drained := make(chan struct{})
+	go func() { // ends with the pumps, which closing their sources ends
+		r.io.pumps.Wait()
+		close(drained)
+	}()
+	t := time.NewTimer(drainTimeout)
+	defer t.Stop()
+	select {
+	case <-drained:
+	case <-t.C:
+	}
+	for _, f := range r.outputs {
+		f.Close()
+	}
+	if r.console != nil {
+		r.console.Close()
+	}
+	<-drained
+	return e
+}
+
+// release frees what others may be waiting for: ports, the address. Idempotent.
+func (r *run) release() error {
+	var errs []error
+	if r.res != nil {
+		errs = append(errs, r.res.Close())
+		r.res = nil
+	}
+	if r.ep != nil {
+		errs = append(errs, r.m.nets.Detach(context.Background(), r.m.rec.ID))
+		r.ep = nil
+	}
+	return errors.Join(errs...)
+}
+
+// clean removes the cgroup, namespaces and mounts. Idempotent.
+func (r *run) clean() error {
+	for _, f := range r.outputs {
+		f.Close()
+	}
+	if r.ct == nil {
+		return nil
+	}
+	err := r.ct.Delete()
+	r.ct = nil
+	return err
+}
+
+// terminate sends sig and, when the process is still there after timeout (negative: for ever), SIGKILL. It returns when the
+// process has ended.
+func (r *run) terminate(sig unix.Signal, timeout time.Duration) {
+	// An error means that it has ended, which the channel says too.
+	_ = r.proc.Signal(sig)
+	if timeout >= 0 {
+		t := time.NewTimer(timeout)
+		defer t.Stop()
+		select {
+		case <-r.done:
+			return
+		case <-t.C:
+		}
+		_ = r.proc.Signal(unix.SIGKILL)
+	}
+	<-r.done
+}
+
+// stdio are the pipes of a process without a terminal. A nil input is /dev/null.
+type stdio struct{ parent, child [3]*os.File }
+
+func newStdio(input bool) (s stdio, err error) {
+	defer func() {
+		if err != nil {
+			s.closeChild()
+			for _, f := range s.parent {
+				if f != nil {
+					f.Close()
+				}
+			}
+		}
+	}()
+	for i := range 3 {
+		if i == 0 && !input {
+			continue
+		}
+		r, w, err := os.Pipe()
+		if err != nil {
+			return s, err
+		}
+		if i == 0 {
+			s.child[i], s.parent[i] = r, w
+		} else {
+			s.child[i], s.parent[i] = w, r
+		}
+	}
+	return s, nil
+}
+
+func (s *stdio) closeChild() {
+	for _, f := range s.child {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// keepOpen is a terminal as input: the end of a client's input is not the terminal's end.
+type keepOpen struct{ *os.File }
+
+func (keepOpen) Close() error { return nil }
+
+// writeFiles makes the content of hosts, hostname and resolv.conf. They are bind-mounted, so they are written in place. Without an
+// endpoint yet, hosts lacks the container's own address.
+func (m *monitor) writeFiles(dir string, ep *network.Endpoint) error {
+	hc := m.rec.HostConfig
+	if ep == nil {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	var ip, gateway netip.Addr
+	switch {
+	case ep != nil:
+		ip, gateway = ep.Address.Addr(), ep.Gateway
+	case hc.NetworkMode.IsHost():
+		gateway = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	var hosts []byte
+	extra, err := resolver.ExpandHosts(hc.ExtraHosts, gateway)
+	switch {
+	case err == nil:
+		hosts = resolver.Hosts(m.rec.Config.Hostname, ip, extra)
+	case ep != nil || hc.NetworkMode.IsHost() || hc.NetworkMode.IsNone():
+		return err
+	}
+	if hc.NetworkMode.IsHost() && len(hc.ExtraHosts) == 0 {
+		if b, err := os.ReadFile("/etc/hosts"); err == nil {
+			hosts = b
+		}
+	}
+	if err := writeInPlace(dir+"/hosts", hosts); err != nil {
+		return err
+	}
+	if ep != nil {
+		return nil // the others don't depend on it
+	}
+	if err := writeInPlace(dir+"/hostname", []byte(m.rec.Config.Hostname+"\n")); err != nil {
+		return err
+	}
+	var dns []string
+	for _, a := range hc.DNS {
+		dns = append(dns, a.String())
+	}
+	if len(dns) == 0 {
+		dns = m.req.DNS
+	}
+	search := hc.DNSSearch
+	if len(search) == 0 {
+		search = m.req.DNSSearch
+	}
+	var conf []byte
+	if hc.NetworkMode.IsHost() && len(dns)+len(search)+len(hc.DNSOptions) == 0 {
+		conf, err = os.ReadFile(resolver.HostFile)
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+	} else {
+		conf, err = resolver.Config(resolver.HostFile, dns, search, hc.DNSOptions)
+	}
+	if err != nil && !errors.Is(err, resolver.ErrNoNameserver) {
+		return err
+	}
+	return writeInPlace(dir+"/resolv.conf", conf)
+}
+
+func writeInPlace(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// mappings lists the ports to publish, sorted.
+func mappings(rec *container.Record) ([]portmap.Mapping, error) {
+	var out []portmap.Mapping
+	for p, bindings := range rec.HostConfig.PortBindings {
+		if len(bindings) == 0 {
+			bindings = []mnet.PortBinding{{}}
+		}
+		for _, b := range bindings {
+			m := portmap.Mapping{Proto: string(p.Proto()), ContainerPort: p.Num(), HostIP: b.HostIP}
+			if b.HostPort != "" {
+				first, last, isRange := strings.Cut(b.HostPort, "-")
+				n, err := strconv.ParseUint(first, 10, 16)
+				if err != nil {
+					return nil, fmt.Errorf("publish port: %q is not a port", b.HostPort)
+				}
+				m.HostPort = uint16(n)
+				if isRange {
+					if n, err = strconv.ParseUint(last, 10, 16); err != nil {
+						return nil, fmt.Errorf("publish port: %q is not a range of ports", b.HostPort)
+					}
+					m.HostPortEnd = uint16(n)
+				}
+			}
+			out = append(out, m)
+		}
+	}
+	if rec.HostConfig.PublishAllPorts {
+		for p := range rec.Config.ExposedPorts {
+			if _, ok := rec.HostConfig.PortBindings[p]; !ok {
+				out = append(out, portmap.Mapping{Proto: string(p.Proto()), ContainerPort: p.Num()})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b portmap.Mapping) int {
+		return cmp.Or(cmp.Compare(a.ContainerPort, b.ContainerPort), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.HostPort, b.HostPort))
+	})
+	return out, nil
+}
+
+// describe is an endpoint in state.json's words.
+func describe(ep *network.Endpoint) *container.Endpoint {
+	if ep == nil {
+		return nil
+	}
+	return &container.Endpoint{
+		NetworkName: ep.NetworkName, NetworkID: ep.NetworkID, EndpointID: ep.EndpointID, Address: ep.Address.String(),
+		Gateway: ep.Gateway.String(), MAC: ep.MAC, Ports: ep.Ports,
+	}
+}

@@ -1,0 +1,368 @@
+package monitor
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"conex/internal/container"
+	"conex/internal/control"
+
+	"golang.org/x/sys/unix"
+)
+
+// server answers on the container's socket.
+type server struct {
+	m    *monitor
+	http *http.Server
+	done chan struct{}
+}
+
+// answerTimeout is how long the end waits for answers that are being written.
+const answerTimeout = 2 * time.Second
+
+// listen opens the socket, in the place of one that a dead monitor left.
+func (m *monitor) listen() (*server, error) {
+	path := m.store.RunDir(m.rec.ID, "sock")
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	err := control.ShortPath(path, func(p string) error {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: p, Net: "unix"})
+		if err != nil {
+			return err
+		}
+		l.SetUnlinkOnClose(false) // the short path may mean something else by then
+		m.sock = l
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open the monitor's socket: %w", err)
+	}
+	// Whoever may connect rules the container.
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, err
+	}
+	s := &server{m: m, done: make(chan struct{})}
+	s.http = &http.Server{Handler: s, ErrorLog: log.New(os.Stderr, "", log.LstdFlags|log.LUTC)}
+	s.http.SetKeepAlivesEnabled(false)
+	go func() { // ended by close, or by settled, which closes the listener
+		defer close(s.done)
+		if err := s.http.Serve(m.sock); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			complain("serve", err)
+		}
+	}()
+	return s, nil
+}
+
+// close lets answers on their way out be completed, and ends the rest.
+func (s *server) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), answerTimeout)
+	defer cancel()
+	if err := s.http.Shutdown(ctx); err != nil {
+		s.http.Close()
+	}
+	<-s.done
+}
+
+// ServeHTTP implements http.Handler.
+func (s *server) ServeHTTP(w http.ResponseWriter, q *http.Request) {
+	var err error
+	switch q.Method + " " + q.URL.Path {
+	case "GET /state":
+		s.m.mu.Lock()
+		st := s.m.state
+		s.m.mu.Unlock()
+		err = answer(w, st)
+	case "GET /wait":
+		err = s.wait(w, q)
+	case "GET /top":
+		err = s.top(w)
+	case "POST /kill":
+		err = s.kill(w, q)
+	case "POST /stop":
+		err = s.stop(w, q)
+	case "POST /resize":
+		err = s.resize(w, q)
+	case "POST /attach":
+		err = s.attach(w, q)
+	case "POST /exec":
+		err = s.exec(w, q)
+	default:
+		err = &control.Error{Status: http.StatusNotFound, Message: "page not found"}
+	}
+	if err == nil {
+		return
+	}
+	var e *control.Error
+	if !errors.As(err, &e) {
+		e = &control.Error{Status: http.StatusInternalServerError, Message: err.Error()}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(e.Status)
+	if err := json.NewEncoder(w).Encode(e); err != nil {
+		complain("answer", err)
+	}
+}
+
+// answer writes v. An error means that the client is gone, so it is not one.
+func answer(w http.ResponseWriter, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(b)
+	return nil
+}
+
+func (s *server) need() (*run, error) {
+	if r := s.m.present(); r != nil {
+		return r, nil
+	}
+	return nil, &control.Error{Status: http.StatusConflict, Message: "container " + s.m.rec.ID + " is not running"}
+}
+
+// wait answers at the end of the present run, or of the next while the container restarts.
+func (s *server) wait(w http.ResponseWriter, q *http.Request) error {
+	s.m.mu.Lock()
+	next := s.m.next
+	s.m.mu.Unlock()
+	select {
+	case <-next:
+	case <-q.Context().Done():
+		return nil
+	}
+	s.m.mu.Lock()
+	e := s.m.lastExit
+	s.m.mu.Unlock()
+	return answer(w, e)
+}
+
+func (s *server) top(w http.ResponseWriter) error {
+	r, err := s.need()
+	if err != nil {
+		return err
+	}
+	pids, err := r.ct.Cgroup().Pids()
+	if err != nil {
+		return err
+	}
+	return answer(w, control.Processes{Pids: pids})
+}
+
+func (s *server) kill(w http.ResponseWriter, q *http.Request) error {
+	sig := unix.SIGKILL
+	if v := q.FormValue("signal"); v != "" {
+		var err error
+		if sig, err = container.ParseSignal(v); err != nil {
+			return &control.Error{Status: http.StatusBadRequest, Message: err.Error()}
+		}
+	}
+	// A signal that is meant to end the container is the user's wish that it stays ended.
+	last := sig == unix.SIGKILL || sig == s.m.rec.StopSignal()
+	r := s.m.present()
+	if r == nil {
+		if s.m.restarting() && last {
+			s.m.halt(true)
+			return answer(w, struct{}{})
+		}
+		_, err := s.need()
+		return err
+	}
+	if last {
+		s.m.halt(true)
+	}
+	if err := r.proc.Signal(sig); err != nil {
+		if errors.Is(err, os.ErrProcessDone) {
+			_, err = s.need()
+			if err == nil {
+				err = &control.Error{Status: http.StatusConflict, Message: "container " + s.m.rec.ID + " is not running"}
+			}
+		}
+		return err
+	}
+	s.m.event("kill", map[string]string{"signal": strconv.Itoa(int(sig))})
+	return answer(w, struct{}{})
+}
+
+func (m *monitor) restarting() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state.Status == container.Restarting
+}
+
+func (s *server) stop(w http.ResponseWriter, q *http.Request) error {
+	sig := s.m.rec.StopSignal()
+	if v := q.FormValue("signal"); v != "" {
+		var err error
+		if sig, err = container.ParseSignal(v); err != nil {
+			return &control.Error{Status: http.StatusBadRequest, Message: err.Error()}
+		}
+	}
+	seconds := s.m.rec.StopTimeout()
+	if v := q.FormValue("t"); v != "" {
+		var err error
+		if seconds, err = strconv.Atoi(v); err != nil {
+			return &control.Error{Status: http.StatusBadRequest, Message: "invalid timeout: " + v}
+		}
+	}
+	s.m.halt(true)
+	if r := s.m.present(); r != nil {
+		s.m.event("kill", map[string]string{"signal": strconv.Itoa(int(sig))})
+		r.terminate(sig, time.Duration(seconds)*time.Second)
+	}
+	<-s.m.final
+	s.m.event("stop", nil)
+	s.m.mu.Lock()
+	e := s.m.lastExit
+	s.m.mu.Unlock()
+	return answer(w, e)
+}
+
+func (s *server) resize(w http.ResponseWriter, q *http.Request) error {
+	h, err1 := strconv.ParseUint(q.FormValue("h"), 10, 16)
+	wd, err2 := strconv.ParseUint(q.FormValue("w"), 10, 16)
+	if err := errors.Join(err1, err2); err != nil {
+		return &control.Error{Status: http.StatusBadRequest, Message: "invalid terminal size"}
+	}
+	r, err := s.need()
+	if err != nil {
+		return err
+	}
+	console := r.console
+	if id := q.FormValue("exec"); id != "" {
+		x := r.execution(id)
+		if x == nil {
+			return &control.Error{Status: http.StatusNotFound, Message: "No such exec instance: " + id}
+		}
+		console = x.console
+	}
+	if console == nil {
+		return &control.Error{Status: http.StatusBadRequest, Message: "cannot resize: no terminal"}
+	}
+	rc, err := console.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = rc.Control(func(fd uintptr) {
+		serr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(h), Col: uint16(wd)})
+	})
+	if err := errors.Join(err, serr); err != nil {
+		return err
+	}
+	return answer(w, struct{}{})
+}
+
+// upgrade takes the connection over and sends the 101. The reader holds what the client sent already.
+func upgrade(w http.ResponseWriter, header http.Header) (net.Conn, io.Reader, error) {
+	hj, ok := w.(http.Hijacker)
+	if !ok {
+		return nil, nil, errors.New("connection can't be taken over")
+	}
+	conn, rw, err := hj.Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	var b strings.Builder
+	b.WriteString("HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n")
+	if err := header.Write(&b); err != nil {
+		conn.Close()
+		return nil, nil, err
+	}
+	b.WriteString("\r\n")
+	if _, err := conn.Write([]byte(b.String())); err != nil {
+		conn.Close()
+		return nil, nil, err
+	}
+	return conn, buffered(rw.Reader, conn), nil
+}
+
+// buffered reads what br holds and then conn directly, so that br's buffer is not kept for the connection's life.
+func buffered(br *bufio.Reader, conn net.Conn) io.Reader {
+	n := br.Buffered()
+	if n == 0 {
+		return conn
+	}
+	b, err := br.Peek(n)
+	if err != nil {
+		return br
+	}
+	return io.MultiReader(strings.NewReader(string(b)), conn)
+}
+
+func flag(q *http.Request, name string) bool {
+	v := q.FormValue(name)
+	return v == "1" || v == "true"
+}
+
+func (s *server) attach(w http.ResponseWriter, q *http.Request) error {
+	r, err := s.need()
+	if err != nil {
+		return err
+	}
+	conf := s.m.rec.Config
+	conn, in, err := upgrade(w, http.Header{})
+	if err != nil {
+		return err
+	}
+	framed := flag(q, "framed")
+	c := newClient(conn, framed || !conf.Tty, framed)
+	c.skip = [3]bool{control.FrameStdout: !flag(q, "stdout"), control.FrameStderr: !flag(q, "stderr")}
+	if r.io.attach(c) {
+		r.io.feed(c, in, flag(q, "stdin") && conf.OpenStdin, conf.StdinOnce && !conf.Tty)
+		s.m.event("attach", nil)
+	}
+	return nil
+}
+
+func (s *server) exec(w http.ResponseWriter, q *http.Request) error {
+	var e control.ExecRequest
+	if err := json.NewDecoder(q.Body).Decode(&e); err != nil {
+		return &control.Error{Status: http.StatusBadRequest, Message: "invalid exec request: " + err.Error()}
+	}
+	r, err := s.need()
+	if err != nil {
+		return err
+	}
+	name := strings.Join(e.Cmd, " ")
+	x, err := r.exec(context.Background(), e, func(x *execution) error {
+		s.m.event("exec_start: "+name, map[string]string{"execID": x.id})
+		if e.Detach {
+			return answer(w, map[string]any{"id": x.id, "pid": x.proc.Pid()})
+		}
+		conn, in, err := upgrade(w, http.Header{control.HeaderExecID: {x.id}})
+		if err != nil {
+			return err
+		}
+		framed := flag(q, "framed")
+		c := newClient(conn, framed || !e.Tty, framed)
+		x.io.attach(c)
+		x.io.feed(c, in, e.Stdin, !e.Tty)
+		return nil
+	})
+	if err != nil {
+		return execError(err)
+	}
+	finish := func() {
+		exit := x.wait()
+		if err := r.track(x, false); err != nil {
+			complain("record exec", err)
+		}
+		s.m.event("exec_die", map[string]string{"execID": x.id, "exitCode": strconv.Itoa(exit.Code)})
+		x.io.finish(exit)
+	}
+	go finish() // ends with the process, at the latest with the container's
+	return nil
+}

@@ -1,0 +1,290 @@
+package monitor
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"sync"
+
+	"conex/internal/container"
+	"conex/internal/control"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// chunk is how much output is moved at once, in bytes. Two of these buffers are most of what an idle monitor holds.
+	chunk = 16 << 10
+	// maxQueue is how much output waits for a slow client before the container is made to wait, as in Docker.
+	maxQueue = 256 << 10
+)
+
+// client is one attached connection. A goroutine of its own writes to it, so that a slow one delays neither the log nor the
+// end of the run.
+type client struct {
+	conn   net.Conn
+	framed bool    // frames, and an end frame; otherwise plain bytes, as Docker's clients expect with a terminal
+	end    bool    // wants an end frame
+	skip   [3]bool // streams that it does not want, by frame type
+
+	mu      sync.Mutex
+	cond    sync.Cond
+	queue   []byte
+	loose   bool // the process has ended: what is left of its output is finite, and queued without waiting
+	closing bool // close when the queue is empty
+	dead    bool // closed
+}
+
+func newClient(conn net.Conn, framed, end bool) *client {
+	c := &client{conn: conn, framed: framed, end: end}
+	c.cond.L = &c.mu
+	return c
+}
+
+// serve writes the queue to the connection until the client is finished or gone.
+func (c *client) serve() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer func() {
+		c.dead = true
+		c.conn.Close()
+		c.cond.Broadcast()
+	}()
+	for {
+		for len(c.queue) == 0 && !c.closing && !c.dead {
+			c.cond.Wait()
+		}
+		if c.dead || len(c.queue) == 0 {
+			return
+		}
+		b := c.queue
+		c.queue = nil
+		c.cond.Broadcast()
+		c.mu.Unlock()
+		_, err := c.conn.Write(b)
+		c.mu.Lock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// write queues one chunk. It blocks while the client is slow; false means that the client is gone.
+func (c *client) write(kind byte, p []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if int(kind) < len(c.skip) && c.skip[kind] {
+		return !c.dead
+	}
+	for len(c.queue) > maxQueue && !c.dead && !c.loose {
+		c.cond.Wait()
+	}
+	if c.dead {
+		return false
+	}
+	if c.framed {
+		h := control.Header(kind, len(p))
+		c.queue = append(c.queue, h[:]...)
+	}
+	c.queue = append(c.queue, p...)
+	c.cond.Broadcast()
+	return true
+}
+
+// loosen lets writes pass without waiting, from the moment that the process has ended.
+func (c *client) loosen() {
+	c.mu.Lock()
+	c.loose = true
+	c.cond.Broadcast()
+	c.mu.Unlock()
+}
+
+// finish queues the end frame (nil: none) and lets the connection close behind it.
+func (c *client) finish(e *container.Exit) {
+	if e != nil && c.end {
+		if b, err := json.Marshal(e); err == nil {
+			c.write(control.FrameEnd, b)
+		}
+	}
+	c.mu.Lock()
+	c.closing = true
+	c.cond.Broadcast()
+	c.mu.Unlock()
+}
+
+// abandon closes the connection at once.
+func (c *client) abandon() {
+	c.mu.Lock()
+	c.dead = true
+	c.cond.Broadcast()
+	c.mu.Unlock()
+	// A writer that hangs in the connection returns with this.
+	c.conn.Close()
+}
+
+// streams joins one process's standard streams to a log and any number of clients.
+type streams struct {
+	// log receives all output; nil for an exec.
+	log func(kind byte, p []byte) error
+	// writers counts the goroutines that write to clients.
+	writers *sync.WaitGroup
+
+	mu      sync.Mutex
+	clients []*client
+	stdin   io.WriteCloser // nil: none
+	loose   bool
+	done    bool
+	pumps   sync.WaitGroup
+}
+
+// attach adds a client. When the process has ended already it returns false and the client is closed.
+func (s *streams) attach(c *client) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done {
+		c.conn.Close()
+		return false
+	}
+	c.loose = s.loose
+	s.clients = append(s.clients, c)
+	s.writers.Go(c.serve)
+	return true
+}
+
+func (s *streams) drop(c *client) {
+	s.mu.Lock()
+	var left []*client
+	for _, o := range s.clients {
+		if o != c {
+			left = append(left, o)
+		}
+	}
+	s.clients = left
+	s.mu.Unlock()
+	c.abandon()
+}
+
+// setStdin gives the streams the process's input.
+func (s *streams) setStdin(w io.WriteCloser) {
+	s.mu.Lock()
+	s.stdin = w
+	s.mu.Unlock()
+}
+
+// pump copies r to the log and all clients until its end.
+func (s *streams) pump(kind byte, r io.Reader) {
+	s.pumps.Go(func() {
+		buf := make([]byte, chunk)
+		for {
+			n, err := r.Read(buf)
+			if n > 0 {
+				s.emit(kind, buf[:n])
+			}
+			if err != nil { // EOF; EIO is a terminal's way to say it
+				return
+			}
+		}
+	})
+}
+
+func (s *streams) emit(kind byte, p []byte) {
+	if s.log != nil {
+		if err := s.log(kind, p); err != nil {
+			complain("write log", err)
+		}
+	}
+	s.mu.Lock()
+	cs := s.clients
+	s.mu.Unlock()
+	for _, c := range cs {
+		if !c.write(kind, p) {
+			s.drop(c)
+		}
+	}
+}
+
+// feed copies a client's input to the process until it ends; once says that the process's input ends with it. Without a use for
+// input it still reads, to notice a client that leaves.
+func (s *streams) feed(c *client, r io.Reader, input, once bool) {
+	go func() { // ends with the connection, which finish or abandon closes
+		buf := make([]byte, chunk)
+		for {
+			n, err := r.Read(buf)
+			if n > 0 && input {
+				s.mu.Lock()
+				w := s.stdin
+				s.mu.Unlock()
+				if w != nil {
+					// An error means that the process closed its input or ended: what comes is read and dropped.
+					_, _ = w.Write(buf[:n])
+				}
+			}
+			if err == nil {
+				continue
+			}
+			if input && once {
+				s.closeStdin()
+			}
+			if !errors.Is(err, io.EOF) || hungUp(c.conn) {
+				s.drop(c)
+			}
+			return
+		}
+	}()
+}
+
+func (s *streams) closeStdin() {
+	s.mu.Lock()
+	w := s.stdin
+	s.stdin = nil
+	s.mu.Unlock()
+	if w != nil {
+		w.Close()
+	}
+}
+
+// loosen is called when the process has ended.
+func (s *streams) loosen() {
+	s.mu.Lock()
+	s.loose = true
+	cs := s.clients
+	s.mu.Unlock()
+	for _, c := range cs {
+		c.loosen()
+	}
+}
+
+// finish ends it: clients get the end frame behind the output and are closed.
+func (s *streams) finish(e container.Exit) {
+	s.closeStdin()
+	s.mu.Lock()
+	s.done = true
+	cs := s.clients
+	s.clients = nil
+	s.mu.Unlock()
+	for _, c := range cs {
+		c.finish(&e)
+	}
+}
+
+// hungUp tells a peer that is gone from one that only ended its half.
+func hungUp(conn net.Conn) bool {
+	u, ok := conn.(*net.UnixConn)
+	if !ok {
+		return false
+	}
+	rc, err := u.SyscallConn()
+	if err != nil {
+		return true
+	}
+	hup := false
+	if err := rc.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd)}}
+		_, err := unix.Poll(p, 0)
+		hup = err == nil && p[0].Revents&unix.POLLHUP != 0
+	}); err != nil {
+		return true
+	}
+	return hup
+}
