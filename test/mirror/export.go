@@ -20,11 +20,12 @@ import (
 
 	"conex/internal/disk"
 	"conex/internal/image"
+	"conex/internal/layers"
 	"conex/internal/ocispec"
 )
 
-// TarOpener opens a layer's uncompressed tar by its diffID.
-type TarOpener func(ctx context.Context, diffID ocispec.Digest) (io.ReadCloser, error)
+// TarOpener opens a layer's uncompressed tar by its diffID: layers.Store's OpenTar.
+type TarOpener func(diffID ocispec.Digest) (io.ReadCloser, layers.Info, error)
 
 // refAnnotation names a manifest in index.json, by its whole reference (image-spec, annotations).
 const refAnnotation = "org.opencontainers.image.ref.name"
@@ -100,6 +101,9 @@ func exportImage(ctx context.Context, img image.Image, open TarOpener, dir strin
 
 // exportLayer compresses one layer into blobs/, and notes its descriptor in by-diffid/ so that this happens once.
 func exportLayer(ctx context.Context, diffID ocispec.Digest, open TarOpener, dir string) (desc ocispec.Descriptor, err error) {
+	if err := ctx.Err(); err != nil {
+		return desc, err
+	}
 	note := filepath.Join(dir, "by-diffid", diffID.Encoded()+".json")
 	err = disk.ReadJSON(note, &desc)
 	if err == nil {
@@ -109,7 +113,7 @@ func exportLayer(ctx context.Context, diffID ocispec.Digest, open TarOpener, dir
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return desc, err
 	}
-	tar, err := open(ctx, diffID)
+	tar, _, err := open(diffID)
 	if err != nil {
 		return desc, err
 	}
@@ -157,7 +161,9 @@ func (c *counter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func blobPath(dir string, d ocispec.Digest) string { return filepath.Join(dir, "blobs", "sha256", d.Encoded()) }
+func blobPath(dir string, d ocispec.Digest) string {
+	return filepath.Join(dir, "blobs", "sha256", d.Encoded())
+}
 
 func putBytes(dir, mediaType string, b []byte, keep map[string]bool) (ocispec.Descriptor, error) {
 	d := ocispec.FromBytes(b)
