@@ -1,0 +1,336 @@
+package main
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// measurement is one line of the table.
+type measurement struct {
+	name string
+	// target is conex's aim in this unit (ms, MB); 0 is none.
+	target float64
+	// rounds bounds the rounds of slow ones; 0 is the flag's number.
+	rounds int
+	// memory: once returns megabytes instead of milliseconds.
+	memory bool
+	// once does round i on the engine and returns what it took. What is not timed is undone before it returns.
+	once func(b *bench, e *engine, i int) (float64, error)
+}
+
+// image is the base image's name, a busybox.
+const image = "bench-base"
+
+func measurements() []measurement {
+	return []measurement{
+		{name: "version", target: 5, once: simple("version")},
+		{name: "run-rm-none", target: 60, once: simple("run", "--rm", "--network", "none", image, "true")},
+		{name: "run-rm-bridge", target: 60, once: simple("run", "--rm", image, "true")},
+		{name: "run-d", once: func(b *bench, e *engine, i int) (float64, error) {
+			v, err := e.timed("run", "-d", "--name", "bench", image, "sleep", "1000")
+			return then(v, err, func() error { return e.do("rm", "-f", "bench") })
+		}},
+		{name: "create", once: func(b *bench, e *engine, i int) (float64, error) {
+			v, err := e.timed("create", "--name", "bench", image, "sleep", "1000")
+			return then(v, err, func() error { return e.do("rm", "-f", "bench") })
+		}},
+		{name: "start", once: func(b *bench, e *engine, i int) (float64, error) {
+			if err := e.do("create", "--name", "bench", image, "sleep", "1000"); err != nil {
+				return 0, err
+			}
+			v, err := e.timed("start", "bench")
+			return then(v, err, func() error { return e.do("rm", "-f", "bench") })
+		}},
+		{name: "stop", once: func(b *bench, e *engine, i int) (float64, error) {
+			// The trap is set when the marker is there; before, a stop would wait for its time-out.
+			script := "trap 'exit 0' TERM; touch /ready; while :; do sleep 0.01; done"
+			if err := e.do("run", "-d", "--name", "bench", image, "sh", "-c", script); err != nil {
+				return 0, err
+			}
+			for range 100 {
+				if e.do("exec", "bench", "test", "-e", "/ready") == nil {
+					break
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			v, err := e.timed("stop", "bench")
+			return then(v, err, func() error { return e.do("rm", "-f", "bench") })
+		}},
+		{name: "rm-f", once: func(b *bench, e *engine, i int) (float64, error) {
+			if err := e.do("run", "-d", "--name", "bench", image, "sleep", "1000"); err != nil {
+				return 0, err
+			}
+			return e.timed("rm", "-f", "bench")
+		}},
+		{name: "exec", once: beside("exec", "bench-idle", "true")},
+		{name: "ps", once: beside("ps")},
+		{name: "inspect", once: beside("inspect", "bench-idle")},
+		{name: "images", once: simple("images")},
+		{name: "build-cached", target: 30, once: func(b *bench, e *engine, i int) (float64, error) {
+			return e.timed("build", "-q", "-t", "bench-cached", b.context("cached"))
+		}},
+		{name: "build-run-step", target: 40, once: func(b *bench, e *engine, i int) (float64, error) {
+			dir := b.context("runstep." + e.name)
+			if err := writeDockerfile(dir, fmt.Sprintf("FROM %s\nRUN echo %d %d > /n\n", image, i, time.Now().UnixNano())); err != nil {
+				return 0, err
+			}
+			return e.timed("build", "-q", "-t", "bench-run", dir)
+		}},
+		{name: "build-last-copy", once: func(b *bench, e *engine, i int) (float64, error) {
+			dir := b.context("copy." + e.name)
+			text := "FROM " + image + "\n" + strings.Repeat("ENV A=1\n", 3) + "RUN true\nCOPY file /file\n"
+			if err := writeDockerfile(dir, text); err != nil {
+				return 0, err
+			}
+			if err := os.WriteFile(filepath.Join(dir, "file"), fmt.Append(nil, i, time.Now().UnixNano()), 0o644); err != nil {
+				return 0, err
+			}
+			return e.timed("build", "-q", "-t", "bench-copy", dir)
+		}},
+		{name: "build-copy-20000", target: 5000, rounds: 3, once: func(b *bench, e *engine, i int) (float64, error) {
+			dir := b.context("files")
+			if err := writeFiles(dir); err != nil {
+				return 0, err
+			}
+			// A changed file, so that neither engine can take the step from its cache.
+			if err := os.WriteFile(filepath.Join(dir, "tree", "changed"), fmt.Append(nil, e.name, time.Now().UnixNano()), 0o644); err != nil {
+				return 0, err
+			}
+			v, err := e.timed("build", "-q", "-t", "bench-files", dir)
+			return then(v, err, func() error { return e.do("rmi", "-f", "bench-files") })
+		}},
+		{name: "pull-100MB", rounds: 5, once: func(b *bench, e *engine, i int) (float64, error) {
+			ref := e.registry + "/library/bench-pull:latest"
+			args := []string{"pull", "-q", ref}
+			if e.name == "podman" {
+				args = []string{"pull", "-q", "--tls-verify=false", ref}
+			}
+			v, err := e.timed(args...)
+			return then(v, err, func() error { return e.do("rmi", "-f", ref) })
+		}},
+		{name: "idle-memory", target: 3, rounds: 3, memory: true, once: idleMemory},
+	}
+}
+
+// then undoes a timed step that worked.
+func then(v float64, err error, undo func() error) (float64, error) {
+	if err != nil {
+		_ = undo() // the step's own error tells more
+		return 0, err
+	}
+	return v, undo()
+}
+
+// simple times one command that leaves nothing.
+func simple(args ...string) func(*bench, *engine, int) (float64, error) {
+	return func(b *bench, e *engine, i int) (float64, error) { return e.timed(args...) }
+}
+
+// beside times a command that looks at the container bench-idle, started for it.
+func beside(args ...string) func(*bench, *engine, int) (float64, error) {
+	return func(b *bench, e *engine, i int) (float64, error) {
+		if i == 0 {
+			if err := e.do("run", "-d", "--name", "bench-idle", image, "sleep", "100000"); err != nil {
+				return 0, err
+			}
+		}
+		v, err := e.timed(args...)
+		if err != nil || i == b.rounds {
+			return then(v, err, func() error { return e.do("rm", "-f", "bench-idle") })
+		}
+		return v, nil
+	}
+}
+
+// idleMemory starts five idle containers and returns the private memory that the engine keeps for each, in MB.
+func idleMemory(b *bench, e *engine, i int) (float64, error) {
+	const n = 5
+	ids := make([]string, 0, n)
+	defer func() { e.do(append([]string{"rm", "-f"}, ids...)...) }()
+	for range n {
+		id, err := e.output("run", "-d", image, "sleep", "1000")
+		if err != nil {
+			return 0, err
+		}
+		ids = append(ids, id)
+	}
+	time.Sleep(2 * time.Second) // idle: what start-up needed may be given back
+	kb := 0
+	for _, id := range ids {
+		pids := e.helpers(id)
+		if len(pids) == 0 {
+			return 0, fmt.Errorf("no process found that keeps %.12s", id)
+		}
+		for _, pid := range pids {
+			n, err := privateKB(pid)
+			if err != nil {
+				return 0, err
+			}
+			kb += n
+		}
+	}
+	return float64(kb) / 1024 / n, nil
+}
+
+// privateKB is the memory that would be free without the process: Private_Clean and Private_Dirty of smaps_rollup, in KiB.
+func privateKB(pid int) (int, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	sum := 0
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		if f := strings.Fields(lines.Text()); len(f) > 1 && (f[0] == "Private_Clean:" || f[0] == "Private_Dirty:") {
+			n, err := strconv.Atoi(f[1])
+			if err != nil {
+				return 0, err
+			}
+			sum += n
+		}
+	}
+	return sum, lines.Err()
+}
+
+func (b *bench) context(name string) string { return filepath.Join(b.dir, "contexts", name) }
+
+func writeDockerfile(dir, text string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(text), 0o644)
+}
+
+// prepare makes base image, contexts and registry, the same for all engines.
+func (b *bench) prepare() error {
+	base := filepath.Join(b.dir, "base.tar")
+	if out, err := exec.Command("images/busybox", base).CombinedOutput(); err != nil {
+		return fmt.Errorf("images/busybox: %w: %s", err, out)
+	}
+	steps := "FROM " + image + "\nENV A=1\nLABEL b=2\nWORKDIR /app\nCOPY a.txt .\nRUN echo one > /one\nRUN echo two > /two\nCOPY b.txt .\nRUN echo three > /three\nEXPOSE 80\nCMD [\"true\"]\n"
+	if err := writeDockerfile(b.context("cached"), steps); err != nil {
+		return err
+	}
+	for _, f := range []string{"a.txt", "b.txt"} {
+		if err := os.WriteFile(filepath.Join(b.context("cached"), f), []byte(f), 0o644); err != nil {
+			return err
+		}
+	}
+	layout := filepath.Join(b.dir, "layout")
+	if err := writeLayout(layout, 100<<20); err != nil {
+		return err
+	}
+	for _, e := range b.engines {
+		if err := e.do("import", base, image); err != nil {
+			return err
+		}
+		if err := e.serve(layout); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeFiles makes 20,000 files of 10,000 bytes in 100 folders, once.
+func writeFiles(dir string) error {
+	tree := filepath.Join(dir, "tree")
+	if _, err := os.Stat(tree); err == nil {
+		return nil
+	}
+	random := rand.NewChaCha8([32]byte{1})
+	data := make([]byte, 10_000)
+	for d := range 100 {
+		folder := filepath.Join(tree, fmt.Sprintf("d%02d", d))
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return err
+		}
+		for f := range 200 {
+			random.Read(data)
+			if err := os.WriteFile(filepath.Join(folder, fmt.Sprintf("f%03d", f)), data, 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	return writeDockerfile(dir, "FROM "+image+"\nCOPY tree /tree\n")
+}
+
+// writeLayout makes an OCI layout of one image, library/bench-pull, whose one layer has size bytes that gzip halves.
+func writeLayout(dir string, size int) error {
+	blobs := filepath.Join(dir, "blobs", "sha256")
+	if err := os.MkdirAll(blobs, 0o755); err != nil {
+		return err
+	}
+	var packed bytes.Buffer
+	plain := sha256.New()
+	zw, err := gzip.NewWriterLevel(&packed, gzip.BestSpeed)
+	if err != nil {
+		return err
+	}
+	tw := tar.NewWriter(io.MultiWriter(zw, plain))
+	random := rand.NewChaCha8([32]byte{2})
+	const fileSize = 1 << 20
+	for i := range size / fileSize {
+		data := make([]byte, fileSize)
+		random.Read(data[:fileSize/2])
+		if err := tw.WriteHeader(&tar.Header{Name: fmt.Sprintf("f%d", i), Size: fileSize, Mode: 0o644, Typeflag: tar.TypeReg, ModTime: time.Unix(1e9, 0)}); err != nil {
+			return err
+		}
+		if _, err := tw.Write(data); err != nil {
+			return err
+		}
+	}
+	if err := tw.Close(); err != nil {
+		return err
+	}
+	if err := zw.Close(); err != nil {
+		return err
+	}
+	put := func(mediaType string, data []byte) (map[string]any, error) {
+		sum := sha256.Sum256(data)
+		name := hex.EncodeToString(sum[:])
+		return map[string]any{"mediaType": mediaType, "digest": "sha256:" + name, "size": len(data)}, os.WriteFile(filepath.Join(blobs, name), data, 0o644)
+	}
+	layer, err := put("application/vnd.oci.image.layer.v1.tar+gzip", packed.Bytes())
+	if err != nil {
+		return err
+	}
+	config, err := json.Marshal(map[string]any{"architecture": runtime.GOARCH, "os": "linux", "config": map[string]any{},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + hex.EncodeToString(plain.Sum(nil))}}})
+	if err != nil {
+		return err
+	}
+	configDesc, err := put("application/vnd.oci.image.config.v1+json", config)
+	if err != nil {
+		return err
+	}
+	manifest, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": configDesc, "layers": []any{layer}})
+	if err != nil {
+		return err
+	}
+	desc, err := put("application/vnd.oci.image.manifest.v1+json", manifest)
+	if err != nil {
+		return err
+	}
+	desc["annotations"] = map[string]string{"org.opencontainers.image.ref.name": "docker.io/library/bench-pull:latest"}
+	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": []any{desc}})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "index.json"), index, 0o644)
+}
