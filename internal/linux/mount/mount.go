@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -136,15 +137,18 @@ func Overlay(o OverlayOptions) (*os.File, error) {
 	if len(lower) == 0 {
 		return nil, errors.New("mount overlay: no lower folder")
 	}
+	attr := 0
+	if o.ReadOnly || o.Upper == "" {
+		attr = unix.MOUNT_ATTR_RDONLY
+	}
+	if classicOnly.Load() {
+		return overlayClassic(o, attr)
+	}
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("open file system type overlay: %w", err)
 	}
 	defer unix.Close(fd)
-	attr := 0
-	if o.ReadOnly || o.Upper == "" {
-		attr = unix.MOUNT_ATTR_RDONLY
-	}
 	for _, l := range lower {
 		err := unix.FsconfigSetString(fd, "lowerdir+", l)
 		if err == unix.EINVAL {
@@ -174,8 +178,19 @@ func Overlay(o OverlayOptions) (*os.File, error) {
 			return nil, fsError(fd, fmt.Errorf("mount overlay: option %s=%s: %w", p.Key, p.Value, err))
 		}
 	}
-	return create(fd, "overlay", attr)
+	m, err := create(fd, "overlay", attr)
+	if errors.Is(err, unix.EINVAL) {
+		// Kernels up to 6.6 take every option as it comes and refuse the unknown "lowerdir+" only here.
+		if m, cerr := overlayClassic(o, attr); cerr == nil {
+			classicOnly.Store(true)
+			return m, nil
+		}
+	}
+	return m, err
 }
+
+// classicOnly remembers that this kernel doesn't know "lowerdir+".
+var classicOnly atomic.Bool
 
 // overlayClassic mounts by the option string of mount(2), one page long, on a folder of its own, and takes the mount from
 // there. The calling thread's mount namespace sees the mount for a moment.
