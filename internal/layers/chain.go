@@ -107,12 +107,14 @@ func (c *chainWalk) look(k int, path string) (h *tar.Header, hides bool, err err
 		return nil, false, err
 	}
 	defer func() { cur.Close() }()
+	// An opaque folder hides what is in the one below it, not that one's attributes.
+	opaque := false
 	if path != "" {
 		for part := range strings.SplitSeq(path, "/") {
 			var st unix.Stat_t
 			err := unix.Fstatat(int(cur.Fd()), part, &st, unix.AT_SYMLINK_NOFOLLOW)
 			if err == unix.ENOENT {
-				return nil, hides, nil
+				return nil, hides || opaque, nil
 			}
 			if err != nil {
 				return nil, false, fmt.Errorf("%s: %w", path, err)
@@ -126,11 +128,12 @@ func (c *chainWalk) look(k int, path string) (h *tar.Header, hides bool, err err
 			}
 			cur.Close()
 			cur = next
+			hides = hides || opaque
 			v, err := getXattr(fmt.Sprintf("/proc/self/fd/%d/.", cur.Fd()), opaqueXattr())
 			if err != nil && err != unix.ENODATA && err != unix.ENOTSUP {
 				return nil, false, fmt.Errorf("%s: %w", path, err)
 			}
-			hides = hides || v == "y"
+			opaque = v == "y"
 		}
 	}
 	var st unix.Stat_t

@@ -174,9 +174,9 @@ func (t *Tree) parent(parts []string) (*Inode, error) {
 			if t.implied++; t.entries+t.implied > MaxEntries {
 				return nil, fmt.Errorf("more than %d entries", MaxEntries)
 			}
-			opaque := c != nil
+			gone := c != nil // the one below is deleted: this one inherits nothing
 			c = newImplied()
-			c.Opaque = opaque
+			c.Opaque, c.Implied = gone, !gone
 			d.children[p] = c
 		case c.Type() == unix.S_IFLNK:
 			return nil, fmt.Errorf("%q above it is a symbolic link", strings.Join(parts[:n+1], "/"))
@@ -205,7 +205,7 @@ func whiteout(dir *Inode, base string, inRoot bool) (*Inode, error) {
 	}
 	if old := dir.children[name]; old != nil { // the order within a tar says nothing: a whiteout speaks of lower layers only
 		if old.IsDir() {
-			old.Opaque = true
+			old.Opaque, old.Implied = true, false
 		}
 		return old, nil
 	}
