@@ -11,6 +11,7 @@ import (
 	"io"
 	"log"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -51,7 +52,7 @@ func newImageEngine(t *testing.T, mirrors ...string) *Engine {
 }
 
 // tarOf makes a tar of files by name, in the order of their names.
-func tarOf(t *testing.T, files map[string]string) []byte {
+func tarOf(t testing.TB, files map[string]string) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -69,7 +70,7 @@ func tarOf(t *testing.T, files map[string]string) []byte {
 	return buf.Bytes()
 }
 
-func gzipped(t *testing.T, b []byte) []byte {
+func gzipped(t testing.TB, b []byte) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	w := gzip.NewWriter(&buf)
@@ -82,7 +83,7 @@ func gzipped(t *testing.T, b []byte) []byte {
 	return buf.Bytes()
 }
 
-func zstded(t *testing.T, b []byte) []byte {
+func zstded(t testing.TB, b []byte) []byte {
 	t.Helper()
 	w, err := zstd.NewWriter(nil)
 	if err != nil {
@@ -101,7 +102,7 @@ type pushed struct {
 }
 
 // newPushed makes an image with a gzip, a zstd, a plain layer, in turn.
-func newPushed(t *testing.T, tars ...[]byte) *pushed {
+func newPushed(t testing.TB, tars ...[]byte) *pushed {
 	t.Helper()
 	p := &pushed{tars: tars}
 	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -126,7 +127,7 @@ func newPushed(t *testing.T, tars ...[]byte) *pushed {
 }
 
 // push uploads the image and returns the manifest's descriptor.
-func (p *pushed) push(t *testing.T, host, path, tag string) ocispec.Descriptor {
+func (p *pushed) push(t testing.TB, host, path, tag string) ocispec.Descriptor {
 	t.Helper()
 	conf, err := json.Marshal(p.config)
 	if err != nil {
@@ -144,12 +145,12 @@ func (p *pushed) push(t *testing.T, host, path, tag string) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: p.manifest.MediaType, Digest: ocispec.FromBytes(raw), Size: int64(len(raw))}
 }
 
-func pushManifest(t *testing.T, host, path, tag, mediaType string, raw []byte) {
+func pushManifest(t testing.TB, host, path, tag, mediaType string, raw []byte) {
 	t.Helper()
 	do(t, http.MethodPut, "http://"+host+"/v2/"+path+"/manifests/"+tag, mediaType, raw)
 }
 
-func pushBlob(t *testing.T, host, path string, b []byte) {
+func pushBlob(t testing.TB, host, path string, b []byte) {
 	t.Helper()
 	resp := do(t, http.MethodPost, "http://"+host+"/v2/"+path+"/blobs/uploads/", "", nil)
 	loc, err := resp.Location()
@@ -162,7 +163,7 @@ func pushBlob(t *testing.T, host, path string, b []byte) {
 	do(t, http.MethodPut, loc.String(), "application/octet-stream", b)
 }
 
-func do(t *testing.T, method, target, contentType string, body []byte) *http.Response {
+func do(t testing.TB, method, target, contentType string, body []byte) *http.Response {
 	t.Helper()
 	req, err := http.NewRequest(method, target, bytes.NewReader(body))
 	if err != nil {
@@ -822,4 +823,27 @@ func TestRemoveImageInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantEmpty(t, e, "layers", "blobs/sha256", "images/by-id")
+}
+
+// BenchmarkPull fetches an image of one 100 MB layer, gzip at the usual ratio, from a registry in this process.
+func BenchmarkPull(b *testing.B) {
+	words := make([]byte, 0, 100<<20)
+	for rnd := rand.New(rand.NewPCG(1, 2)); len(words) < 100<<20; {
+		words = append(words, fmt.Sprintf("%x some text like that of programs; ", rnd.Uint64())...)
+	}
+	raw := tarOf(b, map[string]string{"big": string(words)})
+	s := httptest.NewServer(reg.New(reg.Logger(log.New(io.Discard, "", 0))))
+	defer s.Close()
+	host := strings.TrimPrefix(s.URL, "http://")
+	newPushed(b, raw).push(b, host, "big", "latest")
+	b.SetBytes(int64(len(raw)))
+	for b.Loop() {
+		e, err := Open(&config.Config{Root: b.TempDir(), State: b.TempDir()})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, _, err := e.Pull(bg, PullRequest{Reference: host + "/big"}); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
