@@ -169,7 +169,7 @@ func (e *engine) serve(layout string) error {
 func (e *engine) close() error {
 	var errs []error
 	if out, err := e.output("ps", "-aq"); err == nil && out != "" {
-		errs = append(errs, e.do(append([]string{"rm", "-f"}, strings.Fields(out)...)...))
+		errs = append(errs, e.remove(strings.Fields(out)...))
 	}
 	if e.name == "conex" {
 		errs = append(errs, e.closeConex())
@@ -231,6 +231,23 @@ func (e *engine) output(args ...string) (string, error) {
 	cmd.Stdout = &out
 	err := e.runCommand(cmd)
 	return strings.TrimSpace(out.String()), err
+}
+
+// rm is the command line that kills and removes containers. podman would first wait ten seconds for a process 1 that ignores
+// SIGTERM, which the others don't.
+func (e *engine) rm(names ...string) []string {
+	args := []string{"rm", "-f"}
+	if e.name == "podman" {
+		args = append(args, "-t", "0")
+	}
+	return append(args, names...)
+}
+
+func (e *engine) remove(names ...string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	return e.do(e.rm(names...)...)
 }
 
 // newNetns makes a network namespace with its loopback device up.

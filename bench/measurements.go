@@ -43,18 +43,18 @@ func measurements() []measurement {
 		{name: "run-rm-bridge", target: 60, once: simple("run", "--rm", image, "true")},
 		{name: "run-d", once: func(b *bench, e *engine, i int) (float64, error) {
 			v, err := e.timed("run", "-d", "--name", "bench", image, "sleep", "1000")
-			return then(v, err, func() error { return e.do("rm", "-f", "bench") })
+			return then(v, err, func() error { return e.remove("bench") })
 		}},
 		{name: "create", once: func(b *bench, e *engine, i int) (float64, error) {
 			v, err := e.timed("create", "--name", "bench", image, "sleep", "1000")
-			return then(v, err, func() error { return e.do("rm", "-f", "bench") })
+			return then(v, err, func() error { return e.remove("bench") })
 		}},
 		{name: "start", once: func(b *bench, e *engine, i int) (float64, error) {
 			if err := e.do("create", "--name", "bench", image, "sleep", "1000"); err != nil {
 				return 0, err
 			}
 			v, err := e.timed("start", "bench")
-			return then(v, err, func() error { return e.do("rm", "-f", "bench") })
+			return then(v, err, func() error { return e.remove("bench") })
 		}},
 		{name: "stop", once: func(b *bench, e *engine, i int) (float64, error) {
 			// The trap is set when the marker is there; before, a stop would wait for its time-out.
@@ -69,13 +69,13 @@ func measurements() []measurement {
 				time.Sleep(10 * time.Millisecond)
 			}
 			v, err := e.timed("stop", "bench")
-			return then(v, err, func() error { return e.do("rm", "-f", "bench") })
+			return then(v, err, func() error { return e.remove("bench") })
 		}},
 		{name: "rm-f", once: func(b *bench, e *engine, i int) (float64, error) {
 			if err := e.do("run", "-d", "--name", "bench", image, "sleep", "1000"); err != nil {
 				return 0, err
 			}
-			return e.timed("rm", "-f", "bench")
+			return e.timed(e.rm("bench")...)
 		}},
 		{name: "exec", once: beside("exec", "bench-idle", "true")},
 		{name: "ps", once: beside("ps")},
@@ -151,17 +151,21 @@ func beside(args ...string) func(*bench, *engine, int) (float64, error) {
 		}
 		v, err := e.timed(args...)
 		if err != nil || i == b.rounds {
-			return then(v, err, func() error { return e.do("rm", "-f", "bench-idle") })
+			return then(v, err, func() error { return e.remove("bench-idle") })
 		}
 		return v, nil
 	}
 }
 
 // idleMemory starts five idle containers and returns the private memory that the engine keeps for each, in MB.
-func idleMemory(b *bench, e *engine, i int) (float64, error) {
+func idleMemory(b *bench, e *engine, i int) (mb float64, err error) {
 	const n = 5
 	ids := make([]string, 0, n)
-	defer func() { e.do(append([]string{"rm", "-f"}, ids...)...) }()
+	defer func() {
+		if rerr := e.remove(ids...); rerr != nil && err == nil {
+			err = rerr
+		}
+	}()
 	for range n {
 		id, err := e.output("run", "-d", image, "sleep", "1000")
 		if err != nil {

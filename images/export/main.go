@@ -38,5 +38,5 @@ func export(rootDir, state, layout string) error {
 	if err != nil {
 		return err
 	}
-	return mirror.Export(context.Background(), image.Open(root, blobs.Open(root), ls), ls.Tar, layout)
+	return mirror.Export(context.Background(), image.Open(root, blobs.Open(root), ls), ls.OpenTar, layout)
 }
