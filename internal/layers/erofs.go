@@ -109,7 +109,10 @@ func (erofsDriver) lower(ctx context.Context, s *Store, m meta) (string, error) 
 		return at, nil
 	}
 	dir := s.dir(m.DiffID)
-	devices := []string{filepath.Join(dir, "layer.tar")}
+	var devices []string
+	if m.Size > 0 { // a tar may have no bytes at all
+		devices = append(devices, filepath.Join(dir, "layer.tar"))
+	}
 	if m.Spill > 0 {
 		devices = append(devices, filepath.Join(dir, "sparse.data"))
 	}

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Remove unmounts a layer and deletes it. What still uses the mount keeps it until it ends; the name is free at once.
-// It is no error when there is no such layer. The caller makes sure that nothing refers to the layer.
+// Remove unmounts a layer and deletes it. It is no error when there is no such layer. The caller makes sure that nothing
+// refers to the layer; a container that runs on it all the same keeps its files with the driver erofs and loses them with dir.
 func (s *Store) Remove(id ocispec.Digest) error {
 	if err := id.Validate(); err != nil {
 		return fmt.Errorf("layer %q: %w", id, err)
