@@ -160,6 +160,9 @@ func (m *Manager) Publish(ctx context.Context, ep *Endpoint, r *portmap.Reservat
 	}
 	defer l.Release()
 	ports := r.Mappings()
+	if len(ports) == 0 {
+		return nil
+	}
 	for k := range ports {
 		ports[k].ContainerIP = ep.Address.Addr()
 	}
@@ -206,6 +209,10 @@ func (m *Manager) detach(ctx context.Context, networkID, containerID string) err
 		return err
 	}
 	i, err := m.lookup(ctx, networkID)
+	if errors.Is(err, ErrNotFound) {
+		// The root was removed under its state: no table is known for it.
+		i, ep.Ports, err = Info{ID: networkID}, nil, nil
+	}
 	if err != nil {
 		return err
 	}

@@ -148,7 +148,8 @@ func plug(ep *Endpoint, bridge link, netns *os.File) error {
 		return fmt.Errorf("look up %s: %w", insideName, err)
 	}
 	// The carrier comes up with the second end, but only the kernel's link watch, a work queue, lets packets pass then.
-	// Asking for a link makes it catch up at once, at either end: the first packet is not lost.
+	// Asking for a link makes it catch up at once, at both ends and the bridge: else the first packets are lost, and TCP
+	// tries again after a second.
 	err = inside.Do(
 		netlink.Message{Type: unix.RTM_SETLINK, Data: linkMessage(loopbackIndex, true)},
 		netlink.Message{Type: unix.RTM_SETLINK, Data: linkMessage(inner.index, true)},
@@ -159,7 +160,8 @@ func plug(ep *Endpoint, bridge link, netns *os.File) error {
 	if err != nil {
 		return fmt.Errorf("configure %s: %w", insideName, err)
 	}
-	if err := host.Do(getLink(ep.HostInterface)); err != nil {
+	// The order counts: the bridge's carrier comes with the first port that forwards.
+	if err := host.Do(getLink(ep.HostInterface), netlink.Message{Type: unix.RTM_GETLINK, Data: linkMessage(bridge.index, false)}); err != nil {
 		return fmt.Errorf("look up %s: %w", ep.HostInterface, err)
 	}
 	return nil

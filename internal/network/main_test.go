@@ -121,6 +121,13 @@ func (w *world) cable(name string, ns *os.File, addrs ...string) {
 	}
 	check(w.t, configure(name, here...))
 	check(w.t, netlink.In(ns, func() error { return configure("wire0", there...) }))
+	// Asking makes the kernel's link watch catch up, which can take a second: else the cable's first packets are lost.
+	_, err := rtnetlink.LinkByName(name)
+	check(w.t, err)
+	check(w.t, netlink.In(ns, func() error {
+		_, err := rtnetlink.LinkByName("wire0")
+		return err
+	}))
 }
 
 // attached lists the containers that have an endpoint record.

@@ -406,8 +406,8 @@ func TestGuard(t *testing.T) {
 	}
 	route(w.client, hostIP4)
 	route(other, "203.0.113.1")
-	a := w.attach("aaa")
 	(&container{ns: other, w: w}).serve(82)
+	a := w.attach("aaa")
 	if on, err := forwarding(); err != nil || !on {
 		t.Fatalf("forwarding %v %v", on, err)
 	}

@@ -59,6 +59,16 @@ func Audit(ctx context.Context, n Network) ([]Finding, error) {
 		}
 		out = append(out, f)
 	}
+	old, err := legacyForwardDrops()
+	if err != nil {
+		return nil, err
+	}
+	if old {
+		out = append(out, Finding{
+			What: "chain FORWARD of iptables-legacy's filter table drops forwarded packets by default: published ports and the containers' way out need a rule there",
+			Hint: fmt.Sprintf("iptables-legacy -I FORWARD -i %s -j ACCEPT; iptables-legacy -I FORWARD -o %s -j ACCEPT", n.Bridge, n.Bridge),
+		})
+	}
 	return out, nil
 }
 

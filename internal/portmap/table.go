@@ -246,7 +246,7 @@ func build(n Network) error {
 		mapAny:   {Table: t, Name: mapAny, IsMap: true, Concatenation: true, KeyType: nftables.MustConcatSetType(port...), DataType: target},
 		mapAddr:  {Table: t, Name: mapAddr, IsMap: true, Concatenation: true, KeyType: nftables.MustConcatSetType(addrPort...), DataType: target},
 		setLocal: {Table: t, Name: setLocal, Concatenation: true, KeyType: nftables.MustConcatSetType(addrPort...)},
-		setGuard: {Table: t, Name: setGuard, KeyType: nftables.TypeIFName},
+		setGuard: {Table: t, Name: setGuard, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
 	}
 	elements := make(map[string][]nftables.SetElement)
 	for _, name := range n.Guard {

@@ -2,6 +2,7 @@ package portmap
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -14,7 +15,7 @@ func (r *Reservation) serveTCP(ctx context.Context, l *net.TCPListener, target n
 	for {
 		c, err := l.AcceptTCP()
 		if err != nil {
-			if isClosed(err) {
+			if errors.Is(err, net.ErrClosed) {
 				return
 			}
 			// Out of descriptors, or a connection that went away: accepting again at once would spin.
@@ -40,6 +41,7 @@ func (r *Reservation) serveTCP(ctx context.Context, l *net.TCPListener, target n
 // joinTCP copies both ways until both are at their end. Between two TCP sockets io.Copy splices in the kernel: no buffer here.
 func (r *Reservation) joinTCP(ctx context.Context, client *net.TCPConn, target netip.AddrPort) {
 	d := net.Dialer{KeepAlive: -1}
+	d.SetMultipathTCP(false)
 	c, err := d.DialContext(ctx, "tcp4", target.String())
 	if err != nil {
 		// Nobody listens in the container: a reset, as a closed port would give, instead of an orderly end.

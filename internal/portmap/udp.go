@@ -34,6 +34,7 @@ type udpPort struct {
 	raw    syscall.RawConn
 	v4     bool
 	target netip.AddrPort
+	idle   time.Duration
 
 	mu       sync.Mutex
 	sessions map[client]*net.UDPConn
@@ -45,12 +46,14 @@ func (r *Reservation) serveUDP(conn *net.UDPConn, target netip.AddrPort) {
 	if err != nil {
 		return // closed already
 	}
-	p := &udpPort{r: r, conn: conn, raw: raw, target: target, sessions: make(map[client]*net.UDPConn)}
+	p := &udpPort{r: r, conn: conn, raw: raw, target: target, idle: udpIdle, sessions: make(map[client]*net.UDPConn)}
 	p.v4 = conn.LocalAddr().(*net.UDPAddr).IP.To4() != nil
-	for {
-		if err := p.receive(); err != nil && isClosed(err) {
-			return
-		}
+	p.serve()
+}
+
+// serve runs until the listener is closed: what a datagram may do wrong is consumed in receive.
+func (p *udpPort) serve() {
+	for p.receive() == nil {
 	}
 }
 
@@ -132,7 +135,7 @@ func (p *udpPort) forward(c client, b []byte) {
 		p.sessions[c] = s
 		p.r.done.Go(func() { p.answer(c, s) })
 	}
-	s.SetReadDeadline(time.Now().Add(udpIdle))
+	s.SetReadDeadline(time.Now().Add(p.idle))
 	p.mu.Unlock()
 	s.Write(b) // an error is a lost datagram, or a closed port that the next read reports
 }
@@ -162,7 +165,7 @@ func (p *udpPort) answer(c client, s *net.UDPConn) {
 			return true
 		})
 		if err == nil {
-			s.SetReadDeadline(time.Now().Add(udpIdle))
+			s.SetReadDeadline(time.Now().Add(p.idle))
 		}
 	} // ends when idle (deadline) or closed
 	p.mu.Lock()

@@ -71,7 +71,8 @@ func splitHost(e string) (name, addr string, err error) {
 		return "", "", fmt.Errorf("bad format for add-host: %q", e)
 	}
 	name, addr = e[:k], e[k+1:]
-	if strings.ContainsAny(name, " \t\r\n\x00#") {
+	// A blank would make two names of it, a line break two lines.
+	if strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '#' }) {
 		return "", "", fmt.Errorf("bad format for add-host: %q", e)
 	}
 	if strings.HasPrefix(addr, "[") && strings.HasSuffix(addr, "]") {

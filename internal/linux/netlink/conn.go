@@ -20,6 +20,7 @@ import (
 type Conn struct {
 	fd  int
 	seq uint32
+	buf []byte // for receiving, made at first use
 }
 
 // Message is one request: its type, extra NLM_F_ flags (NLM_F_REQUEST and NLM_F_ACK are added) and everything after the
@@ -99,13 +100,12 @@ func (c *Conn) Execute(msgs ...Message) ([]Result, error) {
 	res := make([]Result, len(msgs))
 	done := make([]bool, len(msgs))
 	left := len(msgs)
-	rbuf := make([]byte, 16<<10)
 	for left > 0 {
-		n, err := c.receive(rbuf, 0)
+		n, err := c.receive(0)
 		if err != nil {
 			return nil, err
 		}
-		err = each(rbuf[:n], func(typ, flags uint16, seq uint32, data []byte) error {
+		err = each(c.buf[:n], func(typ, flags uint16, seq uint32, data []byte) error {
 			i := int(seq - first)
 			if i < 0 || i >= len(msgs) || done[i] {
 				return nil
@@ -148,13 +148,12 @@ func (c *Conn) Dump(m Message) ([][]byte, error) {
 		return nil, fmt.Errorf("send netlink dump: %w", err)
 	}
 	var out [][]byte
-	rbuf := make([]byte, 32<<10)
 	for done := false; !done; {
-		n, err := c.receive(rbuf, 0)
+		n, err := c.receive(0)
 		if err != nil {
 			return nil, err
 		}
-		err = each(rbuf[:n], func(typ, flags uint16, seq uint32, data []byte) error {
+		err = each(c.buf[:n], func(typ, flags uint16, seq uint32, data []byte) error {
 			switch {
 			case seq != want:
 			case typ == unix.NLMSG_ERROR || typ == unix.NLMSG_DONE:
@@ -194,16 +193,15 @@ func (c *Conn) Transaction(subsystem uint16, msgs ...Message) error {
 	}
 	var refused error
 	acked := false
-	rbuf := make([]byte, 16<<10)
 	for {
-		n, err := c.receive(rbuf, unix.MSG_DONTWAIT)
+		n, err := c.receive(unix.MSG_DONTWAIT)
 		if errors.Is(err, unix.EAGAIN) {
 			break // everything is queued before sendto returns
 		}
 		if err != nil {
 			return err
 		}
-		err = each(rbuf[:n], func(typ, flags uint16, seq uint32, data []byte) error {
+		err = each(c.buf[:n], func(typ, flags uint16, seq uint32, data []byte) error {
 			if typ != unix.NLMSG_ERROR || seq < first || seq > end {
 				return nil
 			}
@@ -226,9 +224,13 @@ func (c *Conn) Transaction(subsystem uint16, msgs ...Message) error {
 	return nil
 }
 
-func (c *Conn) receive(buf []byte, flags int) (int, error) {
+// receive reads one datagram into c.buf. The kernel fits its datagrams to 8 KiB, or to the larger buffer that it has seen.
+func (c *Conn) receive(flags int) (int, error) {
+	if c.buf == nil {
+		c.buf = make([]byte, 16<<10)
+	}
 	for {
-		n, from, err := unix.Recvfrom(c.fd, buf, flags)
+		n, from, err := unix.Recvfrom(c.fd, c.buf, flags)
 		if err == unix.EINTR {
 			continue
 		}
