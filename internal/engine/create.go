@@ -1,0 +1,196 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"os"
+	"runtime"
+	"slices"
+	"time"
+
+	"conex/internal/collect"
+	"conex/internal/container"
+	"conex/internal/disk"
+	"conex/internal/image"
+	"conex/internal/registry"
+	"conex/internal/undo"
+
+	apic "github.com/moby/moby/api/types/container"
+)
+
+// CreateRequest asks for a new container.
+type CreateRequest struct {
+	// Name is the container's name; empty picks two random words.
+	Name string
+	// Platform is os[/arch[/variant]] of the image; empty takes any that is there, and pulls this machine's.
+	Platform string
+	// Pull says when to ask the registry: "missing" (also ""), "always" or "never".
+	Pull string
+	// Config and HostConfig are Docker's; Config.Image names the image. HostConfig may be nil.
+	Config     *apic.Config
+	HostConfig *apic.HostConfig
+	// Quiet silences Progress.
+	Quiet bool
+	// Progress receives what a pull does.
+	Progress Progress
+}
+
+// CreateResult is a new container.
+type CreateResult struct {
+	ID       string
+	Warnings []string
+}
+
+// maxNameTries bounds the search for a random name that is free.
+const maxNameTries = 20
+
+// Create makes a container of an image, which is pulled if need be. Everything about the request that can be checked is checked
+// first; on an error nothing stays. A nil error promises that the container survives a power loss, unless it is to be removed at
+// its end.
+func (e *Engine) Create(ctx context.Context, req CreateRequest) (CreateResult, error) {
+	rec, warnings, err := e.create(ctx, req)
+	if err != nil {
+		return CreateResult{}, classify(err)
+	}
+	return CreateResult{ID: rec.ID, Warnings: warnings}, nil
+}
+
+func (e *Engine) create(ctx context.Context, req CreateRequest) (*container.Record, []string, error) {
+	if req.Config == nil || req.Config.Image == "" {
+		return nil, nil, invalid("no image specified")
+	}
+	conf := *req.Config
+	hc := apic.HostConfig{}
+	if req.HostConfig != nil {
+		hc = *req.HostConfig
+	}
+	if req.Name != "" {
+		if err := container.CheckName(req.Name); err != nil {
+			return nil, nil, err
+		}
+	}
+	warnings, err := e.validate(ctx, &conf, &hc)
+	if err != nil {
+		return nil, nil, err
+	}
+	img, lease, err := e.imageFor(ctx, req)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer lease.Close()
+	mergeImage(&conf, img.Config.Config)
+	path, args, err := command(&conf)
+	if err != nil {
+		return nil, nil, err
+	}
+	ls, err := e.Layers()
+	if err != nil {
+		return nil, nil, err
+	}
+	driver, _ := ls.Driver()
+	rec := &container.Record{
+		ID: disk.RandomID(), Name: req.Name, Created: time.Now().UTC(), Image: req.Config.Image, ImageID: img.ID, Layers: img.Layers(),
+		Config: &conf, HostConfig: &hc, Path: path, Args: args, Platform: platformOf(img), Driver: driver,
+	}
+	if conf.Hostname == "" {
+		conf.Hostname = rec.ID[:12]
+		if hc.NetworkMode.IsHost() || hc.UTSMode.IsHost() {
+			if conf.Hostname, err = os.Hostname(); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	var back undo.Stack
+	defer back.Run()
+	if err := e.addMounts(ctx, rec, &back); err != nil {
+		return nil, nil, err
+	}
+	if err := e.publish(rec); err != nil {
+		return nil, nil, err
+	}
+	back.Forget()
+	e.event(rec, "create", nil)
+	return rec, warnings, nil
+}
+
+// publish writes the record under its name, or under random ones until one is free.
+func (e *Engine) publish(rec *container.Record) error {
+	given := rec.Name != ""
+	for try := 0; ; try++ {
+		if !given {
+			rec.Name = container.RandomName(try)
+		}
+		err := e.Containers().Create(rec, nil)
+		if given || !errors.Is(err, container.ErrNameTaken) || try == maxNameTries {
+			return err
+		}
+	}
+}
+
+// imageFor finds or pulls the image and leases its layers.
+func (e *Engine) imageFor(ctx context.Context, req CreateRequest) (image.Image, *collect.Lease, error) {
+	images, err := e.Images()
+	if err != nil {
+		return image.Image{}, nil, err
+	}
+	name := req.Config.Image
+	pull := req.Pull == "always"
+	for {
+		var img image.Image
+		if pull {
+			img, _, err = e.Pull(ctx, PullRequest{Reference: name, Platform: req.Platform, Quiet: req.Quiet, Progress: req.Progress})
+		} else {
+			img, err = images.Resolve(name)
+			if err == nil && !fits(img, req.Platform) {
+				err = &image.NotFoundError{Name: name + " for platform " + req.Platform}
+			}
+			if errors.Is(err, image.ErrNotFound) && req.Pull != "never" {
+				if ref, rerr := image.ParseReference(name); rerr == nil {
+					req.Progress.emit(Event{Message: "Unable to find image '" + ref.Familiar() + "' locally"})
+				}
+				pull = true
+				continue
+			}
+		}
+		if err != nil {
+			return image.Image{}, nil, err
+		}
+		lease, err := collect.Hold(e.root, append(slices.Clone(img.Layers()), img.ID)...)
+		if err != nil {
+			return image.Image{}, nil, err
+		}
+		// Removed between our look and our lease: look again, which pulls it again or says that it is not there.
+		if _, err := images.Get(img.ID); err != nil {
+			lease.Close()
+			if errors.Is(err, image.ErrNotFound) {
+				continue
+			}
+			return image.Image{}, nil, err
+		}
+		return img, lease, nil
+	}
+}
+
+// fits reports whether an image is of a platform that was asked for.
+func fits(img image.Image, platform string) bool {
+	if platform == "" || img.Config.OS == "" {
+		return true
+	}
+	p, err := registry.ParsePlatform(platform)
+	if err != nil {
+		return false
+	}
+	return p.OS == img.Config.OS && p.Architecture == img.Config.Architecture && (p.Variant == "" || p.Variant == img.Config.Variant)
+}
+
+func platformOf(img image.Image) string {
+	p := img.Config.Platform
+	if p.OS == "" {
+		return "linux/" + runtime.GOARCH
+	}
+	s := p.OS + "/" + p.Architecture
+	if p.Variant != "" {
+		s += "/" + p.Variant
+	}
+	return s
+}

@@ -1,0 +1,16 @@
+package engine
+
+import "context"
+
+// Rename gives a container another name.
+func (e *Engine) Rename(ctx context.Context, name, newName string) error {
+	n, err := e.snapshot(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := e.Containers().Rename(n.Record.ID, newName); err != nil {
+		return classify(err)
+	}
+	e.event(n.Record, "rename", map[string]string{"oldName": "/" + n.Record.Name, "name": newName})
+	return nil
+}

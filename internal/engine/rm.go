@@ -1,0 +1,75 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"conex/internal/container"
+	"conex/internal/control"
+	"conex/internal/volume"
+)
+
+// RemoveRequest deletes a container.
+type RemoveRequest struct {
+	Container string
+	// Force kills it if it runs.
+	Force bool
+	// Volumes deletes its anonymous volumes too.
+	Volumes bool
+}
+
+// RemoveContainer deletes a container: its record, writable layer, log and name. One that runs is ErrConflict unless forced.
+func (e *Engine) RemoveContainer(ctx context.Context, req RemoveRequest) error {
+	n, err := e.snapshot(ctx, req.Container)
+	if err != nil {
+		return err
+	}
+	rec, cs := n.Record, e.Containers()
+	for {
+		if a := n.Alive(); a != nil {
+			if !req.Force {
+				return conflict("cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+rec.Name, a.Status)
+			}
+			now := 0
+			_, err := e.client(rec.ID).Stop(ctx, "KILL", &now)
+			var ce *control.Error
+			if err != nil && !errors.Is(err, control.ErrGone) && !errors.As(err, &ce) {
+				return err
+			}
+		}
+		l, err := cs.LockIdle(ctx, rec.ID)
+		if errors.Is(err, container.ErrBusy) { // somebody has started it meanwhile
+			if n, err = e.snapshot(ctx, rec.ID); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		defer l.Release()
+		break
+	}
+	if err := e.settleLocked(ctx, rec.ID); err != nil {
+		return err
+	}
+	trash, err := cs.Remove(rec.ID)
+	if err != nil {
+		return err
+	}
+	if trash != "" { // otherwise --rm was faster
+		e.event(rec, "destroy", nil)
+	}
+	errs := []error{cs.RemoveRun(rec.ID)}
+	if req.Volumes || rec.HostConfig.AutoRemove {
+		vols := volume.Open(e.root)
+		for _, v := range rec.Anonymous {
+			errs = append(errs, vols.Remove(v))
+		}
+	}
+	if trash != "" {
+		errs = append(errs, os.RemoveAll(trash))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,239 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"conex/internal/container"
+	"conex/internal/disk"
+	"conex/internal/linux/cgroup"
+	"conex/internal/volume"
+
+	apic "github.com/moby/moby/api/types/container"
+)
+
+// snapshot finds a container by name, id or the beginning of an id, settles it if its monitor is dead, and reads all about it.
+func (e *Engine) snapshot(ctx context.Context, name string) (*container.Snapshot, error) {
+	cs := e.Containers()
+	id, err := cs.Resolve(name)
+	if err != nil {
+		return nil, classify(err)
+	}
+	if err := e.settleOne(ctx, id); err != nil {
+		return nil, err
+	}
+	n, err := cs.Snapshot(id)
+	if errors.Is(err, container.ErrNotFound) {
+		return nil, classify(&container.NotFoundError{Name: name})
+	}
+	return n, err
+}
+
+// Settle cleans up after every monitor that died: kills what is left of its container, records the end, gives address and ports
+// back, and starts the container again when its restart policy wants it. For a container whose monitor lives it costs one read and
+// one try of a lock.
+func (e *Engine) Settle(ctx context.Context) error {
+	ids, err := e.Containers().ListRun()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, id := range ids {
+		errs = append(errs, e.settleOne(ctx, id))
+	}
+	return errors.Join(errs...)
+}
+
+// settleOne is Settle for one container.
+func (e *Engine) settleOne(ctx context.Context, id string) error {
+	cs := e.Containers()
+	st, err := cs.State(id)
+	if st == nil || err != nil {
+		return err
+	}
+	l, err := cs.Lock(id)
+	if errors.Is(err, container.ErrBusy) {
+		return nil // its monitor lives, or somebody settles it
+	}
+	if err != nil {
+		return err
+	}
+	ran := st.Status == container.Running || st.Status == container.Restarting
+	err = e.settleLocked(ctx, id)
+	l.Release()
+	if err != nil || !ran {
+		return err
+	}
+	return e.revive(ctx, id)
+}
+
+// settleLocked is settleOne for who holds the monitor lock; it starts nothing again. Idempotent.
+func (e *Engine) settleLocked(ctx context.Context, id string) error {
+	cs := e.Containers()
+	st, err := cs.State(id)
+	if st == nil || err != nil {
+		return err
+	}
+	if st.Cgroup != "" {
+		if err := killCgroup(st.Cgroup); err != nil {
+			return fmt.Errorf("settle container %s: %w", id[:12], err)
+		}
+	}
+	// Nobody uses the address any more.
+	if err := e.Networks().Detach(ctx, id); err != nil {
+		return fmt.Errorf("settle container %s: %w", id[:12], err)
+	}
+	rec, err := cs.Load(id)
+	if err != nil && !errors.Is(err, container.ErrNotFound) {
+		return err
+	}
+	if rec != nil && st.Status != container.Exited {
+		if err := cs.SetExit(rec, deathOf(st)); err != nil {
+			return err
+		}
+		e.event(rec, "die", map[string]string{"exitCode": fmt.Sprint(deathOf(st).Code)})
+	}
+	if st.AutoRemove {
+		trash, err := cs.Remove(id)
+		if err != nil {
+			return err
+		}
+		errs := []error{}
+		if trash != "" {
+			errs = append(errs, os.RemoveAll(trash))
+			if rec != nil {
+				e.event(rec, "destroy", nil)
+			}
+		}
+		vols := volume.Open(e.root)
+		for _, v := range st.Anonymous {
+			errs = append(errs, vols.Remove(v))
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(cs.RunDir(id, "sock")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	// Last: until here the next settler would find it again.
+	if st.AutoRemove {
+		return cs.RemoveRun(id)
+	}
+	return cs.ClearState(id)
+}
+
+// killCgroup ends every process in a cgroup and removes it.
+func killCgroup(path string) error {
+	cg, err := cgroup.New(path)
+	if err != nil {
+		return err
+	}
+	if err := cg.Kill(); err != nil && !errors.Is(err, cgroup.ErrNotExist) {
+		return err
+	}
+	if err := cg.Delete(); err != nil && !errors.Is(err, cgroup.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// deathOf is the end of a container whose monitor left this state behind.
+func deathOf(st *container.State) container.Exit {
+	if st.Status == container.Restarting && st.Exit != nil {
+		return *st.Exit // it was not running: its last end stands
+	}
+	x := container.Exit{
+		Code: 128 + int(syscall.SIGKILL), Signal: int(syscall.SIGKILL), Error: "monitor died", Started: st.Started,
+		Finished: time.Now().UTC(), Restarts: st.Restarts,
+	}
+	switch {
+	case st.BootID != disk.BootID():
+		x.Error = "machine rebooted"
+	case st.Status == container.Starting:
+		x.Code, x.Signal, x.Error = 125, 0, "monitor died before the command ran"
+	}
+	return x
+}
+
+// revive starts a container again whose monitor died, if it should run.
+func (e *Engine) revive(ctx context.Context, id string) error {
+	n, err := e.Containers().Snapshot(id)
+	if errors.Is(err, container.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !n.Desired.Running || n.Desired.Stopped || !revivable(n) {
+		return nil
+	}
+	if _, err := e.launch(ctx, n.Record, attachment{}, &Streams{}); err != nil && !errors.Is(err, container.ErrBusy) {
+		return fmt.Errorf("start container %s again: %w", n.Record.Name, err)
+	}
+	return nil
+}
+
+// revivable reports whether the restart policy answers a death from outside.
+func revivable(n *container.Snapshot) bool {
+	switch p := n.Record.HostConfig.RestartPolicy; p.Name {
+	case apic.RestartPolicyAlways, apic.RestartPolicyUnlessStopped:
+		return true
+	case apic.RestartPolicyOnFailure:
+		return p.MaximumRetryCount == 0 || n.Exit == nil || n.Exit.Restarts < p.MaximumRetryCount
+	default:
+		return false
+	}
+}
+
+// Reconcile settles what died and starts what should run, after a reboot above all. It returns the names of the containers that it
+// started; an error of one does not keep it from the others.
+//
+// As with Docker: always means also what a user had stopped, unless-stopped does not; on-failure starts what was running.
+func (e *Engine) Reconcile(ctx context.Context) (started []string, err error) {
+	cs := e.Containers()
+	errs := []error{e.Settle(ctx)}
+	ids, err := cs.List()
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range ids {
+		n, err := cs.Snapshot(id)
+		if err != nil {
+			if !errors.Is(err, container.ErrNotFound) {
+				errs = append(errs, err)
+			}
+			continue
+		}
+		if n.Alive() != nil {
+			continue
+		}
+		if n.Record.HostConfig.AutoRemove && n.State == nil && n.Exit == nil && n.Desired.Running {
+			// It ran when the machine went down, and was not to outlive its run.
+			errs = append(errs, e.discard(ctx, n.Record))
+			continue
+		}
+		should := n.Desired.Running && revivable(n)
+		switch n.Record.HostConfig.RestartPolicy.Name {
+		case apic.RestartPolicyAlways:
+			should = n.Desired.Running || n.Desired.Stopped
+		case apic.RestartPolicyUnlessStopped:
+			should = n.Desired.Running && !n.Desired.Stopped
+		}
+		if !should {
+			continue
+		}
+		if _, err := e.launch(ctx, n.Record, attachment{}, &Streams{}); err != nil {
+			if !errors.Is(err, container.ErrBusy) {
+				errs = append(errs, fmt.Errorf("start container %s: %w", n.Record.Name, err))
+			}
+			continue
+		}
+		started = append(started, n.Record.Name)
+	}
+	return started, errors.Join(errs...)
+}
