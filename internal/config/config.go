@@ -42,7 +42,8 @@ type Config struct {
 
 // Registry says how one registry is reached.
 type Registry struct {
-	// Mirrors are tried in order before the registry itself: http(s)://host[:port][/prefix].
+	// Mirrors are tried in order before the registry itself: http(s)://host[:port][/prefix]. The prefix goes before each
+	// repository's name, as a proxy for several registries wants it: http://h/hub is asked for http://h/v2/hub/library/nginx.
 	Mirrors []string `toml:"mirrors"`
 	// PlainHTTP lets the registry itself be asked without TLS. Loopback addresses need no leave.
 	PlainHTTP bool `toml:"plain-http"`

@@ -2,9 +2,11 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"conex/internal/layers"
 	"conex/internal/ocispec"
 
 	apii "github.com/moby/moby/api/types/image"
@@ -23,7 +25,7 @@ func (e *Engine) History(_ context.Context, name string) ([]apii.HistoryResponse
 	}
 	img, err := images.Resolve(name)
 	if err != nil {
-		return nil, err
+		return nil, classify(err)
 	}
 	ids := img.Layers()
 	size := func() (int64, error) { // of the next layer, base first
@@ -31,7 +33,7 @@ func (e *Engine) History(_ context.Context, name string) ([]apii.HistoryResponse
 			return 0, nil
 		}
 		info, err := ls.Stat(ids[0])
-		if err != nil {
+		if err != nil && !errors.Is(err, layers.ErrNotFound) {
 			return 0, fmt.Errorf("history of %s: %w", name, err)
 		}
 		ids = ids[1:]

@@ -17,7 +17,7 @@ func (e *Engine) InspectImage(_ context.Context, name string) (apii.InspectRespo
 	}
 	img, err := images.Resolve(name)
 	if err != nil {
-		return r, err
+		return r, classify(err)
 	}
 	size, err := images.Size(img)
 	if err != nil {

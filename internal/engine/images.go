@@ -39,7 +39,7 @@ func (e *Engine) ListImages(ctx context.Context, req ImagesRequest) ([]apii.Summ
 	if err != nil {
 		return nil, err
 	}
-	sums := []apii.Summary{}
+	var selected []image.Image
 	for _, img := range list {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -48,15 +48,18 @@ func (e *Engine) ListImages(ctx context.Context, req ImagesRequest) ([]apii.Summ
 		if err != nil {
 			return nil, err
 		}
-		if !ok {
-			continue
+		if ok {
+			selected = append(selected, img)
 		}
-		size, err := images.Size(img)
-		if err != nil {
-			return nil, err
-		}
+	}
+	sizes, err := images.Sizes(selected)
+	if err != nil {
+		return nil, err
+	}
+	sums := []apii.Summary{}
+	for i, img := range selected {
 		sums = append(sums, apii.Summary{
-			ID: string(img.ID), Created: unixSeconds(img.Created), Size: size, Labels: img.Config.Config.Labels,
+			ID: string(img.ID), Created: unixSeconds(img.Created), Size: sizes[i], Labels: img.Config.Config.Labels,
 			RepoTags: notNil(img.RepoTags), RepoDigests: notNil(img.RepoDigests),
 			Containers: -1, SharedSize: -1, // not counted, in Docker's way
 		})
@@ -95,7 +98,7 @@ func newImageFilter(images *image.Store, req ImagesRequest) (*imageFilter, error
 	}
 	for _, p := range f.patterns {
 		if _, err := path.Match(p, ""); err != nil {
-			return nil, fmt.Errorf("invalid filter 'reference=%s': %w", p, err)
+			return nil, invalid("invalid filter 'reference=%s': %w", p, err)
 		}
 	}
 	return f, nil
@@ -106,7 +109,7 @@ func (f *imageFilter) add(images *image.Store, key, val string) error {
 	case "dangling":
 		b, err := strconv.ParseBool(val)
 		if err != nil {
-			return fmt.Errorf("invalid filter 'dangling=%s': want true or false", val)
+			return invalid("invalid filter 'dangling=%s': want true or false", val)
 		}
 		f.dangling = &b
 	case "label":
@@ -116,7 +119,7 @@ func (f *imageFilter) add(images *image.Store, key, val string) error {
 	case "before", "since":
 		img, err := images.Resolve(val)
 		if err != nil {
-			return err
+			return classify(err)
 		}
 		if key == "before" {
 			f.older = append(f.older, img.Created)
@@ -126,11 +129,11 @@ func (f *imageFilter) add(images *image.Store, key, val string) error {
 	case "until":
 		t, err := parseUntil(val, time.Now())
 		if err != nil {
-			return fmt.Errorf("invalid filter 'until=%s': %w", val, err)
+			return invalid("invalid filter 'until=%s': %w", val, err)
 		}
 		f.older = append(f.older, t)
 	default:
-		return fmt.Errorf("invalid filter '%s'", key)
+		return invalid("invalid filter '%s'", key)
 	}
 	return nil
 }

@@ -133,7 +133,11 @@ func (p *pushed) push(t testing.TB, host, path, tag string) ocispec.Descriptor {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.manifest.Config = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: ocispec.FromBytes(conf), Size: int64(len(conf))}
+	confType := ocispec.MediaTypeImageConfig
+	if p.manifest.MediaType == ocispec.MediaTypeDockerManifest {
+		confType = ocispec.MediaTypeDockerConfig
+	}
+	p.manifest.Config = ocispec.Descriptor{MediaType: confType, Digest: ocispec.FromBytes(conf), Size: int64(len(conf))}
 	for _, b := range append([][]byte{conf}, p.packed...) {
 		pushBlob(t, host, path, b)
 	}
@@ -337,7 +341,7 @@ func testPull(t *testing.T, host string) {
 	if direct, _, err := e.Pull(bg, PullRequest{Reference: host + "/library/web"}); err != nil || !slices.Contains(direct.RepoTags, host+"/library/web:latest") {
 		t.Fatalf("direct: %v, %v", direct.RepoTags, err)
 	}
-	if _, _, err := e.Pull(bg, PullRequest{Reference: host + "/library/web:nope"}); err == nil || !strings.HasPrefix(err.Error(), "manifest for "+host+"/library/web:nope not found: manifest unknown") {
+	if _, _, err := e.Pull(bg, PullRequest{Reference: host + "/library/web:nope"}); !errors.Is(err, ErrNotFound) || !strings.HasPrefix(err.Error(), "manifest for "+host+"/library/web:nope not found: manifest unknown") {
 		t.Errorf("unknown tag: %v", err)
 	}
 }
@@ -348,6 +352,59 @@ func actions(events []Event) map[string]int {
 		n[ev.Action]++
 	}
 	return n
+}
+
+// TestPullDockerSchema2 pulls what docker push writes: its own media types, in a manifest list.
+func TestPullDockerSchema2(t *testing.T) {
+	host := memoryRegistry(t)
+	e := newImageEngine(t)
+	p := newPushed(t, tarOf(t, map[string]string{"a": "1"}))
+	p.manifest.MediaType = ocispec.MediaTypeDockerManifest
+	p.manifest.Layers[0].MediaType = ocispec.MediaTypeDockerLayerGzip
+	d := p.push(t, host, "d", "one")
+	d.Platform = &ocispec.Platform{OS: "linux", Architecture: registry.HostPlatform().Architecture}
+	raw, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": ocispec.MediaTypeDockerManifestList, "manifests": []any{d}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pushManifest(t, host, "d", "list", ocispec.MediaTypeDockerManifestList, raw)
+	for _, tag := range []string{"one", "list"} {
+		img, _, err := e.Pull(bg, PullRequest{Reference: host + "/d:" + tag})
+		if err != nil || img.ID != p.manifest.Config.Digest || img.Manifest != d.Digest {
+			t.Errorf("%s: %+v, %v", tag, img, err)
+		}
+	}
+}
+
+// TestPullRepairs pulls an image again of which a layer was lost and the config damaged.
+func TestPullRepairs(t *testing.T) {
+	host := memoryRegistry(t)
+	e := newImageEngine(t)
+	p := newPushed(t, tarOf(t, map[string]string{"a": "12345"}), tarOf(t, map[string]string{"b": "678"}))
+	p.push(t, host, "r", "latest")
+	img, _, err := e.Pull(bg, PullRequest{Reference: host + "/r"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ls, err := e.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ls.Remove(img.Layers()[0]); err != nil {
+		t.Fatal(err)
+	}
+	if sums, err := e.ListImages(bg, ImagesRequest{}); err != nil || len(sums) != 1 || sums[0].Size != 3 {
+		t.Errorf("an image that lacks a layer must still be listed: %+v, %v", sums, err)
+	}
+	if err := os.WriteFile(e.Root().Path("blobs", "sha256", img.ID.Encoded()), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := e.Pull(bg, PullRequest{Reference: host + "/r"}); err != nil {
+		t.Fatal(err)
+	}
+	if sums, err := e.ListImages(bg, ImagesRequest{}); err != nil || len(sums) != 1 || sums[0].Size != 8 {
+		t.Errorf("%+v, %v", sums, err)
+	}
 }
 
 func TestPullPlatforms(t *testing.T) {
@@ -610,7 +667,7 @@ func imported(t *testing.T, e *Engine, content string, changes []string, tags ..
 
 func TestRemoveImage(t *testing.T) {
 	e := newImageEngine(t)
-	id := imported(t, e, "1", nil, "a", "b:2")
+	id := imported(t, e, "1", nil, "tag", "other:2")
 	layer := string(ocispec.FromBytes(tarOf(t, map[string]string{"file": "1"})))
 	for _, c := range []struct {
 		name  string
@@ -620,9 +677,9 @@ func TestRemoveImage(t *testing.T) {
 	}{
 		{"nope", false, nil, "No such image: nope:latest"},
 		{id, false, nil, "conflict: unable to delete " + id[7:19] + " (must be forced) - image is referenced in multiple repositories"},
-		{"a", false, []apii.DeleteResponse{{Untagged: "a:latest"}}, ""},
-		{"a", false, nil, "No such image: a:latest"},
-		{"b:2", false, []apii.DeleteResponse{{Untagged: "b:2"}, {Deleted: id}, {Deleted: layer}}, ""},
+		{"tag", false, []apii.DeleteResponse{{Untagged: "tag:latest"}}, ""},
+		{"tag", false, nil, "No such image: tag:latest"},
+		{"other:2", false, []apii.DeleteResponse{{Untagged: "other:2"}, {Deleted: id}, {Deleted: layer}}, ""},
 	} {
 		got, err := e.RemoveImage(bg, c.name, RemoveImageRequest{Force: c.force})
 		if (err == nil) != (c.err == "") || err != nil && err.Error() != c.err || !slices.Equal(got, c.want) {
@@ -738,7 +795,7 @@ func TestListImages(t *testing.T) {
 		}
 	}
 	for key, val := range map[string]string{"colour": "red", "dangling": "maybe", "before": "nope", "until": "never", "reference": "[a"} {
-		if _, err := e.ListImages(bg, ImagesRequest{Filters: map[string][]string{key: {val}}}); err == nil {
+		if _, err := e.ListImages(bg, ImagesRequest{Filters: map[string][]string{key: {val}}}); !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrNotFound) {
 			t.Errorf("%s=%s was accepted", key, val)
 		}
 	}
@@ -779,20 +836,10 @@ func TestRemoveImageInUse(t *testing.T) {
 	if err := cs.Create(rec, nil); err != nil {
 		t.Fatal(err)
 	}
-	state := func(status string) {
-		l, err := cs.Lock(rec.ID) // makes the run folder
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Release()
-		if err := cs.SetState(rec.ID, &container.State{Status: status, BootID: disk.BootID()}); err != nil {
-			t.Fatal(err)
-		}
-	}
 	refuse := func(name string, force bool, want string) {
 		t.Helper()
 		got, err := e.RemoveImage(bg, name, RemoveImageRequest{Force: force})
-		if !errors.Is(err, image.ErrInUse) || err.Error() != want || got != nil {
+		if !errors.Is(err, image.ErrInUse) || !errors.Is(err, ErrConflict) || err.Error() != want || got != nil {
 			t.Errorf("%s, force %v: %v, %v", name, force, got, err)
 		}
 	}
@@ -802,13 +849,24 @@ func TestRemoveImageInUse(t *testing.T) {
 	}
 	refuse("a", false, fmt.Sprintf("conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s", "a", rec.ID[:12], id[7:19]))
 	refuse(id, false, fmt.Sprintf("conflict: unable to delete %s (must be forced) - image is being used by stopped container %s", id[7:19], rec.ID[:12]))
-	state(container.Running)
+	// We are its monitor: we hold the lock as long as it runs.
+	monitor, err := cs.Lock(rec.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer monitor.Release()
+	if err := cs.SetState(rec.ID, &container.State{Status: container.Running, BootID: disk.BootID()}); err != nil {
+		t.Fatal(err)
+	}
 	refuse(id, true, fmt.Sprintf("conflict: unable to delete %s (cannot be forced) - image is being used by running container %s", id[7:19], rec.ID[:12]))
 	// Its name may be forced away; the image stays, dangling.
 	if got, err := e.RemoveImage(bg, "a", RemoveImageRequest{Force: true}); err != nil || !slices.Equal(got, []apii.DeleteResponse{{Untagged: "a:latest"}}) {
 		t.Fatalf("%v, %v", got, err)
 	}
-	state(container.Exited)
+	if err := cs.ClearState(rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	monitor.Release()
 	// Forced by id the image goes; the layer stays for the container.
 	if got, err := e.RemoveImage(bg, id, RemoveImageRequest{Force: true}); err != nil || !slices.Equal(got, []apii.DeleteResponse{{Deleted: id}}) {
 		t.Fatalf("%v, %v", got, err)

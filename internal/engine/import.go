@@ -43,20 +43,20 @@ func (e *Engine) Import(ctx context.Context, req ImportRequest) (id string, err 
 	var ref image.Reference
 	if req.Reference != "" {
 		if ref, err = image.ParseReference(req.Reference); err != nil {
-			return "", err
+			return "", classify(err)
 		}
 		if ref.Digest() != "" {
-			return "", errors.New("cannot import digest reference")
+			return "", invalid("cannot import digest reference")
 		}
 	}
 	plat, err := registry.ParsePlatform(req.Platform)
 	if err != nil {
-		return "", err
+		return "", &kindError{ErrInvalid, err}
 	}
 	var c ocispec.Image
 	c.Platform = plat
 	if err := dockerfile.ApplyChanges(&c.Config, req.Changes); err != nil {
-		return "", err
+		return "", &kindError{ErrInvalid, err}
 	}
 	images, err := e.Images()
 	if err != nil {

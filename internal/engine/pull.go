@@ -47,11 +47,11 @@ type PullStatus struct {
 func (e *Engine) Pull(ctx context.Context, req PullRequest) (image.Image, PullStatus, error) {
 	ref, err := image.ParseReference(req.Reference)
 	if err != nil {
-		return image.Image{}, PullStatus{}, err
+		return image.Image{}, PullStatus{}, classify(err)
 	}
 	want, err := registry.ParsePlatform(req.Platform)
 	if err != nil {
-		return image.Image{}, PullStatus{}, err
+		return image.Image{}, PullStatus{}, &kindError{ErrInvalid, err}
 	}
 	images, err := e.Images()
 	if err != nil {
@@ -89,17 +89,21 @@ func (p Progress) serial(quiet bool) Progress {
 	}
 }
 
-// pullError says what failed in Docker's words where Docker has some.
+// pullError says what failed, in Docker's words where Docker has some. A registry that denies counts as one that has no such
+// image: many don't tell strangers which it is.
 func pullError(ref image.Reference, err error) error {
+	notFound := func(format string, name string) error {
+		return &kindError{ErrNotFound, fmt.Errorf(format+": %w", name, registry.Cause(err))}
+	}
 	switch {
 	case errors.Is(err, registry.ErrManifestUnknown):
-		return fmt.Errorf("manifest for %s not found: %w", ref.Familiar(), registry.Cause(err))
+		return notFound("manifest for %s not found", ref.Familiar())
 	case errors.Is(err, registry.ErrNameUnknown):
-		return fmt.Errorf("repository %s not found: %w", ref.FamiliarName(), registry.Cause(err))
+		return notFound("repository %s not found", ref.FamiliarName())
 	case errors.Is(err, registry.ErrDenied):
-		return fmt.Errorf("pull access denied for %s, repository does not exist or may require 'docker login': %w", ref.FamiliarName(), registry.Cause(err))
+		return notFound("pull access denied for %s, repository does not exist or may require 'docker login'", ref.FamiliarName())
 	}
-	return fmt.Errorf("pull %s: %w", ref.Familiar(), err)
+	return classify(fmt.Errorf("pull %s: %w", ref.Familiar(), err))
 }
 
 // puller is one pull at work.
@@ -158,7 +162,7 @@ func (p *puller) pull(ctx context.Context, want ocispec.Platform, explicit bool)
 		return fail(err)
 	}
 	defer lease.Close()
-	before, err := p.images.Lookup(p.ref)
+	before, err := p.images.IDOf(p.ref)
 	if err != nil && !errors.Is(err, image.ErrNotFound) {
 		return fail(err)
 	}
@@ -183,7 +187,7 @@ func (p *puller) pull(ctx context.Context, want ocispec.Platform, explicit bool)
 	if img, err = p.images.Get(img.ID); err != nil {
 		return fail(err)
 	}
-	return img, PullStatus{Digest: top.Digest, Downloaded: before.ID != img.ID}, nil
+	return img, PullStatus{Digest: top.Digest, Downloaded: before != img.ID}, nil
 }
 
 // config fetches the image's config, or reads it when an image here has it.

@@ -22,7 +22,7 @@ type RemoveImageRequest struct {
 	NoPrune bool
 }
 
-// ImageConflictError says why an image can't be removed, in Docker's words. errors.Is makes it image.ErrInUse.
+// ImageConflictError says why an image can't be removed, in Docker's words. errors.Is makes it image.ErrInUse and ErrConflict.
 type ImageConflictError struct {
 	// Message is the whole text.
 	Message string
@@ -32,8 +32,10 @@ type ImageConflictError struct {
 
 func (e *ImageConflictError) Error() string { return e.Message }
 
-// Is makes errors.Is(err, image.ErrInUse) true.
-func (e *ImageConflictError) Is(target error) bool { return target == image.ErrInUse }
+// Is makes errors.Is(err, image.ErrInUse) and errors.Is(err, ErrConflict) true.
+func (e *ImageConflictError) Is(target error) bool {
+	return target == image.ErrInUse || target == ErrConflict
+}
 
 func imageConflict(id ocispec.Digest, forceHelps bool, why string) error {
 	how := "cannot be forced"
@@ -52,9 +54,9 @@ func (e *Engine) RemoveImage(ctx context.Context, name string, req RemoveImageRe
 	}
 	img, err := images.Resolve(name)
 	if err != nil {
-		return nil, err
+		return nil, classify(err)
 	}
-	users, err := e.containersOf(img.ID)
+	users, err := e.containersOf(ctx, img.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +66,7 @@ func (e *Engine) RemoveImage(ctx context.Context, name string, req RemoveImageRe
 	} else {
 		err = r.byName(ctx, name)
 	}
-	return r.done, err
+	return r.done, classify(err)
 }
 
 // imageUser is a container that is made of an image.
@@ -73,8 +75,8 @@ type imageUser struct {
 	running bool
 }
 
-// containersOf lists the containers of an image.
-func (e *Engine) containersOf(id ocispec.Digest) ([]imageUser, error) {
+// containersOf lists the containers of an image, having settled those whose monitor died: they don't run.
+func (e *Engine) containersOf(ctx context.Context, id ocispec.Digest) ([]imageUser, error) {
 	cs := e.Containers()
 	ids, err := cs.List()
 	if err != nil {
@@ -82,16 +84,21 @@ func (e *Engine) containersOf(id ocispec.Digest) ([]imageUser, error) {
 	}
 	var users []imageUser
 	for _, cid := range ids {
-		snap, err := cs.Snapshot(cid)
+		rec, err := cs.Load(cid)
+		if errors.Is(err, container.ErrNotFound) || err == nil && rec.ImageID != id {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		snap, err := e.snapshot(ctx, cid)
 		if errors.Is(err, container.ErrNotFound) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		if snap.Record.ImageID == id {
-			users = append(users, imageUser{cid, snap.Alive() != nil})
-		}
+		users = append(users, imageUser{cid, snap.Alive() != nil})
 	}
 	return users, nil
 }

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"errors"
 
 	"conex/internal/image"
 )
@@ -11,10 +10,10 @@ import (
 func (e *Engine) Tag(ctx context.Context, source, target string) error {
 	ref, err := image.ParseReference(target)
 	if err != nil {
-		return err
+		return classify(err)
 	}
 	if ref.Digest() != "" {
-		return errors.New("refusing to create a tag with a digest reference")
+		return invalid("refusing to create a tag with a digest reference")
 	}
 	images, err := e.Images()
 	if err != nil {
@@ -22,10 +21,10 @@ func (e *Engine) Tag(ctx context.Context, source, target string) error {
 	}
 	img, err := images.Resolve(source)
 	if err != nil {
-		return err
+		return classify(err)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return images.Tag(img.ID, ref)
+	return classify(images.Tag(img.ID, ref))
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"conex/internal/disk"
+	"conex/internal/layers"
 	"conex/internal/ocispec"
 )
 
@@ -138,7 +139,7 @@ func (s *Store) Get(id ocispec.Digest) (Image, error) {
 
 // Lookup returns the image that ref points to, or ErrNotFound. With a digest in ref the tag does not matter, as in Docker.
 func (s *Store) Lookup(ref Reference) (Image, error) {
-	id, err := s.idOf(ref)
+	id, err := s.IDOf(ref)
 	if err != nil {
 		return Image{}, err
 	}
@@ -149,8 +150,8 @@ func (s *Store) Lookup(ref Reference) (Image, error) {
 	return img, err
 }
 
-// idOf follows a reference.
-func (s *Store) idOf(ref Reference) (ocispec.Digest, error) {
+// IDOf returns the id that ref leads to, or ErrNotFound. It does not read the image, so it works for one whose config is damaged.
+func (s *Store) IDOf(ref Reference) (ocispec.Digest, error) {
 	if ref.Digest() == "" {
 		var t tagRecord
 		switch err := disk.ReadJSON(s.tagPath(ref), &t); {
@@ -268,15 +269,33 @@ func (s *Store) References() ([]Tagged, error) {
 }
 
 // Size returns the sum of the layers' content in bytes, which is what `images` shows. A layer that several images share counts
-// in each.
+// in each. One that is missing (a power loss damaged it; pulling the image again brings it back) counts nothing: an image must be
+// listed to be repaired.
 func (s *Store) Size(img Image) (int64, error) {
-	var sum int64
-	for _, d := range img.Layers() {
-		info, err := s.layers.Stat(d)
-		if err != nil {
-			return 0, fmt.Errorf("size of image %s: %w", img.ID, err)
-		}
-		sum += info.ContentSize
+	sizes, err := s.Sizes([]Image{img})
+	if err != nil {
+		return 0, err
 	}
-	return sum, nil
+	return sizes[0], nil
+}
+
+// Sizes returns the Size of each image, looking at each layer once.
+func (s *Store) Sizes(images []Image) ([]int64, error) {
+	known := map[ocispec.Digest]int64{}
+	sizes := make([]int64, len(images))
+	for i, img := range images {
+		for _, d := range img.Layers() {
+			n, ok := known[d]
+			if !ok {
+				info, err := s.layers.Stat(d)
+				if err != nil && !errors.Is(err, layers.ErrNotFound) {
+					return nil, fmt.Errorf("size of image %s: %w", img.ID, err)
+				}
+				n = info.ContentSize
+				known[d] = n
+			}
+			sizes[i] += n
+		}
+	}
+	return sizes, nil
 }
