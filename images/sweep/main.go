@@ -3,17 +3,14 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"conex/internal/disk"
+	"conex/internal/layers"
 	"conex/internal/network"
 )
 
@@ -35,32 +32,9 @@ func sweep(rootDir, state string) error {
 	if err != nil {
 		return err
 	}
-	mounts, err := below(state)
+	ls, err := layers.Open(root, layers.Options{State: state})
 	if err != nil {
 		return err
 	}
-	errs := []error{network.Open(root, state).Cleanup(context.Background())}
-	for i := len(mounts) - 1; i >= 0; i-- { // the last mount first
-		if err := unix.Unmount(mounts[i], unix.MNT_DETACH); err != nil {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", mounts[i], err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// below lists the mount points under dir, in the order of their mounting.
-func below(dir string) ([]string, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	var found []string
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if f := strings.Fields(lines.Text()); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
-			found = append(found, f[4])
-		}
-	}
-	return found, lines.Err()
+	return errors.Join(network.Open(root, state).Cleanup(context.Background()), ls.Unmount())
 }
