@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	rtnetlink "github.com/vishvananda/netlink"
@@ -520,4 +521,42 @@ func BenchmarkAttach(b *testing.B) {
 			}
 		})
 	}
+}
+
+// TestUDPMoves keeps one client socket, so one connection record in the kernel, while the port moves to another container.
+func TestUDPMoves(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.attach("aaa"), w.attach("bbb")
+	a.serve(80)
+	b.serve(81)
+	var c net.Conn
+	check(t, netlink.In(w.client, func() (err error) {
+		c, err = net.Dial("udp", hostIP4+":9500")
+		return err
+	}))
+	defer c.Close()
+	// answered sends until somebody answers: nobody does while the port leads nowhere.
+	answered := func(want string) {
+		t.Helper()
+		buf := make([]byte, 100)
+		_, err := c.Write([]byte(want))
+		check(t, err)
+		check(t, c.SetReadDeadline(time.Now().Add(patience)))
+		n, err := c.Read(buf)
+		if err != nil || string(buf[:n]) != clientIP4+" "+want {
+			t.Errorf("%s: answer %q, %v", want, buf[:n], err)
+		}
+	}
+	r := a.publish(portmap.Mapping{Proto: "udp", HostPort: 9500, ContainerPort: 80})
+	answered("first")
+	check(t, r.Close())
+	// A datagram in between makes a record that leads to the host itself.
+	_, err := c.Write([]byte("lost"))
+	check(t, err)
+	check(t, c.SetReadDeadline(time.Now().Add(patience)))
+	if _, err := c.Read(make([]byte, 10)); err == nil {
+		t.Error("an answer although nothing is published")
+	}
+	b.publish(portmap.Mapping{Proto: "udp", HostPort: 9500, ContainerPort: 81})
+	answered("second")
 }
