@@ -37,7 +37,8 @@ type Result struct {
 // Sweep removes the layers and blobs that no image, no live lease and no marker names. Images are read here; containers and the
 // build cache come as markers. An error of a marker ends the sweep before anything is removed: what could not be read could be in
 // use. It holds gc.lock exclusively, then the image store's lock, so nothing can be marked that a marker no longer sees: whoever
-// writes a record that names layers holds a lease on them until it is written.
+// writes a record that names layers holds a lease on them until it is written. Last it clears staging/ and trash/ of what dead
+// processes left there.
 func Sweep(ctx context.Context, s Stores, markers ...Marker) (Result, error) {
 	var res Result
 	gc, err := disk.AcquireContext(ctx, gcLock(s.Root))
@@ -66,6 +67,10 @@ func Sweep(ctx context.Context, s Stores, markers ...Marker) (Result, error) {
 		return nil
 	})
 	if err != nil {
+		return res, fmt.Errorf("sweep: %w", err)
+	}
+	gc.Release() // staging has locks of its own
+	if err := s.Root.Sweep(); err != nil {
 		return res, fmt.Errorf("sweep: %w", err)
 	}
 	return res, nil

@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -373,6 +374,72 @@ func TestPullDockerSchema2(t *testing.T) {
 		if err != nil || img.ID != p.manifest.Config.Digest || img.Manifest != d.Digest {
 			t.Errorf("%s: %+v, %v", tag, img, err)
 		}
+	}
+}
+
+// TestPullKilled kills a process in the middle of a layer: the next pull cleans up after it and succeeds.
+func TestPullKilled(t *testing.T) {
+	if root := os.Getenv("ENGINE_TEST_PULL_ROOT"); root != "" { // we are the process to be killed
+		e, err := Open(&config.Config{Root: root, State: os.Getenv("ENGINE_TEST_PULL_STATE")})
+		if err == nil {
+			_, _, err = e.Pull(bg, PullRequest{Reference: os.Getenv("ENGINE_TEST_PULL_REF")})
+		}
+		t.Fatalf("ended before it was killed: %v", err)
+	}
+	p := newPushed(t, tarOf(t, nil), tarOf(t, nil), tarOf(t, map[string]string{"big": strings.Repeat("x", 1<<20)})) // the third is not compressed
+	big := p.packed[2]
+	half := make(chan struct{}, 1)
+	var stuck atomic.Bool
+	stuck.Store(true)
+	inner := reg.New(reg.Logger(log.New(io.Discard, "", 0)))
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if stuck.Load() && r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, string(ocispec.FromBytes(big))) {
+			w.Header().Set("Content-Length", fmt.Sprint(len(big)))
+			w.Write(big[:len(big)/2])
+			w.(http.Flusher).Flush()
+			half <- struct{}{}
+			<-r.Context().Done()
+			return
+		}
+		inner.ServeHTTP(w, r)
+	}))
+	t.Cleanup(s.Close)
+	host := strings.TrimPrefix(s.URL, "http://")
+	p.push(t, host, "k", "latest")
+	e := newImageEngine(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, "-test.run=^TestPullKilled$")
+	cmd.Env = append(os.Environ(), "ENGINE_TEST_PULL_ROOT="+e.cfg.Root, "ENGINE_TEST_PULL_STATE="+e.cfg.State, "ENGINE_TEST_PULL_REF="+host+"/k")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-half
+	for len(entries(t, e, "staging")) == 0 { // the client has the bytes, it is about to stage them
+		time.Sleep(time.Millisecond)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Fatal("it was not killed")
+	}
+	if len(entries(t, e, "staging")) == 0 || len(entries(t, e, "leases")) == 0 {
+		t.Fatal("the kill came too late to leave anything")
+	}
+	stuck.Store(false)
+	img, _, err := e.Pull(bg, PullRequest{Reference: host + "/k"})
+	if err != nil || len(img.Layers()) != 3 {
+		t.Fatalf("%+v, %v", img, err)
+	}
+	if _, err := e.sweep(bg); err != nil { // takes the dead lease
+		t.Fatal(err)
+	}
+	wantEmpty(t, e, "staging", "trash", "leases")
+	if _, err := imageStore(t, e).Resolve(host + "/k"); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -66,6 +66,9 @@ func (e *Engine) Import(ctx context.Context, req ImportRequest) (id string, err 
 	if err != nil {
 		return "", err
 	}
+	if err := e.root.Sweep(); err != nil { // as in Pull
+		return "", err
+	}
 	src, err := openSource(ctx, req)
 	if err != nil {
 		return "", err

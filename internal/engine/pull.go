@@ -61,6 +61,10 @@ func (e *Engine) Pull(ctx context.Context, req PullRequest) (image.Image, PullSt
 	if err != nil {
 		return image.Image{}, PullStatus{}, err
 	}
+	// A pull that was killed left half a layer in staging: this is when its place is wanted back. Two folders are read.
+	if err := e.root.Sweep(); err != nil {
+		return image.Image{}, PullStatus{}, err
+	}
 	p := &puller{e: e, ref: ref, client: registry.New(e.cfg.Registry), images: images, layers: ls, progress: req.Progress.serial(req.Quiet)}
 	defer p.client.Close()
 	img, status, err := p.pull(ctx, want, req.Platform != "")
