@@ -472,6 +472,14 @@ func TestPullRepairs(t *testing.T) {
 	if sums, err := e.ListImages(bg, ImagesRequest{}); err != nil || len(sums) != 1 || sums[0].Size != 8 {
 		t.Errorf("%+v, %v", sums, err)
 	}
+	// Damaged again, it can also be removed, with all that was its.
+	if err := os.WriteFile(e.Root().Path("blobs", "sha256", img.ID.Encoded()), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := e.RemoveImage(bg, host+"/r", RemoveImageRequest{}); err != nil || len(got) != 3 {
+		t.Errorf("%v, %v", got, err)
+	}
+	wantEmpty(t, e, "images", "images/by-id", "layers", "blobs/sha256")
 }
 
 func TestPullPlatforms(t *testing.T) {

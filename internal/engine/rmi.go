@@ -53,7 +53,7 @@ func (e *Engine) RemoveImage(ctx context.Context, name string, req RemoveImageRe
 		return nil, err
 	}
 	img, err := images.Resolve(name)
-	if err != nil {
+	if err != nil && !errors.Is(err, image.ErrDamaged) { // a damaged image can go too
 		return nil, classify(err)
 	}
 	users, err := e.containersOf(ctx, img.ID)
@@ -124,7 +124,7 @@ func (r *imageRemoval) isName(name string) bool {
 	if err != nil {
 		return false
 	}
-	_, err = r.images.Lookup(ref)
+	_, err = r.images.IDOf(ref)
 	return err == nil
 }
 
@@ -148,7 +148,7 @@ func (r *imageRemoval) byName(ctx context.Context, name string) error {
 		}
 	}
 	img, err := r.images.Get(r.img.ID)
-	if err != nil {
+	if err != nil && !errors.Is(err, image.ErrDamaged) {
 		return err
 	}
 	if len(img.RepoTags)+len(img.RepoDigests) > 0 || len(r.users) > 0 {
@@ -160,7 +160,7 @@ func (r *imageRemoval) byName(ctx context.Context, name string) error {
 // untagDigests removes the image's digests in a repository that has no tag of it any more.
 func (r *imageRemoval) untagDigests(repo string) error {
 	img, err := r.images.Get(r.img.ID)
-	if err != nil {
+	if err != nil && !errors.Is(err, image.ErrDamaged) {
 		return err
 	}
 	inRepo := func(list []string) (refs []image.Reference, err error) {
@@ -224,7 +224,7 @@ func (r *imageRemoval) untag(ref image.Reference) error {
 // delete removes what references are left, the image, and the layers that nobody else uses.
 func (r *imageRemoval) delete(ctx context.Context) error {
 	img, err := r.images.Get(r.img.ID)
-	if err != nil {
+	if err != nil && !errors.Is(err, image.ErrDamaged) {
 		return err
 	}
 	for _, s := range slices.Concat(img.RepoTags, img.RepoDigests) {

@@ -88,20 +88,9 @@ func (s *Store) record(id ocispec.Digest) (idRecord, error) {
 	return rec, nil
 }
 
-// load makes the Image of a record.
+// load makes the Image of a record. With ErrDamaged it returns all of it but what the config says.
 func (s *Store) load(rec idRecord, tags map[ocispec.Digest][]tagRecord) (Image, error) {
-	raw, err := s.blobs.ReadAll(rec.ID, MaxConfig)
-	if err != nil {
-		return Image{}, fmt.Errorf("image %s: %w", rec.ID, err)
-	}
-	c, err := ParseConfig(raw)
-	if err != nil {
-		return Image{}, fmt.Errorf("image %s: %w", rec.ID, err)
-	}
-	img := Image{ID: rec.ID, Config: c, RawConfig: raw, Manifest: rec.Manifest}
-	if c.Created != nil {
-		img.Created = *c.Created
-	}
+	img := Image{ID: rec.ID, Manifest: rec.Manifest}
 	for _, t := range tags[rec.ID] {
 		ref, err := ParseReference(t.Reference)
 		if err != nil {
@@ -121,6 +110,17 @@ func (s *Store) load(rec idRecord, tags map[ocispec.Digest][]tagRecord) (Image, 
 	}
 	slices.Sort(img.RepoTags)
 	slices.Sort(img.RepoDigests)
+	raw, err := s.blobs.ReadAll(rec.ID, MaxConfig)
+	if err == nil {
+		img.Config, err = ParseConfig(raw)
+	}
+	if err != nil {
+		return img, fmt.Errorf("%w: pull or build it again, or remove it: %s: %w", ErrDamaged, rec.ID, err)
+	}
+	img.RawConfig = raw
+	if img.Config.Created != nil {
+		img.Created = *img.Config.Created
+	}
 	return img, nil
 }
 
@@ -178,23 +178,54 @@ func (s *Store) IDOf(ref Reference) (ocispec.Digest, error) {
 
 // Resolve returns the image that people mean by nameOrID: a full id (with or without sha256:), a reference by tag or digest, or
 // the beginning of an id, in this order, which is Docker's. A beginning that fits several images is ErrAmbiguous; what fits
-// nothing is ErrNotFound; what can be neither name nor id is ErrReference.
+// nothing is ErrNotFound; what can be neither name nor id is ErrReference. With ErrDamaged the Image has its id and names.
 func (s *Store) Resolve(nameOrID string) (Image, error) {
-	hexa := strings.TrimPrefix(nameOrID, "sha256:")
-	if isHex64(hexa) {
-		return s.Get(ocispec.Digest("sha256:" + hexa))
-	}
-	ref, err := ParseReference(nameOrID)
+	id, err := s.resolveID(nameOrID)
 	if err != nil {
 		return Image{}, err
 	}
-	img, err := s.Lookup(ref)
+	img, err := s.Get(id)
+	return img, named(err, nameOrID)
+}
+
+// Find is Resolve for who wants to run an image and not to show it: it leaves RepoTags and LastTagged empty, and so costs the same
+// with a thousand tags in the store as with one.
+func (s *Store) Find(nameOrID string) (Image, error) {
+	id, err := s.resolveID(nameOrID)
+	if err != nil {
+		return Image{}, err
+	}
+	rec, err := s.record(id)
+	if err != nil {
+		return Image{}, named(err, nameOrID)
+	}
+	return s.load(rec, nil)
+}
+
+// named makes an ErrNotFound speak of the name that was asked for: the image was deleted between name and record.
+func named(err error, nameOrID string) error {
+	if ref, perr := ParseReference(nameOrID); perr == nil && errors.Is(err, ErrNotFound) {
+		return &NotFoundError{ref.Familiar()}
+	}
+	return err
+}
+
+func (s *Store) resolveID(nameOrID string) (ocispec.Digest, error) {
+	hexa := strings.TrimPrefix(nameOrID, "sha256:")
+	if isHex64(hexa) {
+		return ocispec.Digest("sha256:" + hexa), nil
+	}
+	ref, err := ParseReference(nameOrID)
+	if err != nil {
+		return "", err
+	}
+	id, err := s.IDOf(ref)
 	if !errors.Is(err, ErrNotFound) || !isHex(hexa) {
-		return img, err
+		return id, err
 	}
 	names, lerr := s.idNames()
 	if lerr != nil {
-		return Image{}, lerr
+		return "", lerr
 	}
 	found := ""
 	for _, n := range names {
@@ -202,14 +233,14 @@ func (s *Store) Resolve(nameOrID string) (Image, error) {
 			continue
 		}
 		if found != "" {
-			return Image{}, fmt.Errorf("%w: %s fits sha256:%s and sha256:%s, among others; give more digits", ErrAmbiguous, nameOrID, found[:12], n[:12])
+			return "", fmt.Errorf("%w: %s fits sha256:%s and sha256:%s, among others; give more digits", ErrAmbiguous, nameOrID, found[:12], n[:12])
 		}
 		found = n
 	}
 	if found == "" {
-		return Image{}, err
+		return "", err
 	}
-	return s.Get(ocispec.Digest("sha256:" + found))
+	return ocispec.Digest("sha256:" + found), nil
 }
 
 // List returns all images, newest first.

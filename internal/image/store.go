@@ -33,6 +33,8 @@ var (
 	ErrNotFound = errors.New("no such image")
 	// ErrAmbiguous says that a short id fits several images.
 	ErrAmbiguous = errors.New("ambiguous image id")
+	// ErrDamaged says that an image's config can't be read. Storing the same image again heals it.
+	ErrDamaged = errors.New("image is damaged")
 	// ErrInUse says that an image can't be deleted because something needs it.
 	ErrInUse = errors.New("image is in use")
 )

@@ -138,6 +138,9 @@ func TestResolve(t *testing.T) {
 	}
 	for _, name := range []string{"web", "web:latest", "docker.io/library/web", hexa, "sha256:" + hexa, hexa[:12], "sha256:" + hexa[:7], hexa[:1],
 		"web@" + string(man), "web:whatever@" + string(man)} {
+		if got, err := s.Find(name); err != nil || got.ID != img.ID || len(got.Layers()) != 8 || got.RepoTags != nil {
+			t.Errorf("find %s: %+v, %v", name, got, err)
+		}
 		got, err := s.Resolve(name)
 		if err != nil || got.ID != img.ID || got.Manifest != man || !slices.Equal(got.RepoDigests, []string{"web@" + string(man)}) {
 			t.Errorf("%s: %+v, %v", name, got, err)
@@ -248,8 +251,9 @@ func TestDamagedConfigIsNoticed(t *testing.T) {
 	if err := os.WriteFile(p, []byte(damaged), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Resolve("a"); !errors.Is(err, blobs.ErrMismatch) {
-		t.Fatalf("got %v", err)
+	got, err := s.Resolve("a")
+	if !errors.Is(err, blobs.ErrMismatch) || !errors.Is(err, ErrDamaged) || got.ID != img.ID || !slices.Equal(got.RepoTags, []string{"a:latest"}) || got.RawConfig != nil {
+		t.Fatalf("got %+v, %v", got, err)
 	}
 	add(t, s, 1) // adding it again heals it
 	if got, err := s.Resolve("a"); err != nil || got.ID != img.ID {
@@ -315,5 +319,17 @@ func BenchmarkAddAndTag(b *testing.B) {
 	s, _, _ := open(b)
 	for n := 0; b.Loop(); n++ {
 		add(b, s, n, "x")
+	}
+}
+
+func BenchmarkFindOneOf100(b *testing.B) {
+	s, _, _ := open(b)
+	for n := range 100 {
+		add(b, s, n, fmt.Sprintf("img%d", n))
+	}
+	for b.Loop() {
+		if _, err := s.Find("img50"); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
