@@ -17,7 +17,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/signal"
@@ -47,7 +46,7 @@ type monitor struct {
 	rec   *container.Record
 	nets  *network.Manager
 	rt    runtime.Runtime
-	log   logWriter
+	log   *logWriter // open while the container runs
 	sock  net.Listener
 	lock  *os.File
 	trash string // what remove left to delete
@@ -234,7 +233,7 @@ func (m *monitor) failed(cause error, report *os.File, first *client, r *run) er
 	}
 	var errs []error
 	if r != nil {
-		errs = append(errs, r.release(), r.clean())
+		errs = append(errs, r.release(), r.clean(), m.closeLog())
 	}
 	errs = append(errs, m.settled(nil, e))
 	if first != nil {
@@ -306,9 +305,6 @@ func (m *monitor) settled(r *run, e container.Exit) error {
 // sweep removes what is left when everybody has been told.
 func (m *monitor) sweep() error {
 	var errs []error
-	if m.log != nil {
-		errs = append(errs, m.log.Close())
-	}
 	if !m.rec.HostConfig.AutoRemove {
 		return errors.Join(append(errs, m.store.ClearState(m.rec.ID))...)
 	}
@@ -353,10 +349,4 @@ func reply(f *os.File, r control.Report) {
 // complain writes to the monitor's own log, c/<id>/monitor.log.
 func complain(what string, err error) {
 	fmt.Fprintf(os.Stderr, "%s %s: %v\n", time.Now().UTC().Format(time.RFC3339), what, err)
-}
-
-// logWriter is what the monitor needs of package logs.
-type logWriter interface {
-	Write(kind byte, p []byte) error
-	io.Closer
 }

@@ -90,7 +90,7 @@ func (m *monitor) start(first *client) (*run, error) {
 			return r, err
 		}
 	}
-	r.io = &streams{log: m.log.Write, writers: &m.writers}
+	r.io = &streams{log: m.log.write, writers: &m.writers}
 	var pipes stdio
 	if !m.rec.Config.Tty {
 		if pipes, err = newStdio(m.rec.Config.OpenStdin); err != nil {
@@ -211,7 +211,21 @@ func (r *run) wait() container.Exit {
 		r.console.Close()
 	}
 	<-drained
+	// Closing writes the last line if it has no end; whoever hears of the exit may read the log.
+	if err := r.m.closeLog(); err != nil {
+		complain("close log", err)
+	}
 	return e
+}
+
+// closeLog closes the log between runs.
+func (m *monitor) closeLog() error {
+	if m.log == nil {
+		return nil
+	}
+	err := m.log.d.Close()
+	m.log = nil
+	return err
 }
 
 // release frees what others may be waiting for: ports, the address. Idempotent.

@@ -1,15 +1,29 @@
 package monitor
 
-import "os"
+import (
+	"time"
 
-type rawLog struct{ f *os.File }
+	"conex/internal/control"
+	"conex/internal/logs"
+)
 
-func (l rawLog) Write(kind byte, p []byte) error { _, err := l.f.Write(p); return err }
-func (l rawLog) Close() error                    { return l.f.Close() }
+// logWriter gives streams a log: package logs knows streams by name.
+type logWriter struct{ d logs.Driver }
 
-func openLog(dir, driver string, opts map[string]string) (logWriter, error) {
-	f, err := os.OpenFile(dir+"/raw", os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-	return rawLog{f}, err
+func openLog(dir, driver string, opts map[string]string) (*logWriter, error) {
+	d, err := logs.NewWriter(dir, opts, driver)
+	if err != nil {
+		return nil, err
+	}
+	return &logWriter{d}, nil
+}
+
+func (l *logWriter) write(kind byte, p []byte) error {
+	name := "stdout"
+	if kind == control.FrameStderr {
+		name = "stderr"
+	}
+	return l.d.Write(name, p, time.Now())
 }
 
 func (m *monitor) event(action string, attrs map[string]string) {}

@@ -1,0 +1,115 @@
+package engine
+
+import (
+	"context"
+	"os"
+	"strings"
+	"time"
+
+	"conex/internal/container"
+	"conex/internal/logs"
+
+	apic "github.com/moby/moby/api/types/container"
+	mnet "github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/storage"
+)
+
+// zeroTime is how Docker writes a time that never was.
+const zeroTime = "0001-01-01T00:00:00Z"
+
+// InspectContainer describes a container in full; with size also what it takes on disk.
+func (e *Engine) InspectContainer(ctx context.Context, name string, size bool) (apic.InspectResponse, error) {
+	n, err := e.snapshot(ctx, name)
+	if err != nil {
+		return apic.InspectResponse{}, err
+	}
+	r, cs := n.Record, e.Containers()
+	files := cs.Dir(r.ID, "files")
+	out := apic.InspectResponse{
+		ID: r.ID, Created: r.Created.Format(time.RFC3339Nano), Path: r.Path, Args: r.Args, State: stateOf(n), Image: string(r.ImageID),
+		ResolvConfPath: files + "/resolv.conf", HostnamePath: files + "/hostname", HostsPath: files + "/hosts",
+		Name: "/" + r.Name, Driver: r.Driver, Platform: strings.SplitN(r.Platform, "/", 2)[0], HostConfig: r.HostConfig, Config: r.Config, Mounts: r.Mounts,
+		GraphDriver: &storage.DriverData{Name: r.Driver, Data: map[string]string{
+			"UpperDir": cs.Dir(r.ID, "upper"), "WorkDir": cs.Dir(r.ID, "work"),
+		}},
+		NetworkSettings: &apic.NetworkSettings{Ports: portMap(n), Networks: networks(n)},
+	}
+	if out.Args == nil {
+		out.Args = []string{}
+	}
+	if out.Mounts == nil {
+		out.Mounts = []apic.MountPoint{}
+	}
+	if path := logs.CurrentPath(cs.Dir(r.ID, "log")); exists(path) {
+		out.LogPath = path
+	}
+	if a := n.Alive(); a != nil {
+		out.RestartCount, out.ExecIDs = a.Restarts, a.ExecIDs
+	} else if n.Exit != nil {
+		out.RestartCount = n.Exit.Restarts
+	}
+	if size {
+		rw, total, err := e.sizes(r)
+		if err != nil {
+			return out, err
+		}
+		out.SizeRw, out.SizeRootFs = &rw, &total
+	}
+	return out, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// stateOf is Docker's State.
+func stateOf(n *container.Snapshot) *apic.State {
+	s := &apic.State{Status: n.Status(), StartedAt: zeroTime, FinishedAt: zeroTime}
+	x := n.Exit
+	a := n.Alive()
+	if a != nil && a.Exit != nil {
+		x = a.Exit
+	}
+	if x != nil {
+		s.ExitCode, s.OOMKilled, s.Error = x.Code, x.OOM, x.Error
+		s.StartedAt, s.FinishedAt = timeText(x.Started), timeText(x.Finished)
+		if x.Started.IsZero() {
+			s.FinishedAt = zeroTime // it never ran
+		}
+	}
+	if a == nil {
+		return s
+	}
+	s.Running, s.Restarting, s.Pid, s.Health = true, a.Status == container.Restarting, a.Pid, a.Health
+	if a.Status == container.Running {
+		s.ExitCode, s.OOMKilled, s.Error, s.StartedAt = 0, false, "", timeText(a.Started)
+	}
+	return s
+}
+
+func timeText(t time.Time) string {
+	if t.IsZero() {
+		return zeroTime
+	}
+	return t.UTC().Format(time.RFC3339Nano)
+}
+
+// portMap lists what a running container publishes; ports that are only exposed have no bindings.
+func portMap(n *container.Snapshot) mnet.PortMap {
+	out := mnet.PortMap{}
+	a := n.Alive()
+	if a == nil || a.Endpoint == nil {
+		return out
+	}
+	for p := range n.Record.Config.ExposedPorts {
+		out[p] = nil
+	}
+	for _, s := range portSummaries(n) {
+		p, ok := mnet.PortFrom(s.PrivatePort, mnet.IPProtocol(s.Type))
+		if ok && s.PublicPort != 0 {
+			out[p] = append(out[p], binding(s))
+		}
+	}
+	return out
+}

@@ -1,0 +1,133 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"conex/internal/container"
+	"conex/internal/control"
+	"conex/internal/logs"
+)
+
+// LogsRequest asks for a container's output.
+type LogsRequest struct {
+	Container string
+	// Follow goes on until the container ends.
+	Follow bool
+	// Timestamps puts the time before each line, Details the container's labels and variables that its log options name.
+	Timestamps, Details bool
+	// Tail is how many of the last lines to begin with; -1 means all.
+	Tail int
+	// Since and Until bound the time of the lines, if set.
+	Since, Until time.Time
+	// Stdout and Stderr receive the two streams; nil leaves one out.
+	Stdout, Stderr io.Writer
+}
+
+// timestamp is Docker's format for log lines: nanoseconds with all their digits, so that lines align.
+const timestamp = "2006-01-02T15:04:05.000000000Z07:00"
+
+// Logs copies a container's log. A container whose driver keeps none is ErrInvalid.
+func (e *Engine) Logs(ctx context.Context, req LogsRequest) error {
+	n, err := e.snapshot(ctx, req.Container)
+	if err != nil {
+		return err
+	}
+	driver := n.Record.HostConfig.LogConfig.Type
+	if driver == "" {
+		driver = e.cfg.Log.Driver
+	}
+	if driver == logs.None {
+		return invalid("configured logging driver does not support reading")
+	}
+	if req.Stdout == nil && req.Stderr == nil {
+		return invalid("Bad parameters: you must choose at least one stream")
+	}
+	o := logs.ReadOptions{
+		Follow: req.Follow && n.Alive() != nil, Tail: req.Tail, Since: req.Since, Until: req.Until,
+		Stdout: req.Stdout != nil, Stderr: req.Stderr != nil,
+	}
+	if o.Follow {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		done := make(chan struct{})
+		o.Done = done
+		go func() { // ends with the container, or with ctx
+			defer close(done)
+			e.untilEnded(ctx, n.Record.ID)
+		}()
+	}
+	details := ""
+	if req.Details {
+		details = logDetails(n.Record)
+	}
+	return logs.Read(ctx, e.Containers().Dir(n.Record.ID, "log"), o, func(r logs.Record) error {
+		w := req.Stdout
+		if r.Stream == "stderr" {
+			w = req.Stderr
+		}
+		if !r.Continued && (req.Timestamps || details != "") {
+			prefix := details
+			if req.Timestamps {
+				prefix = r.Time.UTC().Format(timestamp) + " " + details
+			}
+			if _, err := io.WriteString(w, prefix); err != nil {
+				return err
+			}
+		}
+		_, err := w.Write(r.Line)
+		return err
+	})
+}
+
+// untilEnded returns when the container has ended for good.
+func (e *Engine) untilEnded(ctx context.Context, id string) {
+	for ctx.Err() == nil {
+		_, err := e.client(id).Wait(ctx)
+		if err != nil && !errors.Is(err, control.ErrGone) {
+			return
+		}
+		n, serr := e.snapshot(ctx, id)
+		if serr != nil || n.Alive() == nil {
+			return
+		}
+		if errors.Is(err, control.ErrGone) {
+			// A monitor that lives but doesn't listen yet or any more is about to change its state.
+			select {
+			case <-ctx.Done():
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+	}
+}
+
+// logDetails renders what --log-opt labels and env name.
+func logDetails(r *container.Record) string {
+	attrs := map[string]string{}
+	opts := r.HostConfig.LogConfig.Config
+	for _, l := range strings.Split(opts["labels"], ",") {
+		if v, ok := r.Config.Labels[l]; ok {
+			attrs[l] = v
+		}
+	}
+	for _, name := range strings.Split(opts["env"], ",") {
+		for _, kv := range r.Config.Env {
+			if k, v, ok := strings.Cut(kv, "="); ok && k == name {
+				attrs[k] = v
+			}
+		}
+	}
+	if len(attrs) == 0 {
+		return ""
+	}
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(attrs)) {
+		parts = append(parts, k+"="+attrs[k])
+	}
+	return strings.Join(parts, ",") + " "
+}

@@ -1,0 +1,271 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"conex/internal/container"
+	"conex/internal/image"
+
+	apic "github.com/moby/moby/api/types/container"
+	mnet "github.com/moby/moby/api/types/network"
+)
+
+// ListRequest selects containers. The zero value selects those that run.
+type ListRequest struct {
+	// All includes those that don't run.
+	All bool
+	// Latest selects the newest one, Last that many of the newest; both include those that don't run.
+	Latest bool
+	Last   int
+	// Size asks for the sizes, which takes a walk through each writable layer.
+	Size bool
+	// Filters are Docker's: id, name, label, status, exited, ancestor, before, since, volume, network, publish, expose, health.
+	// Values of one filter are alternatives, but labels must all be there.
+	Filters map[string][]string
+}
+
+// ListContainers lists containers, newest first.
+func (e *Engine) ListContainers(ctx context.Context, req ListRequest) ([]apic.Summary, error) {
+	if err := e.Settle(ctx); err != nil {
+		return nil, err
+	}
+	all, err := e.snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f, err := e.containerFilter(req.Filters, all)
+	if err != nil {
+		return nil, err
+	}
+	last := req.Last
+	if req.Latest {
+		last = 1
+	}
+	stopped := req.All || last > 0 || len(req.Filters["status"]) > 0 || len(req.Filters["exited"]) > 0
+	names := map[string]string{}
+	now := time.Now()
+	out := []apic.Summary{}
+	for _, n := range all {
+		if last > 0 && len(out) == last {
+			break
+		}
+		if !stopped && n.Alive() == nil {
+			continue
+		}
+		if ok, err := f(n); err != nil || !ok {
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
+		s, err := e.summary(n, now, names)
+		if err != nil {
+			return nil, err
+		}
+		if req.Size {
+			if s.SizeRw, s.SizeRootFs, err = e.sizes(n.Record); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+// snapshots reads all containers, newest first.
+func (e *Engine) snapshots(ctx context.Context) ([]*container.Snapshot, error) {
+	cs := e.Containers()
+	ids, err := cs.List()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]*container.Snapshot, 0, len(ids))
+	for _, id := range ids {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		n, err := cs.Snapshot(id)
+		if errors.Is(err, container.ErrNotFound) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, n)
+	}
+	slices.SortFunc(out, func(a, b *container.Snapshot) int {
+		return cmp.Or(b.Record.Created.Compare(a.Record.Created), cmp.Compare(a.Record.ID, b.Record.ID))
+	})
+	return out, nil
+}
+
+// summary makes the line of `ps`. names remembers which images still go by the name that the container was made by.
+func (e *Engine) summary(n *container.Snapshot, now time.Time, names map[string]string) (apic.Summary, error) {
+	r := n.Record
+	s := apic.Summary{
+		ID: r.ID, Names: []string{"/" + r.Name}, Image: r.Image, ImageID: string(r.ImageID), Command: commandText(r),
+		Created: r.Created.Unix(), Labels: r.Config.Labels, State: n.Status(), Status: n.StatusText(now), Mounts: r.Mounts,
+		Ports: portSummaries(n), NetworkSettings: &apic.NetworkSettingsSummary{Networks: networks(n)},
+	}
+	if s.Labels == nil {
+		s.Labels = map[string]string{}
+	}
+	s.HostConfig.NetworkMode = string(r.HostConfig.NetworkMode)
+	if a := n.Alive(); a != nil && a.Health != nil {
+		s.Health = &apic.HealthSummary{Status: a.Health.Status, FailingStreak: a.Health.FailingStreak}
+	} else {
+		s.Health = &apic.HealthSummary{Status: apic.NoHealthcheck}
+	}
+	// An image that has lost its name to another shows by its id, as in Docker.
+	id, ok := names[r.Image]
+	if !ok {
+		images, err := e.Images()
+		if err != nil {
+			return s, err
+		}
+		img, err := images.Resolve(r.Image)
+		if err != nil && !errors.Is(err, image.ErrNotFound) {
+			return s, err
+		}
+		id = string(img.ID)
+		names[r.Image] = id
+	}
+	if id != s.ImageID {
+		s.Image = s.ImageID
+	}
+	return s, nil
+}
+
+// commandText is the command as `ps` shows it.
+func commandText(r *container.Record) string {
+	parts := make([]string, 0, len(r.Args)+1)
+	for _, a := range append([]string{r.Path}, r.Args...) {
+		if strings.Contains(a, " ") {
+			a = "'" + a + "'"
+		}
+		parts = append(parts, a)
+	}
+	return strings.Join(parts, " ")
+}
+
+// portSummaries lists what is published and, of a running container, what is only exposed.
+func portSummaries(n *container.Snapshot) []apic.PortSummary {
+	out := []apic.PortSummary{}
+	a := n.Alive()
+	if a == nil {
+		return out
+	}
+	published := map[mnet.Port]bool{}
+	if a.Endpoint != nil {
+		for _, m := range a.Endpoint.Ports {
+			if p, ok := mnet.PortFrom(m.ContainerPort, mnet.IPProtocol(m.Proto)); ok {
+				published[p] = true
+			}
+			for _, ip := range hostAddresses(m.HostIP) {
+				out = append(out, apic.PortSummary{IP: ip, PrivatePort: m.ContainerPort, PublicPort: m.HostPort, Type: m.Proto})
+			}
+		}
+	}
+	if a.Endpoint != nil {
+		for p := range n.Record.Config.ExposedPorts {
+			if !published[p] {
+				out = append(out, apic.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b apic.PortSummary) int {
+		return cmp.Or(cmp.Compare(a.PrivatePort, b.PrivatePort), cmp.Compare(a.Type, b.Type), a.IP.Compare(b.IP), cmp.Compare(a.PublicPort, b.PublicPort))
+	})
+	return out
+}
+
+// hostAddresses spells "all addresses" out, as Docker does.
+func hostAddresses(ip netip.Addr) []netip.Addr {
+	if ip.IsValid() {
+		return []netip.Addr{ip}
+	}
+	return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+}
+
+// networks describes the container's endpoints; an endpoint of a container that doesn't run is empty.
+func networks(n *container.Snapshot) map[string]*mnet.EndpointSettings {
+	name := string(n.Record.HostConfig.NetworkMode)
+	ep := &mnet.EndpointSettings{}
+	if a := n.Alive(); a != nil && a.Endpoint != nil {
+		name = a.Endpoint.NetworkName
+		ep.NetworkID, ep.EndpointID = a.Endpoint.NetworkID, a.Endpoint.EndpointID
+		if p, err := netip.ParsePrefix(a.Endpoint.Address); err == nil {
+			ep.IPAddress, ep.IPPrefixLen = p.Addr(), p.Bits()
+		}
+		if g, err := netip.ParseAddr(a.Endpoint.Gateway); err == nil {
+			ep.Gateway = g
+		}
+		// A wrong address can't be in the record; without one the field stays empty.
+		_ = ep.MacAddress.UnmarshalText([]byte(a.Endpoint.MAC))
+	}
+	return map[string]*mnet.EndpointSettings{name: ep}
+}
+
+// sizes returns what the writable layer takes, and that with the image.
+func (e *Engine) sizes(r *container.Record) (rw, total int64, err error) {
+	if rw, err = treeSize(e.Containers().Dir(r.ID, "upper")); err != nil {
+		return 0, 0, err
+	}
+	ls, err := e.Layers()
+	if err != nil {
+		return 0, 0, err
+	}
+	total = rw
+	for _, d := range r.Layers {
+		info, err := ls.Stat(d)
+		if err != nil {
+			return 0, 0, fmt.Errorf("size of container %s: %w", r.Name, err)
+		}
+		total += info.ContentSize
+	}
+	return rw, total, nil
+}
+
+// treeSize adds up the sizes of regular files, hard links once. What goes away meanwhile doesn't count.
+func treeSize(dir string) (int64, error) {
+	var sum int64
+	seen := map[uint64]bool{}
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 {
+			if seen[st.Ino] {
+				return nil
+			}
+			seen[st.Ino] = true
+		}
+		sum += info.Size()
+		return nil
+	})
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return sum, err
+}
