@@ -140,7 +140,7 @@ func (e *Engine) imageFor(ctx context.Context, req CreateRequest) (image.Image, 
 		if pull {
 			img, _, err = e.Pull(ctx, PullRequest{Reference: name, Platform: req.Platform, Quiet: req.Quiet, Progress: req.Progress})
 		} else {
-			img, err = images.Resolve(name)
+			img, err = images.Find(name)
 			if err == nil && !fits(img, req.Platform) {
 				err = &image.NotFoundError{Name: name + " for platform " + req.Platform}
 			}
@@ -160,7 +160,7 @@ func (e *Engine) imageFor(ctx context.Context, req CreateRequest) (image.Image, 
 			return image.Image{}, nil, err
 		}
 		// Removed between our look and our lease: look again, which pulls it again or says that it is not there.
-		if _, err := images.Get(img.ID); err != nil {
+		if _, err := images.Find(string(img.ID)); err != nil {
 			lease.Close()
 			if errors.Is(err, image.ErrNotFound) {
 				continue
