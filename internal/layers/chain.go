@@ -129,7 +129,7 @@ func (c *chainWalk) look(k int, path string) (h *tar.Header, hides bool, err err
 			cur.Close()
 			cur = next
 			hides = hides || opaque
-			v, err := getXattr(fmt.Sprintf("/proc/self/fd/%d/.", cur.Fd()), opaqueXattr())
+			v, err := getXattr(fmt.Sprintf("/proc/self/fd/%d/.", cur.Fd()), overlayPrefix()+"opaque")
 			if err != nil && err != unix.ENODATA && err != unix.ENOTSUP {
 				return nil, false, fmt.Errorf("%s: %w", path, err)
 			}

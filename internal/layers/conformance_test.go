@@ -236,6 +236,26 @@ func TestConformWhiteouts(t *testing.T) {
 	}
 }
 
+// Whiteouts that hide nothing must not show, in a folder that overlayfs merges with nothing either.
+func TestConformLoneWhiteouts(t *testing.T) {
+	eachDriver(t, func(t *testing.T, s *Store) {
+		a := mustImport(t, s, tarOf(t, fileEntry(".wh.top", ""), dirEntry("d/"), fileEntry("d/.wh.gone", ""), fileEntry("d/here", ""), dirEntry("d/e/"), fileEntry("d/e/.wh.gone", "")))
+		b := mustImport(t, s, tarOf(t, dirEntry("n/"), fileEntry("n/.wh.gone", ""), fileEntry("imp/.wh.gone", "")))
+		for want, ids := range map[string][]ocispec.Digest{"d/ d/e/ d/here": {a.DiffID}, "d/ d/e/ d/here imp/ n/": {a.DiffID, b.DiffID}} {
+			m, upper := mountChain(t, s, ids...)
+			if got := names(t, m); got != want {
+				t.Errorf("got  %s\nwant %s", got, want)
+			}
+			must(t, os.WriteFile(filepath.Join(m, "d/new"), nil, 0o644))
+			must(t, os.Remove(filepath.Join(m, "d/new")))
+			must(t, os.RemoveAll(filepath.Join(m, "d/e")))
+			if got := names(t, upper); got != "d/ d/e" {
+				t.Errorf("upper: %s", got)
+			}
+		}
+	})
+}
+
 // A tar that uses a folder without naming it must not change the folder's owner, mode and attributes.
 func TestConformImplied(t *testing.T) {
 	special := func(name string, mode int64, uid int, x string) entry {

@@ -149,8 +149,8 @@ func (u *unpacker) fill(dir *os.File, path string, d *layertar.Inode) error {
 		return err
 	}
 	list := d.Xattrs
-	if d.Opaque {
-		list = append(list[:len(list):len(list)], layertar.Xattr{Name: opaqueXattr(), Value: "y"})
+	for _, m := range d.Marks() {
+		list = append(list[:len(list):len(list)], layertar.Xattr{Name: overlayPrefix() + m.Name, Value: m.Value})
 	}
 	if err := setXattrs(list, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) }); err != nil {
 		return err
@@ -158,12 +158,13 @@ func (u *unpacker) fill(dir *os.File, path string, d *layertar.Inode) error {
 	return futimes(fd, d)
 }
 
-// opaqueXattr is the mark that overlayfs reads: the trusted one needs privilege, the user one the mount option userxattr.
-func opaqueXattr() string {
+// overlayPrefix begins the marks that overlayfs reads: the trusted ones need privilege, the user ones the mount option
+// userxattr.
+func overlayPrefix() string {
 	if os.Geteuid() == 0 {
-		return "trusted.overlay.opaque"
+		return "trusted.overlay."
 	}
-	return "user.overlay.opaque"
+	return "user.overlay."
 }
 
 func times(i *layertar.Inode) []unix.Timespec {

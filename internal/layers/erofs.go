@@ -116,7 +116,12 @@ func (erofsDriver) lower(ctx context.Context, s *Store, m meta) (string, error) 
 	if m.Spill > 0 {
 		devices = append(devices, filepath.Join(dir, "sparse.data"))
 	}
-	return at, mountIndex(filepath.Join(dir, "index.erofs"), devices, at)
+	err = mountIndex(filepath.Join(dir, "index.erofs"), devices, at)
+	if _, serr := os.Lstat(dir); errors.Is(serr, os.ErrNotExist) {
+		// Removed since the caller looked. Remove holds this lock, so it is over: leave nothing in its place.
+		return "", errors.Join(ErrNotFound, unmount(at), os.Remove(at+".lock"))
+	}
+	return at, err
 }
 
 // isMounted reports whether an EROFS is mounted at path.
@@ -128,14 +133,14 @@ func isMounted(path string) bool {
 // mountIndex mounts an index and the files that it points into at a folder, which it makes. Nobody may run or use what lies
 // there but through a container's overlay: no set-user-ID, no devices.
 func mountIndex(index string, devices []string, at string) error {
-	if err := os.Mkdir(at, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
 	m, err := openIndex(index, devices)
 	if err != nil {
 		return err
 	}
 	defer m.Close()
+	if err := os.Mkdir(at, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
 	target, err := os.OpenFile(at, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err

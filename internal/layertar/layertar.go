@@ -89,6 +89,8 @@ type Inode struct {
 	Implied bool
 	// Opaque marks a folder that hides what the layers below have in it.
 	Opaque bool
+	// Whiteouts marks a folder with whiteouts in it. Set by Tree.Finish.
+	Whiteouts bool
 
 	children map[string]*Inode
 	names    []string
@@ -102,6 +104,20 @@ func (i *Inode) IsDir() bool { return i.Type() == unix.S_IFDIR }
 
 // IsWhiteout reports whether the inode hides a name of the layers below: overlayfs's character device 0:0.
 func (i *Inode) IsWhiteout() bool { return i.Type() == unix.S_IFCHR && i.Major == 0 && i.Minor == 0 }
+
+// Marks returns the extended attributes by which overlayfs knows what the folder is, without the prefix "trusted.overlay." or
+// "user.overlay.". "opaque" hides the layers below. "origin", though empty, makes it look for whiteouts among the names
+// of a folder that it merges with nothing; without, they would show as files that nobody can open.
+func (i *Inode) Marks() []Xattr {
+	var out []Xattr
+	if i.Opaque {
+		out = append(out, Xattr{"opaque", "y"})
+	}
+	if i.Whiteouts {
+		out = append(out, Xattr{"origin", ""})
+	}
+	return out
+}
 
 // Names returns the names in a folder in byte order. Valid after Tree.Finish.
 func (i *Inode) Names() []string { return i.names }
@@ -167,6 +183,7 @@ func (t *Tree) Finish() {
 				continue
 			}
 			d.names = append(d.names, name)
+			d.Whiteouts = d.Whiteouts || c.IsWhiteout()
 			if c.IsDir() {
 				d.Nlink++
 				walk(c, hidden)

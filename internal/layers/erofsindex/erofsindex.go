@@ -159,7 +159,7 @@ func (b *builder) place(dir *layertar.Inode, up *int32) {
 }
 
 func (b *builder) add(i *layertar.Inode) int32 {
-	n := node{ino: i, xattrs: xattrSize(i.Xattrs, i.Opaque)}
+	n := node{ino: i, xattrs: xattrSize(xattrs(i))}
 	head := int64(inodeSize + n.xattrs)
 	total := head
 	switch i.Type() {
@@ -230,7 +230,7 @@ func (b *builder) emit() {
 		le.PutUint16(p[0:], n.layout<<1|formatLong)
 		if n.xattrs > 0 {
 			le.PutUint16(p[2:], uint16((n.xattrs-xattrHeader)/4+1))
-			putXattrs(p[inodeSize:], i.Xattrs, i.Opaque)
+			putXattrs(p[inodeSize:], xattrs(i))
 		}
 		le.PutUint16(p[4:], uint16(i.Mode))
 		le.PutUint32(p[20:], uint32(k+1)) // i_ino, for programs with 32-bit inode numbers
@@ -390,8 +390,14 @@ func fileType(mode uint32) byte {
 	return 0
 }
 
-// opaque is overlayfs's mark of a folder that hides what lies below.
-var opaque = layertar.Xattr{Name: "trusted.overlay.opaque", Value: "y"}
+// xattrs returns an inode's attributes and overlayfs's marks.
+func xattrs(i *layertar.Inode) []layertar.Xattr {
+	list := i.Xattrs
+	for _, m := range i.Marks() {
+		list = append(list[:len(list):len(list)], layertar.Xattr{Name: "trusted.overlay." + m.Name, Value: m.Value})
+	}
+	return list
+}
 
 // splitXattr gives the number of a name's prefix and the rest.
 func splitXattr(name string) (byte, string) {
@@ -413,34 +419,25 @@ func oneXattrSize(x layertar.Xattr) int {
 	return (4 + len(rest) + len(x.Value) + 3) &^ 3
 }
 
-func xattrSize(list []layertar.Xattr, isOpaque bool) int {
-	size := 0
+func xattrSize(list []layertar.Xattr) int {
+	if len(list) == 0 {
+		return 0
+	}
+	size := xattrHeader
 	for _, x := range list {
 		size += oneXattrSize(x)
-	}
-	if isOpaque {
-		size += oneXattrSize(opaque)
-	}
-	if size > 0 {
-		size += xattrHeader
 	}
 	return size
 }
 
-func putXattrs(p []byte, list []layertar.Xattr, isOpaque bool) {
+func putXattrs(p []byte, list []layertar.Xattr) {
 	p = p[xattrHeader:] // no shared attributes, no name filter: zeros
-	put := func(x layertar.Xattr) {
+	for _, x := range list {
 		index, rest := splitXattr(x.Name)
 		p[0], p[1] = byte(len(rest)), index
 		binary.LittleEndian.PutUint16(p[2:], uint16(len(x.Value)))
 		copy(p[4:], rest)
 		copy(p[4+len(rest):], x.Value)
 		p = p[oneXattrSize(x):]
-	}
-	for _, x := range list {
-		put(x)
-	}
-	if isOpaque {
-		put(opaque)
 	}
 }
