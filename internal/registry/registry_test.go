@@ -140,6 +140,9 @@ func TestMirrors(t *testing.T) {
 			t.Errorf("%v\nlacks %q", err, want)
 		}
 	}
+	if c := Cause(err); !errors.Is(c, ErrNameUnknown) || !strings.HasPrefix(c.Error(), "name unknown") || !strings.Contains(c.Error(), "(mirror http://"+dead+": ") {
+		t.Errorf("cause: %v", c)
+	}
 	fill(t, empty, "library/nginx", "other", 10)
 	if _, _, _, err = client(nil).Resolve(context.Background(), empty, "library/nginx", "latest"); !errors.Is(err, ErrManifestUnknown) {
 		t.Errorf("not ErrManifestUnknown: %v", err)

@@ -157,11 +157,24 @@ func (e *lineError) Error() string {
 
 func (e *lineError) Unwrap() error { return e.errs[len(e.errs)-1] }
 
-// Cause returns what the registry itself, the last that was asked, answered to a Resolve, without the endpoints' names.
+// Cause returns what the registry itself, the last that was asked, answered to a Resolve, without the endpoints' names. Behind it stand
+// in brackets the mirrors that failed otherwise than by not having the image: it may lie there.
 func Cause(err error) error {
+	var failed []string
+	var line *lineError
+	if errors.As(err, &line) {
+		for _, e := range line.errs[:len(line.errs)-1] {
+			if !errors.Is(e, ErrManifestUnknown) && !errors.Is(e, ErrNameUnknown) {
+				failed = append(failed, e.Error())
+			}
+		}
+	}
 	var ee *endpointError
 	for errors.As(err, &ee) {
 		err = ee.err
+	}
+	if len(failed) > 0 {
+		return fmt.Errorf("%w (%s)", err, strings.Join(failed, "; "))
 	}
 	return err
 }
