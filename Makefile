@@ -5,9 +5,9 @@ PREFIX      ?= /usr/local
 DESTDIR     ?=
 CACHE       ?= $(CURDIR)/.cache
 IMAGES      ?= $(or $(CONEX_IMAGES_CACHE),$(CACHE)/images)
-VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-COMMIT      ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo none)
-LDFLAGS     := -s -w -X conex/internal/cli.Version=$(VERSION) -X conex/internal/cli.Commit=$(COMMIT)
+# The nearest tag; without one the program's own default. The commit comes from the Go toolchain (-buildvcs).
+VERSION     ?= $(shell git describe --tags --dirty 2>/dev/null)
+LDFLAGS     := -s -w $(if $(VERSION),-X conex/internal/cli.Version=$(VERSION))
 STATICCHECK ?= honnef.co/go/tools/cmd/staticcheck@v0.8.2
 TEST_FLAGS  ?=
 
@@ -29,7 +29,7 @@ help:
 	@echo "uninstall, clean"
 
 build:
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/conex ./cmd/conex
+	$(GO) build -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)' -o bin/conex ./cmd/conex
 
 demo: build
 	@sh images/need +busybox-static curl
