@@ -6,8 +6,6 @@ import (
 	"strings"
 
 	"conex/internal/ocispec"
-
-	"github.com/opencontainers/go-digest"
 )
 
 // Docker's defaults for what a short reference leaves out.
@@ -60,7 +58,7 @@ func ParseReference(s string) (Reference, error) {
 			if !looksLikeDigest(rest[1:]) {
 				return Reference{}, ErrReference
 			}
-			d, err := digest.Parse(rest[1:])
+			d, err := ocispec.ParseDigest(rest[1:])
 			if err != nil {
 				return Reference{}, err
 			}
