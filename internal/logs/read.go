@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/gzip"
+
+	"conex/internal/linux/inotify"
 )
 
 // ReadOptions choose what Read gives.
@@ -52,11 +54,16 @@ func read(ctx context.Context, dir string, o ReadOptions, fn func(Record) error)
 	r := &reader{dir: dir, o: o, fn: fn}
 	if o.Follow {
 		// The watch comes first: what happens after the files were read must not be missed.
-		w, err := newWatch(dir)
-		if err != nil {
-			return err
+		// The folder is made if need be, so that a log can be followed before its container starts.
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("follow log: %w", err)
 		}
-		defer w.close()
+		// A container's removal deletes the link; a writer only replaces it.
+		w, err := inotify.New(dir, linkName)
+		if err != nil {
+			return fmt.Errorf("follow log: %w", err)
+		}
+		defer w.Close()
 		r.watch = w
 	}
 	err := r.run(ctx)
@@ -71,7 +78,7 @@ type reader struct {
 	dir   string
 	o     ReadOptions
 	fn    func(Record) error
-	watch *watch
+	watch *inotify.Watch
 	text  []byte
 	// open tells for stdout and stderr whether the last record was a partial one.
 	open [2]bool
@@ -114,7 +121,7 @@ func (r *reader) run(ctx context.Context) error {
 		if ended {
 			return nil
 		}
-		if ended, err = r.watch.wait(ctx, r.o.Done); err != nil {
+		if ended, err = r.watch.Wait(ctx, r.o.Done); err != nil {
 			return err
 		}
 	}
@@ -177,7 +184,7 @@ func (r *reader) file(ctx context.Context, seq uint64, skip int64, newest bool) 
 			// The writer has turned to the next file after its last write to this one; read what came since the drain above.
 			return next, r.drain(ctx, &l)
 		}
-		ended, err := r.watch.wait(ctx, r.o.Done)
+		ended, err := r.watch.Wait(ctx, r.o.Done)
 		if err != nil {
 			return nil, err
 		}
@@ -187,7 +194,7 @@ func (r *reader) file(ctx context.Context, seq uint64, skip int64, newest bool) 
 			}
 			next, err := after(r.dir, seq)
 			if len(next) == 0 {
-				r.watch.close()
+				r.watch.Close()
 				r.watch = nil // run ends after this file
 				return nil, err
 			}

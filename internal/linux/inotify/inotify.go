@@ -1,4 +1,5 @@
-package logs
+// Package inotify owns the watch on one folder: whoever follows files that others append to sleeps until something happens.
+package inotify
 
 import (
 	"bytes"
@@ -11,9 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watch tells when something changes in a log's folder, by inotify(7).
-type watch struct {
+// Watch tells when something changes in a folder or in a file in it, by inotify(7).
+type Watch struct {
 	f *os.File
+	// lifeline is the name whose deletion ends the watch.
+	lifeline string
 	// changed holds at most one token: something has happened since it was taken.
 	changed chan struct{}
 	// done is closed when the reading goroutine has ended, after err is set.
@@ -22,26 +25,25 @@ type watch struct {
 	once sync.Once
 }
 
-// newWatch makes the folder if it isn't there yet, so that a log can be followed before its container starts.
-func newWatch(dir string) (*watch, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("follow log: %w", err)
-	}
+// New watches a folder. The watch ends when the folder is moved or deleted, or when the entry named lifeline is deleted in it (not when
+// it is replaced): a folder's own deletion is reported only once nobody has a file in it open any more, which a follower has.
+// Changes that happen after New has returned are not missed.
+func New(dir, lifeline string) (*Watch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
-		return nil, fmt.Errorf("follow log: inotify: %w", err)
+		return nil, fmt.Errorf("inotify: %w", err)
 	}
 	// One watch on the folder sees writes to the files in it, too.
 	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_DELETE|unix.IN_MOVE_SELF|unix.IN_DELETE_SELF|unix.IN_ONLYDIR); err != nil {
 		unix.Close(fd)
-		return nil, fmt.Errorf("follow log %s: inotify: %w", dir, err)
+		return nil, fmt.Errorf("watch %s: %w", dir, err)
 	}
-	w := &watch{f: os.NewFile(uintptr(fd), "inotify"), changed: make(chan struct{}, 1), done: make(chan struct{})}
-	go w.run() // ends when close closes f, which waits for it
+	w := &Watch{f: os.NewFile(uintptr(fd), "inotify"), lifeline: lifeline, changed: make(chan struct{}, 1), done: make(chan struct{})}
+	go w.run() // ends when Close closes f, which waits for it
 	return w, nil
 }
 
-func (w *watch) run() {
+func (w *Watch) run() {
 	defer close(w.done)
 	buf := make([]byte, 16<<10)
 	for {
@@ -56,9 +58,7 @@ func (w *watch) run() {
 			size := int(uint32(b[12]) | uint32(b[13])<<8)
 			b = b[unix.SizeofInotifyEvent:]
 			name := string(bytes.TrimRight(b[:min(len(b), size)], "\x00"))
-			// The log is removed with its container: moved to the trash, or deleted where it is. The folder's own event comes only when
-			// nobody has a file in it open any more, so the link's is what tells; a writer replaces the link, it never deletes it.
-			if mask&(unix.IN_MOVE_SELF|unix.IN_DELETE_SELF|unix.IN_IGNORED) != 0 || mask&unix.IN_DELETE != 0 && name == linkName {
+			if mask&(unix.IN_MOVE_SELF|unix.IN_DELETE_SELF|unix.IN_IGNORED) != 0 || mask&unix.IN_DELETE != 0 && name == w.lifeline {
 				w.err = os.ErrNotExist
 				return
 			}
@@ -71,8 +71,8 @@ func (w *watch) run() {
 	}
 }
 
-// wait returns when something has changed since the last call, or with ended when done is closed or the folder is gone.
-func (w *watch) wait(ctx context.Context, done <-chan struct{}) (ended bool, err error) {
+// Wait returns when something has changed since the last call, or with ended when done is closed or the watch has ended. A nil done never is.
+func (w *Watch) Wait(ctx context.Context, done <-chan struct{}) (ended bool, err error) {
 	select {
 	case <-w.changed:
 		return false, nil
@@ -82,14 +82,14 @@ func (w *watch) wait(ctx context.Context, done <-chan struct{}) (ended bool, err
 		if errors.Is(w.err, os.ErrNotExist) {
 			return true, nil
 		}
-		return true, fmt.Errorf("follow log: inotify: %w", w.err)
+		return true, fmt.Errorf("inotify: %w", w.err)
 	case <-ctx.Done():
 		return false, ctx.Err()
 	}
 }
 
-// close ends the watch. Safe to call twice.
-func (w *watch) close() {
+// Close ends the watch. Safe to call twice.
+func (w *Watch) Close() {
 	w.once.Do(func() {
 		w.f.Close()
 		<-w.done
