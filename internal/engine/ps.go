@@ -35,11 +35,10 @@ type ListRequest struct {
 	Filters map[string][]string
 }
 
-// ListContainers lists containers, newest first.
+// ListContainers lists containers, newest first. An error of settling a dead one comes beside the list, which is complete all the
+// same and shows that one as it was.
 func (e *Engine) ListContainers(ctx context.Context, req ListRequest) ([]apic.Summary, error) {
-	if err := e.Settle(ctx); err != nil {
-		return nil, err
-	}
+	unsettled := e.Settle(ctx)
 	all, err := e.snapshots(ctx)
 	if err != nil {
 		return nil, err
@@ -80,7 +79,7 @@ func (e *Engine) ListContainers(ctx context.Context, req ListRequest) ([]apic.Su
 		}
 		out = append(out, s)
 	}
-	return out, nil
+	return out, unsettled
 }
 
 // snapshots reads all containers, newest first.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -129,7 +130,7 @@ func (e *Engine) settleLocked(ctx context.Context, id string) error {
 
 // killCgroup ends every process in a cgroup and removes it.
 func killCgroup(path string) error {
-	cg, err := cgroup.New(path)
+	cg, err := cgroup.New(strings.TrimPrefix(path, "/"))
 	if err != nil {
 		return err
 	}
