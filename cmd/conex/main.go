@@ -1,0 +1,12 @@
+// Command conex builds images and runs containers. Invoked as docker (a link) it does the same under that name; invoked as
+// conex-monitor it is the process that owns one container.
+package main
+
+import (
+	"os"
+
+	"conex/internal/cli"
+	_ "conex/internal/monitor" // takes over executions as conex-monitor before main
+)
+
+func main() { os.Exit(cli.Main(os.Args)) }

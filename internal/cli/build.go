@@ -1,0 +1,158 @@
+package cli
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"conex/internal/build"
+	"conex/internal/engine"
+)
+
+func (a *app) buildCommand() *cobra.Command {
+	var req engine.BuildRequest
+	var tags, args, labels list
+	var quiet bool
+	var progress, iidfile string
+	cmd := &cobra.Command{
+		Use: "build [OPTIONS] PATH | -", Short: "Build an image from a Dockerfile", Args: a.exactly(1),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			if !strings.HasPrefix(argv[0], "/") && strings.Contains(argv[0], "://") || strings.HasPrefix(argv[0], "git@") {
+				return a.usageError(cmd, fmt.Errorf("build context %s: remote contexts are not supported yet", argv[0]))
+			}
+			req.Context, req.Tags, req.Labels = argv[0], tags, keyValues(labels)
+			req.BuildArgs = buildArgs(args)
+			if req.Context == "-" || req.Dockerfile == "-" {
+				if req.Context == req.Dockerfile {
+					return a.usageError(cmd, errors.New("invalid argument: can't use stdin for both build context and dockerfile"))
+				}
+				req.Stdin = a.in
+			}
+			display, done, err := a.buildDisplay(progress, quiet)
+			if err != nil {
+				return a.usageError(cmd, err)
+			}
+			defer done()
+			if iidfile != "" {
+				// An old id must not be taken for the result of a build that fails.
+				if err := os.Remove(iidfile); err != nil && !errors.Is(err, os.ErrNotExist) {
+					return fmt.Errorf("remove image ID file: %w", err)
+				}
+			}
+			e, err := a.engine()
+			if err != nil {
+				return err
+			}
+			ctx, stop := a.interruptible(cmd.Context())
+			defer stop()
+			req.Display = display
+			res, err := e.Build(ctx, req)
+			done()
+			if err != nil {
+				return err
+			}
+			if iidfile != "" {
+				if err := os.WriteFile(iidfile, []byte(res.ID), 0o666); err != nil {
+					return fmt.Errorf("write image ID file: %w", err)
+				}
+			}
+			if quiet {
+				fmt.Fprintln(a.out, res.ID)
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.Var(&args, "build-arg", "Set build-time variables")
+	f.StringVarP(&req.Dockerfile, "file", "f", "", `Name of the Dockerfile (default "PATH/Dockerfile")`)
+	f.StringVar(&iidfile, "iidfile", "", "Write the image ID to a file")
+	f.Var(&labels, "label", "Set metadata for an image")
+	f.BoolVar(&req.NoCache, "no-cache", false, "Do not use cache when building the image")
+	f.StringVar(&req.Platform, "platform", "", "Set the platform (this machine's: "+runtime.GOOS+"/"+runtime.GOARCH+")")
+	f.StringVar(&progress, "progress", cmp.Or(os.Getenv("BUILDKIT_PROGRESS"), "auto"), `Type of progress output ("auto", "plain", "tty", "quiet")`)
+	f.BoolVar(&req.Pull, "pull", false, "Always attempt to pull a newer version of the image")
+	f.BoolVarP(&quiet, "quiet", "q", false, "Suppress the build output and print image ID on success")
+	f.VarP(&tags, "tag", "t", `Name and optionally a tag in the "name:tag" format`)
+	f.StringVar(&req.Target, "target", "", "Set the target build stage to build")
+	// What these ask for is what happens anyway: the image is in the store, and no intermediate containers are left.
+	for _, name := range []string{"load", "rm", "force-rm"} {
+		f.Var(&fixedFlag{name}, name, "")
+		f.Lookup(name).NoOptDefVal, f.Lookup(name).Hidden = "true", true
+	}
+	refuseAll(f, "add-host", "allow", "annotation", "attest", "build-context", "builder", "cache-from", "cache-to", "call", "cgroup-parent",
+		"check?", "compress?", "c|cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems", "disable-content-trust?", "isolation",
+		"m|memory", "memory-swap", "metadata-file", "network", "no-cache-filter", "o|output", "policy", "provenance", "push?", "sbom", "secret",
+		"security-opt", "shm-size", "squash?", "ssh", "ulimit", "D|debug?")
+	return cmd
+}
+
+// fixedFlag is a switch of Docker's that is always on here: true is taken, false refused.
+type fixedFlag struct{ name string }
+
+func (f *fixedFlag) Set(s string) error {
+	if s == "true" || s == "1" {
+		return nil
+	}
+	return &refusal{f.name, "is always on"}
+}
+func (f *fixedFlag) Type() string   { return "bool" }
+func (f *fixedFlag) String() string { return "" }
+
+// buildArgs reads --build-arg KEY=value; a KEY alone takes the caller's value, nil if there is none.
+func buildArgs(words []string) map[string]*string {
+	m := map[string]*string{}
+	for _, w := range words {
+		k, v, ok := strings.Cut(w, "=")
+		if !ok {
+			v, ok = os.LookupEnv(k)
+		}
+		if ok {
+			m[k] = &v
+		} else {
+			m[k] = nil
+		}
+	}
+	return m
+}
+
+// buildDisplay chooses how a build is shown. done ends it: idempotent.
+func (a *app) buildDisplay(mode string, quiet bool) (build.Display, func(), error) {
+	if quiet {
+		mode = "quiet"
+	}
+	out, isTTY := terminal(a.err)
+	if mode == "auto" || mode == "" {
+		mode = "plain"
+		if isTTY && os.Getenv("TERM") != "dumb" {
+			mode = "tty"
+		}
+	}
+	switch mode {
+	case "quiet":
+		return warnings(a.err), func() {}, nil
+	case "plain":
+		return newPlainDisplay(a.err).event, func() {}, nil
+	case "tty":
+		if !isTTY {
+			return nil, nil, errors.New("--progress tty needs a terminal on standard error")
+		}
+		d := newTTYDisplay(a.err, out)
+		return d.event, d.close, nil
+	}
+	return nil, nil, fmt.Errorf("invalid progress mode %s: must be one of \"auto\", \"plain\", \"tty\" or \"quiet\"", mode)
+}
+
+// warnings shows remarks alone.
+func warnings(w io.Writer) build.Display {
+	return func(ev build.Event) {
+		if ev.Kind == build.Warning {
+			fmt.Fprintf(w, "WARNING: %s\n", ev.Text)
+		}
+	}
+}

@@ -1,0 +1,86 @@
+package cli
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// environment puts --env-file and -e together; later ones win in the engine. KEY without a value takes the caller's; one that the
+// caller has not set stays a bare name in -e, which removes the image's, and is left out of a file.
+func environment(files, env []string) ([]string, error) {
+	var all []string
+	for _, f := range files {
+		lines, err := readEnvFile(f)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, lines...)
+	}
+	for _, e := range env {
+		k, _, hasValue := strings.Cut(e, "=")
+		if k == "" {
+			return nil, fmt.Errorf("invalid environment variable: %s", e)
+		}
+		if v, ok := os.LookupEnv(k); !hasValue && ok {
+			e = k + "=" + v
+		}
+		all = append(all, e)
+	}
+	return all, nil
+}
+
+// readEnvFile reads lines KEY=value or KEY; empty ones and those that begin with # are comments.
+func readEnvFile(path string) ([]string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	var env []string
+	sc := bufio.NewScanner(f)
+	sc.Buffer(nil, 1<<20)
+	for n := 1; sc.Scan(); n++ {
+		line := sc.Text()
+		if n == 1 {
+			line = strings.TrimPrefix(line, "\ufeff")
+		}
+		if !utf8.ValidString(line) {
+			return nil, fmt.Errorf("env file %s contains invalid utf8 bytes at line %d", path, n)
+		}
+		line = strings.TrimLeftFunc(line, unicode.IsSpace)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		k, v, hasValue := strings.Cut(line, "=")
+		switch {
+		case k == "":
+			return nil, fmt.Errorf("%s:%d: no variable name on line '%s'", path, n, line)
+		case strings.ContainsFunc(k, unicode.IsSpace):
+			return nil, fmt.Errorf("%s:%d: variable '%s' contains whitespaces", path, n, k)
+		case hasValue:
+			env = append(env, k+"="+v)
+		default:
+			if v, ok := os.LookupEnv(k); ok {
+				env = append(env, k+"="+v)
+			}
+		}
+	}
+	if err := sc.Err(); err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return env, nil
+}
+
+// keyValues turns KEY=value words into a map; a word without "=" has the value "".
+func keyValues(words []string) map[string]string {
+	m := make(map[string]string, len(words))
+	for _, w := range words {
+		k, v, _ := strings.Cut(w, "=")
+		m[k] = v
+	}
+	return m
+}

@@ -1,0 +1,110 @@
+package cli
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// as gives a command another name, and more of them, for its group.
+func as(cmd *cobra.Command, name string, aliases ...string) *cobra.Command {
+	_, rest, _ := strings.Cut(cmd.Use, " ")
+	cmd.Use = name
+	if rest != "" {
+		cmd.Use += " " + rest
+	}
+	cmd.Aliases = aliases
+	return cmd
+}
+
+func (a *app) containerGroup() *cobra.Command {
+	return a.group("container", "Manage containers",
+		a.attachCommand(), a.createCommand(), a.execCommand(), a.containerInspect(), a.killCommand(), a.logsCommand(), as(a.psCommand(), "ls", "list", "ps"),
+		a.portCommand(), a.renameCommand(), a.restartCommand(), as(a.rmCommand(), "rm", "remove"), a.runCommand(), a.startCommand(), a.stopCommand(),
+		a.topCommand(), a.waitCommand())
+}
+
+func (a *app) imageGroup() *cobra.Command {
+	return a.group("image", "Manage images",
+		a.buildCommand(), a.historyCommand(), a.importCommand(), a.imageInspect(), as(a.imagesCommand(), "ls", "list"), a.pullCommand(),
+		as(a.rmiCommand(), "rm", "remove"), a.tagCommand())
+}
+
+func (a *app) systemGroup() *cobra.Command {
+	return a.group("system", "Manage conex", a.dfCommand(), a.infoCommand())
+}
+
+func (a *app) builderGroup() *cobra.Command {
+	return a.group("builder", "Manage builds", a.buildCommand())
+}
+
+func (a *app) buildxGroup() *cobra.Command {
+	return a.group("buildx", "Build with the flags of Docker's buildx", as(a.buildCommand(), "build", "b"))
+}
+
+func (a *app) networkGroup() *cobra.Command {
+	return a.group("network", "Manage networks", a.networkLsCommand())
+}
+
+func (a *app) networkLsCommand() *cobra.Command {
+	var quiet, noTrunc bool
+	var format string
+	cmd := &cobra.Command{
+		Use: "ls [OPTIONS]", Short: "List networks", Args: a.exactly(0), Aliases: []string{"list"},
+		RunE: func(*cobra.Command, []string) error {
+			e, err := a.engine()
+			if err != nil {
+				return err
+			}
+			infos, err := e.Networks().Networks()
+			if err != nil {
+				return err
+			}
+			var rows []networkRow
+			for _, n := range infos {
+				id := n.ID
+				if !noTrunc {
+					id = short(id)
+				}
+				rows = append(rows, networkRow{CreatedAt: n.Created.String(), Driver: n.Driver, ID: id, IPv4: "true", IPv6: "false", Internal: "false", Name: n.Name,
+					Scope: cmp.Or(n.Scope, "local")})
+			}
+			if quiet && format == "" {
+				format = "{{.ID}}"
+			}
+			head := headings{"ID": "NETWORK ID", "Name": "NAME", "Driver": "DRIVER", "Scope": "SCOPE", "CreatedAt": "CREATED AT", "IPv6": "IPV6", "IPv4": "IPV4",
+				"Internal": "INTERNAL", "Labels": "LABELS"}
+			return writeList(a.out, format, `{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}`, head, rows)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&format, "format", "", formatHelp)
+	f.BoolVar(&noTrunc, "no-trunc", false, "Do not truncate the output")
+	f.BoolVarP(&quiet, "quiet", "q", false, "Only display network IDs")
+	refuseAll(f, "f|filter")
+	return cmd
+}
+
+// networkRow is a line of network ls; its fields, in the order of their JSON form, are what templates may name.
+type networkRow struct {
+	CreatedAt, Driver, ID, IPv4, IPv6, Internal, Labels, Name, Scope string
+}
+
+func (a *app) reconcileCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "reconcile", Short: "Settle containers that lost their monitor and start those that should run", Args: a.exactly(0), Hidden: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			e, err := a.engine()
+			if err != nil {
+				return err
+			}
+			started, err := e.Reconcile(cmd.Context())
+			for _, name := range started {
+				fmt.Fprintln(a.out, name)
+			}
+			return err
+		},
+	}
+}

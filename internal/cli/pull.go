@@ -1,0 +1,86 @@
+package cli
+
+import (
+	"fmt"
+	"runtime"
+
+	"github.com/spf13/cobra"
+
+	"conex/internal/engine"
+	"conex/internal/image"
+)
+
+func (a *app) pullCommand() *cobra.Command {
+	var req engine.PullRequest
+	cmd := &cobra.Command{
+		Use: "pull [OPTIONS] NAME[:TAG|@DIGEST]", Short: "Download an image from a registry", Args: a.exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ref, err := image.ParseReference(args[0])
+			if err != nil {
+				return err
+			}
+			e, err := a.engine()
+			if err != nil {
+				return err
+			}
+			if ref.Digest() == "" && !req.Quiet && ref.Familiar() != args[0] && ref.Tag() == image.DefaultTag && ref.String() != args[0] {
+				fmt.Fprintf(a.out, "Using default tag: %s\n", image.DefaultTag)
+			}
+			ctx, stop := a.interruptible(cmd.Context())
+			defer stop()
+			progress := a.pullProgress(a.out, req.Quiet)
+			defer progress.close()
+			req.Reference, req.Progress = args[0], progress.event
+			_, _, err = e.Pull(ctx, req)
+			progress.close()
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(a.out, ref)
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&req.Platform, "platform", "", "Pull the image for this platform instead of "+runtime.GOOS+"/"+runtime.GOARCH)
+	f.BoolVarP(&req.Quiet, "quiet", "q", false, "Suppress verbose output")
+	refuseAll(f, "a|all-tags?", "disable-content-trust?")
+	return cmd
+}
+
+func (a *app) importCommand() *cobra.Command {
+	var req engine.ImportRequest
+	var changes list
+	cmd := &cobra.Command{
+		Use: "import [OPTIONS] file|URL|- [REPOSITORY[:TAG]]", Short: "Import the contents from a tarball to create a filesystem image", Args: a.between(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req.Source, req.Changes = args[0], changes
+			if len(args) > 1 {
+				req.Reference = args[1]
+			}
+			if req.Source == "-" {
+				req.Stdin = a.in
+			}
+			e, err := a.engine()
+			if err != nil {
+				return err
+			}
+			ctx, stop := a.interruptible(cmd.Context())
+			defer stop()
+			progress := a.pullProgress(a.err, false)
+			defer progress.close()
+			req.Progress = progress.event
+			id, err := e.Import(ctx, req)
+			progress.close()
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(a.out, id)
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.VarP(&changes, "change", "c", "Apply Dockerfile instruction to the created image")
+	f.StringVarP(&req.Message, "message", "m", "", "Set commit message for imported image")
+	f.StringVar(&req.Platform, "platform", "", "Set the platform of the image")
+	return cmd
+}

@@ -1,0 +1,137 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"github.com/spf13/cobra"
+
+	"conex/internal/engine"
+)
+
+func (a *app) runCommand() *cobra.Command {
+	var c containerFlags
+	var detach, sigProxy bool
+	var detachKeys string
+	cmd := &cobra.Command{
+		Use: "run [OPTIONS] IMAGE [COMMAND] [ARG...]", Short: "Create and run a new container from an image", Args: a.atLeast(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req, err := a.createRequest(cmd, &c, args)
+			if err != nil {
+				return err
+			}
+			return a.runContainer(cmd.Context(), runOptions{req: req, cidfile: c.cidfile, detach: detach, sigProxy: sigProxy, keys: detachKeys})
+		},
+	}
+	f := cmd.Flags()
+	c.register(f)
+	f.BoolVarP(&detach, "detach", "d", false, "Run container in background and print container ID")
+	f.StringVar(&detachKeys, "detach-keys", "", "Override the key sequence for detaching a container")
+	f.BoolVar(&sigProxy, "sig-proxy", true, "Proxy received signals to the process")
+	return cmd
+}
+
+// createRequest checks the flags and makes the request that run and create share.
+func (a *app) createRequest(cmd *cobra.Command, c *containerFlags, args []string) (engine.CreateRequest, error) {
+	cfg, host, err := c.configs(cmd.Flags(), args)
+	if err != nil {
+		return engine.CreateRequest{}, a.usageError(cmd, err)
+	}
+	if c.cidfile != "" {
+		if _, err := os.Stat(c.cidfile); err == nil {
+			return engine.CreateRequest{}, &exitError{code: 125, err: fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", c.cidfile)}
+		}
+	}
+	return engine.CreateRequest{Name: c.name, Platform: c.platform, Pull: c.pull, Config: cfg, HostConfig: host, Quiet: c.quiet}, nil
+}
+
+type runOptions struct {
+	req              engine.CreateRequest
+	cidfile, keys    string
+	detach, sigProxy bool
+}
+
+func (a *app) runContainer(ctx context.Context, o runOptions) error {
+	cfg := o.req.Config
+	if o.detach {
+		cfg.AttachStdin, cfg.AttachStdout, cfg.AttachStderr, cfg.StdinOnce = false, false, false, false
+	} else if err := a.checkTTY(cfg.AttachStdin, cfg.Tty); err != nil {
+		return err
+	}
+	e, err := a.engine()
+	if err != nil {
+		return runError(err)
+	}
+	req := engine.RunRequest{CreateRequest: o.req, Detach: o.detach}
+	ctx, stop := a.interruptible(ctx)
+	defer stop()
+	progress := a.pullProgress(a.err, o.req.Quiet)
+	defer progress.close()
+	req.Progress = progress.event
+	if !o.detach {
+		s, err := a.attach(sessionOptions{stdin: cfg.AttachStdin, tty: cfg.Tty, detachKeys: o.keys})
+		if err != nil {
+			return runError(err)
+		}
+		defer s.close()
+		req.Streams = s.streams
+	}
+	var proxy chan os.Signal
+	if !o.detach && o.sigProxy {
+		proxy = make(chan os.Signal, 16)
+		req.Streams.Signals = proxy
+		defer signal.Stop(proxy)
+	}
+	req.OnCreated = func(id string) error {
+		progress.close()
+		if proxy != nil {
+			// From here on signals are the container's, and no longer end the work.
+			signal.Notify(proxy, forwarded()...)
+			a.signalsTaken.Store(true)
+		}
+		return writeCIDFile(o.cidfile, id)
+	}
+	res, err := e.Run(ctx, req)
+	for _, w := range res.Warnings {
+		fmt.Fprintf(a.err, "WARNING: %s\n", w)
+	}
+	if err != nil {
+		return runError(err)
+	}
+	if o.detach {
+		fmt.Fprintln(a.out, res.ID)
+		return nil
+	}
+	if res.Detached {
+		return nil
+	}
+	return exit(res.ExitCode)
+}
+
+// writeCIDFile writes the id, without a newline, as Docker does.
+func writeCIDFile(path, id string) error {
+	if path == "" {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return fmt.Errorf("create the container ID file: %w", err)
+	}
+	_, err = f.WriteString(id)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// runError gives an error of run itself the exit code 125, unless the engine knows a better one.
+func runError(err error) error {
+	var ge *engine.ExitError
+	if err == nil || errors.As(err, &ge) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return &exitError{code: 125, err: err}
+}
