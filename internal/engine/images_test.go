@@ -25,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"conex/internal/build"
 	"conex/internal/collect"
 	"conex/internal/config"
 	"conex/internal/container"
@@ -825,6 +826,34 @@ func TestSweepSparesLeases(t *testing.T) {
 		t.Fatalf("%+v, %v", res, err)
 	}
 	wantEmpty(t, e, "layers", "blobs/sha256", "leases", "trash")
+}
+
+// TestSweepSparesBuildCache removes an image whose layer a cached build step made: the step must go on hitting.
+func TestSweepSparesBuildCache(t *testing.T) {
+	e := newImageEngine(t)
+	id := imported(t, e, "1", nil)
+	layer := ocispec.FromBytes(tarOf(t, map[string]string{"file": "1"}))
+	dir := e.Root().Path("buildcache", "def", "ab")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	record := filepath.Join(dir, "abcd")
+	if err := disk.WriteJSON(record, build.Record{Key: "abcd", Kind: "run", Layer: layer}, disk.Volatile); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := e.RemoveImage(bg, id, RemoveImageRequest{}); err != nil || !slices.Equal(got, []apii.DeleteResponse{{Deleted: id}}) {
+		t.Fatalf("%v, %v", got, err)
+	}
+	if l := entries(t, e, "layers"); len(l) != 1 {
+		t.Fatalf("layers %v", l)
+	}
+	if err := os.Remove(record); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.sweep(bg); err != nil {
+		t.Fatal(err)
+	}
+	wantEmpty(t, e, "layers", "blobs/sha256")
 }
 
 func TestListImages(t *testing.T) {

@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 
+	"conex/internal/build"
 	"conex/internal/collect"
 	"conex/internal/container"
 	"conex/internal/ocispec"
 )
 
-// sweep removes layers and blobs that no image, container or live lease uses.
+// sweep removes layers and blobs that no image, container, step of the build cache or live lease uses.
 func (e *Engine) sweep(ctx context.Context) (collect.Result, error) {
 	images, err := e.Images()
 	if err != nil {
@@ -19,7 +20,7 @@ func (e *Engine) sweep(ctx context.Context) (collect.Result, error) {
 	if err != nil {
 		return collect.Result{}, err
 	}
-	return collect.Sweep(ctx, collect.Stores{Root: e.root, Images: images, Layers: ls, Blobs: e.Blobs()}, e.markContainers)
+	return collect.Sweep(ctx, collect.Stores{Root: e.root, Images: images, Layers: ls, Blobs: e.Blobs()}, e.markContainers, e.markBuildCache)
 }
 
 // markContainers marks what containers are made of.
@@ -42,6 +43,9 @@ func (e *Engine) markContainers(mark func(...ocispec.Digest)) error {
 	}
 	return nil
 }
+
+// markBuildCache marks the layers that cached steps made.
+func (e *Engine) markBuildCache(mark func(...ocispec.Digest)) error { return build.Mark(e.root, mark) }
 
 // closeLease ends an open lease, and does the sweep that somebody had to put off because of it.
 func (e *Engine) closeLease(ctx context.Context, l *collect.Lease) error {
