@@ -26,4 +26,13 @@ func (l *logWriter) write(kind byte, p []byte) error {
 	return l.d.Write(name, p, time.Now())
 }
 
-func (m *monitor) event(action string, attrs map[string]string) {}
+// event announces what has happened to the container, by the name that it has now.
+func (m *monitor) event(action string, attrs map[string]string) {
+	rec := m.rec
+	if r, err := m.store.Load(rec.ID); err == nil {
+		rec = r // renamed since the start
+	}
+	if err := m.store.Announce(rec, action, attrs); err != nil {
+		complain("write event", err)
+	}
+}
