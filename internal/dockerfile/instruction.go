@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"conex/internal/ocispec"
@@ -51,7 +52,7 @@ type (
 	Workdir struct{ Path string }
 	// User sets the user of later steps and of containers.
 	User struct{ User string }
-	// Expose declares ports, "80" or "8000-8010/udp".
+	// Expose declares ports as written, "80" or "8000-8010/udp"; after Expand one by one, "80/tcp".
 	Expose struct{ Ports []string }
 	// Volume declares volumes.
 	Volume struct{ Paths []string }
@@ -350,7 +351,15 @@ func (e *Expose) expand(f *File, env Env) (Instruction, error) {
 		if err != nil {
 			return nil, err
 		}
-		out.Ports = append(out.Ports, ws...)
+		for _, w := range ws {
+			first, last, proto, err := portRange(w)
+			if err != nil {
+				return nil, err
+			}
+			for n := first; n <= last; n++ {
+				out.Ports = append(out.Ports, strconv.Itoa(n)+"/"+proto)
+			}
+		}
 	}
 	return out, nil
 }

@@ -1,0 +1,205 @@
+package build
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"conex/internal/dockerfile"
+	"conex/internal/ocispec"
+
+	"golang.org/x/sys/unix"
+)
+
+// defaultPath is $PATH in an image that starts from scratch, and of steps in one that sets none.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// history is a history entry that waits for the node behind it, if there is one, to say when it was made.
+type history struct {
+	entry ocispec.History
+	node  *node
+}
+
+// stageConfig is what instructions that change no file fold into.
+type stageConfig struct {
+	image   ocispec.Image
+	history []history
+	cmdSet  bool // CMD came in this stage, so ENTRYPOINT leaves it
+}
+
+func (c *stageConfig) clone() stageConfig {
+	out := *c
+	cfg := &out.image.Config
+	cfg.Env, cfg.Cmd, cfg.Entrypoint = slices.Clone(cfg.Env), slices.Clone(cfg.Cmd), slices.Clone(cfg.Entrypoint)
+	cfg.OnBuild, cfg.Shell = slices.Clone(cfg.OnBuild), slices.Clone(cfg.Shell)
+	cfg.ExposedPorts, cfg.Volumes, cfg.Labels = maps.Clone(cfg.ExposedPorts), maps.Clone(cfg.Volumes), maps.Clone(cfg.Labels)
+	if cfg.Healthcheck != nil {
+		h := *cfg.Healthcheck
+		h.Test = slices.Clone(h.Test)
+		cfg.Healthcheck = &h
+	}
+	out.history = slices.Clone(c.history)
+	out.cmdSet = false
+	return out
+}
+
+// note adds a history entry without a layer.
+func (c *stageConfig) note(createdBy string) { c.noteNode(createdBy, nil) }
+
+// noteNode adds a history entry for what n makes.
+func (c *stageConfig) noteNode(createdBy string, n *node) {
+	c.history = append(c.history, history{ocispec.History{CreatedBy: createdBy, EmptyLayer: true}, n})
+}
+
+func (c *stageConfig) setEnv(key, value string) {
+	env := c.image.Config.Env
+	for i, e := range env {
+		if k, _, _ := strings.Cut(e, "="); k == key {
+			env[i] = key + "=" + value
+			return
+		}
+	}
+	c.image.Config.Env = append(env, key+"="+value)
+}
+
+// withShell gives a command line its shell.
+func (c *stageConfig) withShell(l dockerfile.CommandLine) []string {
+	if !l.Shell {
+		return l.Args
+	}
+	sh := c.image.Config.Shell
+	if len(sh) == 0 {
+		sh = []string{"/bin/sh", "-c"}
+	}
+	return append(slices.Clone(sh), strings.Join(l.Args, " "))
+}
+
+// workdir is the working folder, absolute.
+func (c *stageConfig) workdir() string { return path.Join("/", c.image.Config.WorkingDir) }
+
+// fold applies an instruction that changes no file; handled is false for the others. The history's wording is BuildKit's.
+func (c *stageConfig) fold(in dockerfile.Instruction) (handled bool, err error) {
+	cfg := &c.image.Config
+	switch i := in.(type) {
+	case *dockerfile.EnvVars:
+		msg := "ENV"
+		for _, p := range i.Vars {
+			if p.Key == "" {
+				return true, fmt.Errorf("ENV with an empty name")
+			}
+			c.setEnv(p.Key, p.Value)
+			msg += " " + p.String()
+		}
+		c.note(msg)
+	case *dockerfile.Label:
+		msg := "LABEL"
+		if cfg.Labels == nil {
+			cfg.Labels = map[string]string{}
+		}
+		for _, p := range i.Labels {
+			cfg.Labels[p.Key] = p.Value
+			msg += " " + p.String()
+		}
+		c.note(msg)
+	case *dockerfile.Maintainer:
+		c.image.Author = i.Name
+		c.note("MAINTAINER " + i.Name)
+	case *dockerfile.User:
+		cfg.User = i.User
+		c.note("USER " + i.User)
+	case *dockerfile.Expose:
+		if cfg.ExposedPorts == nil {
+			cfg.ExposedPorts = map[string]struct{}{}
+		}
+		for _, p := range i.Ports {
+			cfg.ExposedPorts[p] = struct{}{}
+		}
+		c.note("EXPOSE " + fmt.Sprint(i.Ports))
+	case *dockerfile.Volume:
+		if cfg.Volumes == nil {
+			cfg.Volumes = map[string]struct{}{}
+		}
+		for _, p := range i.Paths {
+			if p == "" {
+				return true, fmt.Errorf("VOLUME specified can not be an empty string")
+			}
+			cfg.Volumes[p] = struct{}{}
+		}
+		c.note("VOLUME " + fmt.Sprint(i.Paths))
+	case *dockerfile.StopSignal:
+		if !validSignal(i.Signal) {
+			return true, fmt.Errorf("invalid signal: %s", i.Signal)
+		}
+		cfg.StopSignal = i.Signal
+		c.note("STOPSIGNAL " + i.Signal)
+	case *dockerfile.Shell:
+		cfg.Shell = i.Shell
+		c.note("SHELL " + fmt.Sprint(i.Shell))
+	case *dockerfile.Cmd:
+		cfg.Cmd, c.cmdSet = c.withShell(i.CommandLine), true
+		c.note(fmt.Sprintf("CMD %q", cfg.Cmd))
+	case *dockerfile.Entrypoint:
+		cfg.Entrypoint = c.withShell(i.CommandLine)
+		if !c.cmdSet {
+			cfg.Cmd = nil // the base's command was meant for the base's entry point
+		}
+		c.note(fmt.Sprintf("ENTRYPOINT %q", cfg.Entrypoint))
+	case *dockerfile.Healthcheck:
+		h := i.Check
+		cfg.Healthcheck = &h
+		c.note(fmt.Sprintf("HEALTHCHECK %+v", h))
+	case *dockerfile.OnBuild:
+		cfg.OnBuild = append(cfg.OnBuild, i.Expr)
+	default:
+		return false, nil
+	}
+	return true, nil
+}
+
+func validSignal(s string) bool {
+	if n, err := strconv.Atoi(s); err == nil {
+		return n >= 1 && n <= 64
+	}
+	name := strings.ToUpper(s)
+	if !strings.HasPrefix(name, "SIG") {
+		name = "SIG" + name
+	}
+	if base, num, ok := strings.Cut(name, "+"); ok && base == "SIGRTMIN" {
+		n, err := strconv.Atoi(num)
+		return err == nil && n >= 0 && n <= 30
+	}
+	if base, num, ok := strings.Cut(name, "-"); ok && base == "SIGRTMAX" {
+		n, err := strconv.Atoi(num)
+		return err == nil && n >= 0 && n <= 30
+	}
+	return name == "SIGRTMIN" || name == "SIGRTMAX" || unix.SignalNum(name) != 0
+}
+
+// assemble makes the image's config of a stage whose nodes are solved. Created is left to the caller.
+func (c *stageConfig) assemble(res result) ocispec.Image {
+	img := c.image
+	img.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: res.layers}
+	if img.RootFS.DiffIDs == nil {
+		img.RootFS.DiffIDs = []ocispec.Digest{}
+	}
+	img.History = nil
+	var last *time.Time
+	for _, h := range c.history {
+		e := h.entry
+		if h.node != nil {
+			created := h.node.res.created
+			e.Created, e.EmptyLayer = &created, !h.node.res.added
+		}
+		if e.Created == nil {
+			e.Created = last // what only changes the config is as old as what it stands on
+		}
+		last = e.Created
+		img.History = append(img.History, e)
+	}
+	img.Created = nil
+	return img
+}

@@ -1,0 +1,597 @@
+package build
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"conex/internal/compress"
+	"conex/internal/dockerfile"
+	"conex/internal/layertar"
+	"conex/internal/ocispec"
+
+	"golang.org/x/sys/unix"
+)
+
+// copyOp is what COPY, ADD say; with the inputs it is all that their result depends on.
+type copyOp struct {
+	Add     bool                 `json:"add,omitempty"`
+	Sources []string             `json:"sources,omitempty"`
+	Files   []dockerfile.Heredoc `json:"files,omitempty"`
+	Dest    string               `json:"dest"` // absolute; a trailing slash counts
+	Chown   string               `json:"chown,omitempty"`
+	Chmod   string               `json:"chmod,omitempty"`
+	Exclude []string             `json:"exclude,omitempty"`
+	Parents bool                 `json:"parents,omitempty"`
+	Unpack  bool                 `json:"unpack,omitempty"`
+	URLs    []string             `json:"urls,omitempty"`
+	// UnpackURLs is ADD --unpack, without which a downloaded archive stays one.
+	UnpackURLs bool `json:"unpackURLs,omitempty"`
+}
+
+// mkdirOp is WORKDIR.
+type mkdirOp struct {
+	Path string `json:"path"`
+	User string `json:"user,omitempty"`
+}
+
+func (p *planner) planMkdir(n *node, s *stage) {
+	op := mkdirOp{s.cfg.workdir(), s.cfg.image.Config.User}
+	n.kind, n.op = kindMkdir, op
+	n.run = func(ctx context.Context, _ *node, in []result) (_ ocispec.Digest, err error) {
+		t, err := newTarget(ctx, p.b.Layers, in[0].layers)
+		if err != nil {
+			return "", err
+		}
+		defer func() { err = errors.Join(err, t.close()) }()
+		at, err := t.resolve(op.Path, true)
+		if err != nil {
+			return "", err
+		}
+		if ok, err := t.isDir(at); err != nil || ok {
+			return "", err
+		}
+		var o owner
+		if op.User != "" {
+			if o, err = t.lookupOwner(op.User); err != nil {
+				return "", err
+			}
+		}
+		if err := t.mkdirAll(at, o, 0o755, time.Unix(0, 0)); err != nil {
+			return "", err
+		}
+		return t.commit()
+	}
+}
+
+// copier executes one COPY or ADD.
+type copier struct {
+	b   *Builder
+	op  copyOp
+	sel []source // from the context, when key was computed
+	// changed says that a file was not what it was when it was hashed.
+	changed bool
+	urls    []*download
+	t       *target
+	chown   *owner
+	chmod   *int64
+	links   map[[2]uint64]string // first names of files with several, by device and inode
+	vertex  *vertex
+	bytes   int64
+	shown   time.Time
+}
+
+// planCopy makes the node of a COPY or ADD and returns its history entry.
+func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile.Copy) (string, error) {
+	op := copyOp{Add: c.Add, Files: c.Files, Chown: c.Chown, Chmod: c.Chmod, Exclude: c.Exclude, Parents: c.Parents, Unpack: c.Add}
+	if c.Unpack != nil {
+		op.Unpack, op.UnpackURLs = *c.Unpack, *c.Unpack
+	}
+	created := "COPY"
+	if c.Add {
+		created = "ADD"
+	}
+	if c.Parents {
+		created += " --parents"
+	}
+	if c.Chown != "" {
+		created += " --chown=" + c.Chown
+	}
+	cp := &copier{b: p.b}
+	if c.Chmod != "" {
+		m, err := strconv.ParseUint(c.Chmod, 8, 32)
+		if err != nil || m > 0o7777 {
+			return "", fmt.Errorf("invalid chmod parameter: '%s'. it should be octal string and between 0 and 07777", c.Chmod)
+		}
+		mode := int64(m)
+		cp.chmod = &mode
+		created += " --chmod=" + c.Chmod
+	}
+	op.Dest = c.Dest
+	if !path.IsAbs(op.Dest) {
+		op.Dest = path.Join(s.cfg.workdir(), c.Dest)
+		if c.Dest == "." || c.Dest == "" || strings.HasSuffix(c.Dest, "/") || strings.HasSuffix(c.Dest, "/.") {
+			op.Dest += "/"
+		}
+	}
+	for _, src := range c.Sources {
+		created += " " + src
+		if !c.Add && (isURL(src) || strings.HasPrefix(src, "git@")) {
+			return "", errors.New("source can't be a URL for COPY")
+		}
+		switch {
+		case c.Add && isGit(src):
+			return "", fmt.Errorf("ADD %s: git sources are %w", src, ErrUnsupported)
+		case isURL(src):
+			op.URLs = append(op.URLs, src)
+		default:
+			op.Sources = append(op.Sources, src)
+		}
+	}
+	for _, f := range c.Files {
+		created += " <<" + f.Name
+	}
+	created += " " + c.Dest
+	if c.Checksum != "" && (len(c.Sources) != 1 || len(op.URLs) != 1) {
+		return "", errors.New("checksum requires a single HTTP(S) source")
+	}
+	n.kind, n.op, cp.op = kindCopy, op, op
+	n.run = func(ctx context.Context, n *node, in []result) (ocispec.Digest, error) {
+		cp.vertex = n.vertex
+		return cp.run(ctx, p.in, in)
+	}
+	n.again = func() bool { return cp.changed }
+	switch {
+	case c.From != "":
+		from, err := p.from(ctx, s, c.From, n.step.Lines)
+		if err != nil {
+			return "", err
+		}
+		n.inputs = append(n.inputs, from)
+	case len(op.Sources) > 0:
+		p.contexts.left++
+		if p.contexts.v == nil {
+			p.contexts.v = p.journal.vertex("", "[internal] load build context")
+		}
+		n.inputs = append(n.inputs, &node{kind: kindContext, owner: n, prepare: func(ctx context.Context) (string, error) {
+			p.contexts.begin()
+			defer p.contexts.done()
+			var err error
+			cp.sel, err = p.in.view.selection(ctx, op.Sources, selectOptions{op.Exclude, op.Parents})
+			if err != nil {
+				return "", err
+			}
+			return p.in.view.fingerprint(ctx, cp.sel, p.in.stats)
+		}})
+	}
+	for _, u := range op.URLs {
+		d := &download{url: u, checksum: c.Checksum, dir: p.b.Root}
+		p.downloads = append(p.downloads, d)
+		cp.urls = append(cp.urls, d)
+		n.inputs = append(n.inputs, &node{kind: kindURL, owner: n, prepare: d.fetch})
+	}
+	return created, nil
+}
+
+// from is the node whose files --from names: a stage's last or an image.
+func (p *planner) from(ctx context.Context, s *stage, name string, at dockerfile.Lines) (*node, error) {
+	st, err := p.fromStage(s, name)
+	if err != nil {
+		return nil, err
+	}
+	if st != nil {
+		if err := p.plan(ctx, st); err != nil {
+			return nil, err
+		}
+		return st.tip, nil
+	}
+	b, err := p.image(ctx, name, at)
+	if err != nil {
+		return nil, err
+	}
+	return b.node, nil
+}
+
+func isGit(src string) bool {
+	return strings.HasPrefix(src, "git://") || strings.HasPrefix(src, "git@") || isURL(src) && strings.HasSuffix(strings.SplitN(src, "#", 2)[0], ".git")
+}
+
+func (c *copier) run(ctx context.Context, ctxIn *input, in []result) (_ ocispec.Digest, err error) {
+	c.links = map[[2]uint64]string{}
+	if c.t, err = newTarget(ctx, c.b.Layers, in[0].layers); err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, c.t.close()) }()
+	if c.op.Chown != "" {
+		o, err := c.t.lookupOwner(c.op.Chown)
+		if err != nil {
+			return "", err
+		}
+		c.chown = &o
+	}
+	from := &ctxIn.view
+	fromContext := true
+	if c.sel == nil && len(c.op.Sources) > 0 {
+		root, err := openStage(ctx, c.b.Layers, in[1].layers)
+		if err != nil {
+			return "", err
+		}
+		if root != nil {
+			defer root.Close()
+		}
+		from, fromContext = &view{root: root}, false
+		if c.sel, err = from.selection(ctx, c.op.Sources, selectOptions{c.op.Exclude, c.op.Parents}); err != nil {
+			return "", err
+		}
+	}
+	count := len(c.sel) + len(c.op.Files) + len(c.urls)
+	for i := range c.sel {
+		if err := c.source(ctx, from, &c.sel[i], fromContext, count > 1); err != nil {
+			return "", err
+		}
+	}
+	for _, f := range c.op.Files {
+		h := &tar.Header{Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(f.Data)), ModTime: time.Unix(0, 0)}
+		if err := c.file(h, path.Base("/"+f.Name), strings.NewReader(f.Data), count > 1); err != nil {
+			return "", err
+		}
+	}
+	for _, d := range c.urls {
+		if err := d.copyTo(c, count > 1); err != nil {
+			return "", err
+		}
+	}
+	return c.t.commit()
+}
+
+// owned sets a header's owner: --chown's, else root's for what comes from the context, else the one it has.
+func (c *copier) owned(h *tar.Header, st *unix.Stat_t, fromContext bool) {
+	switch {
+	case c.chown != nil:
+		h.Uid, h.Gid = c.chown.uid, c.chown.gid
+	case !fromContext && st != nil:
+		h.Uid, h.Gid = int(st.Uid), int(st.Gid)
+	}
+}
+
+func (c *copier) dirOwner() owner {
+	if c.chown != nil {
+		return *c.chown
+	}
+	return owner{}
+}
+
+// place finds where a file called name goes: the destination itself, or into it when it is or shall be a folder. It makes the folder.
+func (c *copier) place(name string, several bool, when time.Time) (string, error) {
+	at, err := c.t.resolve(c.op.Dest, true)
+	if err != nil {
+		return "", err
+	}
+	dir, err := c.t.isDir(at)
+	if err != nil {
+		return "", err
+	}
+	switch {
+	case dir || strings.HasSuffix(c.op.Dest, "/"):
+		if err := c.t.mkdirAll(at, c.dirOwner(), 0o755, when); err != nil {
+			return "", err
+		}
+		return c.t.resolve(join(at, name), true)
+	case several:
+		return "", fmt.Errorf("with more than one source the destination must be a folder: end %q with a /", c.op.Dest)
+	}
+	parent := path.Dir(at)
+	if parent == "." {
+		return at, nil
+	}
+	return at, c.t.mkdirAll(parent, c.dirOwner(), 0o755, when)
+}
+
+// file writes one regular file.
+func (c *copier) file(h *tar.Header, name string, content io.Reader, several bool) error {
+	at, err := c.place(name, several, h.ModTime)
+	if err != nil {
+		return err
+	}
+	h.Name = at
+	if c.chmod != nil {
+		h.Mode = *c.chmod
+	}
+	c.owned(h, nil, true)
+	return c.t.write(h, content)
+}
+
+// source copies what one path of the instruction led to.
+func (c *copier) source(ctx context.Context, v *view, s *source, fromContext, several bool) error {
+	top := &s.items[0]
+	when := time.Unix(top.st.Mtim.Unix())
+	if !s.dir {
+		if c.op.Unpack && top.kind() == unix.S_IFREG {
+			done, err := c.unpack(v, top, when)
+			if done || err != nil {
+				return err
+			}
+		}
+		at, err := c.place(s.name, several, when)
+		if err != nil {
+			return err
+		}
+		return c.item(v, top, at, fromContext)
+	}
+	at, err := c.t.resolve(c.op.Dest, true)
+	if err != nil {
+		return err
+	}
+	if err := c.t.mkdirAll(at, c.dirOwner(), 0o755, when); err != nil {
+		return err
+	}
+	for i := range s.items {
+		it := &s.items[i]
+		if it.rel == "" {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		p := join(at, it.rel)
+		if c.op.Parents {
+			if err := c.t.mkdirAll(path.Dir(p), c.dirOwner(), 0o755, when); err != nil {
+				return err
+			}
+		}
+		if err := c.item(v, it, p, fromContext); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// item writes one selected item to a place whose parents exist.
+func (c *copier) item(v *view, it *item, at string, fromContext bool) error {
+	h := &tar.Header{
+		Name: at, Mode: int64(it.st.Mode & 0o7777), ModTime: time.Unix(it.st.Mtim.Unix()), PAXRecords: paxXattrs(it.xattrs),
+	}
+	c.owned(h, &it.st, fromContext)
+	if c.chmod != nil {
+		h.Mode = *c.chmod
+	}
+	kind := it.kind()
+	if kind != unix.S_IFDIR && it.st.Nlink > 1 {
+		key := [2]uint64{it.st.Dev, it.st.Ino}
+		if first, ok := c.links[key]; ok && first != at {
+			h.Typeflag, h.Linkname, h.PAXRecords = tar.TypeLink, first, nil
+			return c.t.write(h, nil)
+		}
+		c.links[key] = at
+	}
+	switch kind {
+	case unix.S_IFDIR:
+		h.Typeflag = tar.TypeDir
+	case unix.S_IFLNK:
+		h.Typeflag, h.Linkname = tar.TypeSymlink, it.link
+	case unix.S_IFIFO:
+		h.Typeflag = tar.TypeFifo
+	case unix.S_IFCHR, unix.S_IFBLK:
+		h.Typeflag = tar.TypeChar
+		if kind == unix.S_IFBLK {
+			h.Typeflag = tar.TypeBlock
+		}
+		h.Devmajor, h.Devminor = int64(unix.Major(it.st.Rdev)), int64(unix.Minor(it.st.Rdev))
+	case unix.S_IFREG:
+		return c.regular(v, it, h)
+	default:
+		return fmt.Errorf("%q has a type that can't be copied", "/"+it.path)
+	}
+	return c.t.write(h, nil)
+}
+
+// regular streams a file. It notices when the file is not the one that was hashed, since its key would then promise the wrong content.
+func (c *copier) regular(v *view, it *item, h *tar.Header) error {
+	before := it.st
+	f, err := v.open(it)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if statID(&before) != statID(&it.st) {
+		c.changed = true
+		h.ModTime = time.Unix(it.st.Mtim.Unix())
+	}
+	h.Typeflag, h.Size = tar.TypeReg, it.st.Size
+	if err := c.t.write(h, f); err != nil {
+		return err
+	}
+	var after unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &after); err != nil {
+		return fmt.Errorf("stat %s: %w", it.path, err)
+	}
+	if statID(&after) != statID(&it.st) {
+		c.changed = true
+	}
+	c.bytes += h.Size
+	if now := time.Now(); now.Sub(c.shown) > 200*time.Millisecond {
+		c.shown = now
+		c.vertex.progress(c.bytes, 0)
+	}
+	return nil
+}
+
+// unpack spreads a local archive into the destination; done is false when the file is none.
+func (c *copier) unpack(v *view, it *item, when time.Time) (done bool, err error) {
+	f, err := v.open(it)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	return c.unpackFile(f, when, it.path)
+}
+
+func (c *copier) unpackFile(f *os.File, when time.Time, name string) (done bool, err error) {
+	var head [6]byte
+	if _, err := io.ReadFull(f, head[:]); err != nil {
+		return false, nil //nolint:nilerr // too short for an archive; a real read error shows when it is copied
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return false, err
+	}
+	r, _, err := compress.Reader(f)
+	if errors.Is(err, compress.ErrUnsupported) {
+		return false, fmt.Errorf("unpack %s: %w", name, err)
+	}
+	if err != nil {
+		return false, nil //nolint:nilerr // begins like a compressed file and is none
+	}
+	defer r.Close()
+	br := bufio.NewReaderSize(r, 64<<10)
+	block, err := br.Peek(layertar.Block)
+	if err != nil || !isTar(block) {
+		return false, nil //nolint:nilerr // not a tar inside: copied as it is, as Docker does
+	}
+	at, err := c.t.resolve(c.op.Dest, true)
+	if err != nil {
+		return false, err
+	}
+	if err := c.t.mkdirAll(at, c.dirOwner(), 0o755, when); err != nil {
+		return false, err
+	}
+	tr := tar.NewReader(br)
+	for n := 0; ; n++ {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return true, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("unpack %s: %w", name, err)
+		}
+		if n >= layertar.MaxEntries {
+			return false, fmt.Errorf("unpack %s: more than %d entries", name, layertar.MaxEntries)
+		}
+		if err := c.entry(h, tr, at, when); err != nil {
+			return false, fmt.Errorf("unpack %s: %w", name, &layertar.EntryError{Name: h.Name, Err: err})
+		}
+	}
+}
+
+// entry writes one entry of an archive below the folder at.
+func (c *copier) entry(h *tar.Header, content io.Reader, at string, when time.Time) error {
+	place := func(name string) (string, error) {
+		parts, err := layertar.Split(strings.TrimLeft(name, "/"))
+		if err != nil || len(parts) == 0 {
+			return "", err
+		}
+		// Links of the stage or the archive itself are followed for the folders on the way, inside the root.
+		dir, err := c.t.resolve(join(at, strings.Join(parts[:len(parts)-1], "/")), true)
+		return join(dir, parts[len(parts)-1]), err
+	}
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	if layertar.IsSparse(h) {
+		return errors.New("sparse files are not taken")
+	}
+	p, err := place(h.Name)
+	if err != nil || p == "" {
+		return err
+	}
+	out := *h
+	out.Name = p
+	if c.chown != nil {
+		out.Uid, out.Gid = c.chown.uid, c.chown.gid
+	}
+	if h.Typeflag == tar.TypeLink {
+		if out.Linkname, err = place(h.Linkname); err != nil {
+			return fmt.Errorf("hard link to %q: %w", h.Linkname, err)
+		}
+	}
+	if parent := path.Dir(p); parent != "." {
+		if err := c.t.mkdirAll(parent, c.dirOwner(), 0o755, when); err != nil {
+			return err
+		}
+	}
+	return c.t.write(&out, content)
+}
+
+// download is one URL of an ADD. Its key is its content.
+type download struct {
+	url, checksum string
+	dir           interface{ Path(...string) string }
+	file          *os.File
+	name          string
+	size          int64
+	modified      time.Time
+}
+
+// fetch loads the URL into an unnamed file and returns the sha256 of its content and what else shows in the layer.
+func (d *download) fetch(ctx context.Context) (_ string, err error) {
+	u, err := url.Parse(d.url)
+	if err != nil {
+		return "", fmt.Errorf("ADD %s: %w", d.url, err)
+	}
+	d.name = path.Base("/" + u.Path)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.url, nil)
+	if err != nil {
+		return "", fmt.Errorf("ADD %s: %w", d.url, err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", fmt.Errorf("ADD: %w", err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("ADD %s: the server says %s", d.url, res.Status)
+	}
+	fd, err := unix.Open(d.dir.Path("staging"), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return "", fmt.Errorf("ADD %s: %w", d.url, err)
+	}
+	d.file = os.NewFile(uintptr(fd), filepath.Base(d.url))
+	digest, n, err := hashTo(d.file, res.Body)
+	if err != nil {
+		return "", fmt.Errorf("ADD %s: %w", d.url, err)
+	}
+	if d.checksum != "" && d.checksum != string(digest) {
+		return "", fmt.Errorf("ADD %s: digest mismatch: %s instead of %s", d.url, digest, d.checksum)
+	}
+	d.size, d.modified = n, time.Unix(0, 0)
+	if t, err := http.ParseTime(res.Header.Get("Last-Modified")); err == nil {
+		d.modified = t
+	}
+	return d.name + " " + string(digest), nil
+}
+
+func (d *download) copyTo(c *copier, several bool) error {
+	if _, err := d.file.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	if c.op.UnpackURLs {
+		if done, err := c.unpackFile(d.file, d.modified, d.url); done || err != nil {
+			return err
+		}
+		if _, err := d.file.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+	}
+	if strings.HasSuffix(c.op.Dest, "/") && d.name == "/" {
+		return fmt.Errorf("ADD %s: the URL names no file, so the destination must", d.url)
+	}
+	h := &tar.Header{Typeflag: tar.TypeReg, Mode: 0o600, Size: d.size, ModTime: d.modified}
+	return c.file(h, d.name, d.file, several)
+}
+
+func (d *download) close() error {
+	if d.file == nil {
+		return nil
+	}
+	return d.file.Close()
+}

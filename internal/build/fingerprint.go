@@ -1,0 +1,139 @@
+package build
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"conex/internal/safepath"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// fingerprint hashes what a selection means for the layer that COPY makes of it: names, types, modes, link targets, extended
+// attributes and contents. Times and owners are left out, since copies from the context belong to root and an edit
+// without a change of content shall not count. stats may be nil.
+func (v *view) fingerprint(ctx context.Context, sel []source, stats *statCache) (string, error) {
+	sums, err := v.contentSums(ctx, sel, stats)
+	if err != nil {
+		return "", err
+	}
+	h := sha256.New()
+	n := 0
+	for i := range sel {
+		s := &sel[i]
+		fmt.Fprintf(h, "source %q %t\n", s.name, s.dir)
+		for k := range s.items {
+			it := &s.items[k]
+			if it.rel == "" && s.dir {
+				continue // its own attributes are not copied
+			}
+			fmt.Fprintf(h, "%q %o %q %q %d:%d ", it.rel, it.st.Mode, it.link, it.xattrs, unix.Major(it.st.Rdev), unix.Minor(it.st.Rdev))
+			if it.kind() == unix.S_IFREG {
+				h.Write(sums[n][:])
+				n++
+			}
+			h.Write([]byte{'\n'})
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// contentSums hashes the regular files of a selection, in its order, those that the cache does not know in parallel.
+func (v *view) contentSums(ctx context.Context, sel []source, stats *statCache) ([][sha256.Size]byte, error) {
+	var files []*item
+	for i := range sel {
+		for k := range sel[i].items {
+			if it := &sel[i].items[k]; it.kind() == unix.S_IFREG {
+				files = append(files, it)
+			}
+		}
+	}
+	sums := make([][sha256.Size]byte, len(files))
+	var todo []int
+	for i, it := range files {
+		if stats != nil {
+			if sum, ok := stats.get(it.path, &it.st); ok {
+				sums[i] = sum
+				continue
+			}
+		}
+		todo = append(todo, i)
+	}
+	if len(todo) == 0 {
+		return sums, nil
+	}
+	var next atomic.Int64
+	g, ctx := errgroup.WithContext(ctx)
+	for range min(runtime.GOMAXPROCS(0), len(todo)) {
+		g.Go(func() error {
+			h := sha256.New()
+			for {
+				k := int(next.Add(1)) - 1
+				if k >= len(todo) {
+					return nil
+				}
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				it := files[todo[k]]
+				now := time.Now()
+				f, err := v.open(it)
+				if err != nil {
+					return err
+				}
+				h.Reset()
+				_, err = copyBuffered(h, f)
+				f.Close()
+				if err != nil {
+					return fmt.Errorf("read %s: %w", it.path, err)
+				}
+				h.Sum(sums[todo[k]][:0])
+				if stats != nil {
+					stats.put(it.path, &it.st, sums[todo[k]], now)
+				}
+			}
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return sums, nil
+}
+
+// open opens a regular file of a selection and brings its stat up to date: it may have changed since the walk.
+func (v *view) open(it *item) (*os.File, error) {
+	f, err := safepath.OpenNoLinks(v.root, it.path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("stat %s: %w", it.path, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		f.Close()
+		return nil, fmt.Errorf("read %s: it was a file and is none any more", it.path)
+	}
+	it.st = st
+	return f, nil
+}
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
+
+// copyBuffered is io.Copy with a buffer that is used again.
+func copyBuffered(w io.Writer, r io.Reader) (int64, error) {
+	b := buffers.Get().(*[]byte)
+	defer buffers.Put(b)
+	// Neither side may take the copy over: a file's WriteTo would allocate for each small file.
+	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, *b)
+}

@@ -1,0 +1,511 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"conex/internal/dockerfile"
+	"conex/internal/image"
+	"conex/internal/ocispec"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// planner turns stages into nodes. It plans a stage when something first needs it, so stages that nothing needs cost nothing.
+type planner struct {
+	b        *Builder
+	req      *Request
+	file     *dockerfile.File
+	in       *input
+	journal  *journal
+	platform ocispec.Platform
+	global   dockerfile.List // ARGs before the first FROM, and the predefined ones
+	proxies  []string        // http_proxy and its like from the build arguments, for RUN's environment
+
+	stages   []*stage
+	nodes    []*node // all, in planning order
+	contexts contextVertex
+	// downloads are ADD's URLs, whose files are closed in the end.
+	downloads []*download
+
+	mu    sync.Mutex
+	bases map[string]*base
+}
+
+// base is an image that FROM, COPY --from or a mount names, resolved once.
+type base struct {
+	once sync.Once
+	img  image.Image
+	err  error
+	node *node
+}
+
+// stage is a planned stage.
+type stage struct {
+	index   int
+	spec    *dockerfile.Stage
+	label   string // in titles: "build", "stage-1", "" when there is only one
+	base    string // expanded
+	parent  *stage // the stage that FROM names, if any
+	planned bool
+
+	cfg  stageConfig
+	tip  *node
+	args []dockerfile.ArgVar // in order of declaration, with values
+	// count and total number the steps that do work, FROM among them.
+	count, total int
+}
+
+// proxyArgs are build arguments that reach RUN without being declared, and neither keys nor history.
+var proxyArgs = []string{"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"}
+
+func isProxy(name string) bool { return slices.Contains(proxyArgs, strings.ToLower(name)) }
+
+// prepare evaluates what stands before the first FROM, and the FROM lines.
+func (p *planner) prepare() error {
+	p.bases = map[string]*base{}
+	plat := p.platform.OS + "/" + p.platform.Architecture
+	if p.platform.Variant != "" {
+		plat += "/" + p.platform.Variant
+	}
+	target := p.req.Target
+	if target == "" {
+		target = p.file.Stages[len(p.file.Stages)-1].Name
+	}
+	if target == "" {
+		target = "default"
+	}
+	for _, kv := range [][2]string{
+		{"BUILDPLATFORM", plat}, {"BUILDOS", p.platform.OS}, {"BUILDOSVERSION", ""}, {"BUILDARCH", p.platform.Architecture},
+		{"BUILDVARIANT", p.platform.Variant}, {"TARGETPLATFORM", plat}, {"TARGETOS", p.platform.OS}, {"TARGETOSVERSION", ""},
+		{"TARGETARCH", p.platform.Architecture}, {"TARGETVARIANT", p.platform.Variant}, {"TARGETSTAGE", target},
+	} {
+		v := kv[1]
+		if given, ok := p.req.BuildArgs[kv[0]]; ok && given != nil {
+			v = *given
+		}
+		p.global = append(p.global, kv[0]+"="+v)
+	}
+	for _, s := range p.file.Args {
+		in, err := p.file.Expand(s, p.global)
+		if err != nil {
+			return err
+		}
+		for _, a := range in.(*dockerfile.Arg).Args {
+			if given, ok := p.req.BuildArgs[a.Key]; ok && given != nil {
+				p.global = append(p.global, a.Key+"="+*given)
+			} else if a.Value != nil {
+				v, err := p.file.Word(*a.Value, p.global)
+				if err != nil {
+					return p.file.Errorf(s.Lines, "%w", err)
+				}
+				p.global = append(p.global, a.Key+"="+v)
+			}
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(p.req.BuildArgs)) {
+		if v := p.req.BuildArgs[k]; isProxy(k) && v != nil {
+			p.proxies = append(p.proxies, k+"="+*v)
+		}
+	}
+	for i := range p.file.Stages {
+		if err := p.prepareStage(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *planner) prepareStage(i int) error {
+	spec := &p.file.Stages[i]
+	s := &stage{index: i, spec: spec, label: spec.Name, total: 1}
+	if s.label == "" && len(p.file.Stages) > 1 {
+		s.label = fmt.Sprintf("stage-%d", i)
+	}
+	var err error
+	if s.base, err = p.file.Word(spec.Base, p.global); err != nil {
+		return p.file.Errorf(spec.Lines, "%w", err)
+	}
+	if s.base == "" {
+		return p.file.Errorf(spec.Lines, "base name (%s) should not be blank", spec.Base)
+	}
+	s.parent = p.stageNamed(s.base)
+	if spec.Platform != "" {
+		plat, err := p.file.Word(spec.Platform, p.global)
+		if err != nil {
+			return p.file.Errorf(spec.Lines, "%w", err)
+		}
+		if err := p.checkPlatform(plat); err != nil {
+			return p.file.Errorf(spec.Lines, "%w", err)
+		}
+	}
+	p.stages = append(p.stages, s)
+	return nil
+}
+
+// checkPlatform refuses what this machine does not run.
+func (p *planner) checkPlatform(s string) error {
+	parts := strings.Split(s, "/")
+	if parts[0] != p.platform.OS || len(parts) > 1 && normalArch(parts[1]) != p.platform.Architecture {
+		return fmt.Errorf("platform %q: this machine is %s/%s, other platforms are %w", s, p.platform.OS, p.platform.Architecture, ErrUnsupported)
+	}
+	return nil
+}
+
+func normalArch(a string) string {
+	switch a {
+	case "x86_64", "x86-64":
+		return "amd64"
+	case "aarch64":
+		return "arm64"
+	}
+	return a
+}
+
+// stageNamed finds a stage prepared so far by its name.
+func (p *planner) stageNamed(name string) *stage {
+	for i := len(p.stages) - 1; i >= 0; i-- {
+		if n := p.stages[i].spec.Name; n != "" && strings.EqualFold(n, name) {
+			return p.stages[i]
+		}
+	}
+	return nil
+}
+
+// target finds the stage to build: --target by name or number, or the last.
+func (p *planner) target() (*stage, error) {
+	if p.req.Target == "" {
+		return p.stages[len(p.stages)-1], nil
+	}
+	if s := p.stageNamed(p.req.Target); s != nil {
+		return s, nil
+	}
+	if n, err := strconv.Atoi(p.req.Target); err == nil && n >= 0 && n < len(p.stages) {
+		return p.stages[n], nil
+	}
+	return nil, fmt.Errorf("target stage %q could not be found: %w", p.req.Target, ErrNoTarget)
+}
+
+// preload resolves, side by side, the images that the target is known to need. Triggers may still ask for more.
+func (p *planner) preload(ctx context.Context, target *stage) error {
+	g, ctx := errgroup.WithContext(ctx)
+	seen := map[*stage]bool{}
+	var visit func(s *stage)
+	load := func(ref string, at dockerfile.Lines) {
+		g.Go(func() error {
+			_, err := p.image(ctx, ref, at)
+			return err
+		})
+	}
+	visit = func(s *stage) {
+		if seen[s] {
+			return
+		}
+		seen[s] = true
+		switch {
+		case s.parent != nil:
+			visit(s.parent)
+		case s.base != "scratch":
+			load(s.base, s.spec.Lines)
+		}
+		for _, st := range s.spec.Steps {
+			c, ok := st.Instruction.(*dockerfile.Copy)
+			if !ok || c.From == "" {
+				continue
+			}
+			// What is wrong with a reference is said when the step is planned.
+			if from, err := p.fromStage(s, c.From); err == nil && from != nil {
+				visit(from)
+			} else if err == nil && c.From != "scratch" {
+				load(c.From, st.Lines)
+			}
+		}
+	}
+	visit(target)
+	return g.Wait()
+}
+
+// fromStage is the stage that --from means in s; nil when it is an image.
+func (p *planner) fromStage(s *stage, from string) (*stage, error) {
+	if strings.ContainsRune(from, '$') {
+		return nil, errors.New("variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround")
+	}
+	if n, err := strconv.Atoi(from); err == nil {
+		if n < 0 || n >= s.index {
+			return nil, fmt.Errorf("invalid stage index %d: only stages before this one, number %d, can be copied from", n, s.index)
+		}
+		return p.stages[n], nil
+	}
+	for _, t := range p.stages {
+		if t.spec.Name == "" || !strings.EqualFold(t.spec.Name, from) {
+			continue
+		}
+		if t.index == s.index {
+			return nil, fmt.Errorf("stage %q can't copy from itself", from)
+		}
+		if t.index > s.index {
+			return nil, fmt.Errorf("cannot copy from stage %q, it needs to be defined before current stage %q", from, s.label)
+		}
+		return t, nil
+	}
+	return nil, nil
+}
+
+// image resolves a reference once.
+func (p *planner) image(ctx context.Context, ref string, at dockerfile.Lines) (*base, error) {
+	p.mu.Lock()
+	b, ok := p.bases[ref]
+	if !ok {
+		b = &base{}
+		p.bases[ref] = b
+	}
+	p.mu.Unlock()
+	b.once.Do(func() {
+		name := ref
+		if r, err := image.ParseReference(ref); err == nil {
+			name = r.String()
+		}
+		v := p.journal.vertex("", "[internal] load metadata for "+name)
+		v.start()
+		b.img, b.err = p.b.Base(ctx, ref, p.req.Pull, func(current, total int64) { v.progress(current, total) })
+		if b.err == nil && (b.img.Config.OS != "" && b.img.Config.OS != p.platform.OS || b.img.Config.Architecture != "" && b.img.Config.Architecture != p.platform.Architecture) {
+			b.err = fmt.Errorf("%s is for %s/%s: %w", ref, b.img.Config.OS, b.img.Config.Architecture, p.checkPlatform(b.img.Config.OS+"/"+b.img.Config.Architecture))
+		}
+		if b.err != nil {
+			kind := Failed
+			if ctx.Err() != nil {
+				kind = Canceled
+			}
+			v.end(kind, "", b.err)
+			return
+		}
+		res := result{layers: b.img.Layers(), created: b.img.Created}
+		b.node = &node{kind: kindImage, op: string(b.img.ID), fixed: &res}
+		v.end(Done, "", nil)
+	})
+	if b.err != nil && ctx.Err() == nil {
+		step := dockerfile.Step{Lines: at, Code: "FROM " + ref}
+		return nil, stepError(p.file, step, step.Code, b.err)
+	}
+	return b, b.err
+}
+
+var scratchResult = result{}
+
+// plan plans a stage with all that it needs.
+func (p *planner) plan(ctx context.Context, s *stage) error {
+	if s.planned {
+		return nil
+	}
+	s.planned = true
+	steps := s.spec.Steps
+	triggers := 0
+	switch {
+	case s.parent != nil:
+		if err := p.plan(ctx, s.parent); err != nil {
+			return err
+		}
+		s.cfg, s.tip = s.parent.cfg.clone(), s.parent.tip
+	case s.base == "scratch":
+		s.tip = &node{kind: kindScratch, op: "", fixed: &scratchResult}
+		s.cfg.image.OS, s.cfg.image.Architecture, s.cfg.image.Variant = p.platform.OS, p.platform.Architecture, p.platform.Variant
+		s.cfg.image.Config.WorkingDir = "/"
+		s.cfg.image.Config.Env = []string{"PATH=" + defaultPath}
+	default:
+		b, err := p.image(ctx, s.base, s.spec.Lines)
+		if err != nil {
+			return err
+		}
+		s.cfg = stageConfig{image: b.img.Config}
+		for _, h := range b.img.Config.History {
+			s.cfg.history = append(s.cfg.history, history{entry: h})
+		}
+		s.cfg = s.cfg.clone()
+		s.tip = b.node
+	}
+	if s.cfg.image.Config.WorkingDir == "" {
+		s.cfg.image.Config.WorkingDir = "/"
+	}
+	if !slices.ContainsFunc(s.cfg.image.Config.Env, func(e string) bool { return strings.HasPrefix(e, "PATH=") }) {
+		s.cfg.image.Config.Env = append(s.cfg.image.Config.Env, "PATH="+defaultPath)
+	}
+	if on := s.cfg.image.Config.OnBuild; len(on) > 0 {
+		var extra []dockerfile.Step
+		for _, expr := range on {
+			st, err := p.file.ParseTrigger(expr, s.spec.Lines)
+			if err != nil {
+				return err
+			}
+			extra = append(extra, st)
+		}
+		triggers = len(extra)
+		steps = append(extra, steps...)
+		s.cfg.image.Config.OnBuild = nil
+	}
+	for _, st := range steps {
+		switch st.Instruction.(type) {
+		case *dockerfile.Run, *dockerfile.Copy, *dockerfile.Workdir:
+			s.total++
+		}
+	}
+	s.count = 1
+	if s.parent == nil && s.base != "scratch" {
+		name := s.base
+		if r, err := image.ParseReference(s.base); err == nil {
+			name = r.String()
+		}
+		// A node of its own, so that two stages on one image show a line each.
+		s.tip = &node{kind: s.tip.kind, op: s.tip.op, fixed: s.tip.fixed, vertex: p.journal.vertex(s.label, p.number(s)+"FROM "+name)}
+		p.nodes = append(p.nodes, s.tip)
+	}
+	for i, st := range steps {
+		if err := p.step(ctx, s, st, i < triggers); err != nil {
+			return stepError(p.file, st, st.Code, err)
+		}
+	}
+	return nil
+}
+
+// number is the prefix of a step's title, "[build 2/5] ".
+func (p *planner) number(s *stage) string {
+	label := s.label
+	if label != "" {
+		label += " "
+	}
+	return fmt.Sprintf("[%s%*d/%d] ", label, len(strconv.Itoa(s.total)), s.count, s.total)
+}
+
+// env is what variables mean at this point of a stage: ENV over ARG.
+func (s *stage) env() dockerfile.List {
+	var l dockerfile.List
+	for _, a := range s.args {
+		if a.Value != nil {
+			l = append(l, a.Key+"="+*a.Value)
+		}
+	}
+	return append(l, s.cfg.image.Config.Env...)
+}
+
+// step plans one instruction.
+func (p *planner) step(ctx context.Context, s *stage, st dockerfile.Step, trigger bool) error {
+	env := s.env()
+	in, err := p.file.Expand(st, env)
+	if err != nil {
+		return err
+	}
+	if handled, err := s.cfg.fold(in); handled || err != nil {
+		return err
+	}
+	title := st.Code
+	if _, ok := in.(*dockerfile.Run); ok || strings.ContainsRune(title, '$') {
+		title = p.file.Title(title, env)
+	}
+	if kw, rest, ok := strings.Cut(title, " "); ok {
+		title = strings.ToUpper(kw) + " " + rest
+	}
+	if trigger {
+		title = "ONBUILD " + title
+	}
+	n := &node{step: st, title: title, inputs: []*node{s.tip}}
+	var created string
+	switch i := in.(type) {
+	case *dockerfile.Arg:
+		return s.declare(p, i)
+	case *dockerfile.Workdir:
+		s.count++
+		if s.cfg.image.Config.WorkingDir, err = absolute(s.cfg.workdir(), i.Path); err != nil {
+			return err
+		}
+		created = "WORKDIR " + s.cfg.workdir()
+		if s.cfg.workdir() == "/" {
+			s.cfg.note(created)
+			return nil
+		}
+		p.planMkdir(n, s)
+	case *dockerfile.Copy:
+		s.count++
+		if created, err = p.planCopy(ctx, n, s, i); err != nil {
+			return err
+		}
+	case *dockerfile.Run:
+		s.count++
+		if created, err = p.planRun(ctx, n, s, i); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("%s is not known to the builder", st.Keyword())
+	}
+	n.vertex = p.journal.vertex(s.label, p.number(s)+title)
+	p.nodes = append(p.nodes, n)
+	s.cfg.noteNode(created, n)
+	s.tip = n
+	return nil
+}
+
+// absolute resolves a WORKDIR against the one before.
+func absolute(dir, p string) (string, error) {
+	if p == "" {
+		return "", errors.New("WORKDIR can't be empty")
+	}
+	if path.IsAbs(p) {
+		return path.Clean(p), nil
+	}
+	return path.Join(dir, p), nil
+}
+
+// declare adds ARGs to a stage: the value given, else the default here, else the global one.
+func (s *stage) declare(p *planner, a *dockerfile.Arg) error {
+	msg := "ARG"
+	for _, v := range a.Args {
+		given, ok := p.req.BuildArgs[v.Key]
+		switch {
+		case ok && given != nil:
+			v.Value = given
+		case v.Value != nil:
+			val, err := p.file.Word(*v.Value, s.env())
+			if err != nil {
+				return err
+			}
+			v.Value = &val
+		default:
+			if val, ok := p.global.Get(v.Key); ok {
+				v.Value = &val
+			}
+		}
+		s.args = append(s.args, v)
+		msg += " " + v.Key
+		if v.Value != nil && !isProxy(v.Key) {
+			msg += "=" + *v.Value
+		}
+	}
+	s.cfg.note(msg)
+	return nil
+}
+
+// contextVertex is the display's line for reading the context: from the first hash to the last.
+type contextVertex struct {
+	mu   sync.Mutex
+	v    *vertex
+	left int
+}
+
+func (c *contextVertex) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.v.start()
+}
+
+func (c *contextVertex) done() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.left--; c.left == 0 {
+		c.v.end(Done, "", nil)
+	}
+}

@@ -1,0 +1,228 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync"
+	"time"
+
+	"conex/internal/dockerfile"
+	"conex/internal/ocispec"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// solver computes nodes: from the cache where it can, otherwise by running them, each once, independent ones side by side.
+type solver struct {
+	cache   *cache
+	file    *dockerfile.File
+	noCache bool
+	slots   chan struct{} // one per step that may run at once
+	cancel  context.CancelFunc
+
+	mu    sync.Mutex
+	first error // the first failure, which cancelled the rest
+	made  []ocispec.Digest
+}
+
+func newSolver(c *cache, f *dockerfile.File, noCache bool, cancel context.CancelFunc) *solver {
+	// Steps wait for the network and the disk much of the time, so a few more than there are processors.
+	return &solver{cache: c, file: f, noCache: noCache, slots: make(chan struct{}, runtime.GOMAXPROCS(0)+2), cancel: cancel}
+}
+
+// solve returns a node's result. Whoever asks second waits for the first.
+func (s *solver) solve(ctx context.Context, n *node) (result, error) {
+	n.solveOnce.Do(func() {
+		n.res, n.resErr = s.compute(ctx, n)
+		n.resErr = s.settle(n, n.resErr)
+	})
+	return n.res, n.resErr
+}
+
+// settle ends the node's vertex and, on the first failure, everything else.
+func (s *solver) settle(n *node, err error) error {
+	if err == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.first != nil { // an input's failure passing through, or a step that was cancelled because of it
+		if n.vertex != nil {
+			n.vertex.end(Canceled, "", nil)
+		}
+		return s.first
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		if n.vertex != nil {
+			n.vertex.end(Canceled, "", nil)
+		}
+		s.first = err
+		return err
+	}
+	var ke *keyError
+	if errors.As(err, &ke) {
+		n, err = ke.owner, ke.err
+	}
+	if n.step.Instruction != nil {
+		err = stepError(s.file, n.step, n.title, err)
+	}
+	s.first = err
+	if n.vertex != nil {
+		n.vertex.end(Failed, "", err)
+	}
+	s.cancel()
+	return err
+}
+
+func (s *solver) compute(ctx context.Context, n *node) (result, error) {
+	if n.fixed != nil {
+		if _, err := n.key(ctx); err != nil {
+			return result{}, err
+		}
+		if n.vertex != nil {
+			n.vertex.end(Cached, "", nil)
+		}
+		return *n.fixed, nil
+	}
+	// The base is needed in any case, for its layers; it must not wait for a context to be hashed.
+	in := make([]result, len(n.inputs))
+	base := make(chan error, 1)
+	go func() { // ends with the base; received from below on every path
+		var err error
+		in[0], err = s.solve(ctx, n.inputs[0])
+		base <- err
+	}()
+	rec, hit, err := s.lookup(ctx, n)
+	if err != nil {
+		err = s.settle(n, err) // now, not when the base is done: a missing file is no reason to wait for what runs before
+	}
+	if berr := <-base; err == nil {
+		err = berr
+	}
+	if err != nil {
+		return result{}, err
+	}
+	if hit {
+		return s.cached(n, in[0], rec), nil
+	}
+	if err := s.others(ctx, n, in); err != nil {
+		return result{}, err
+	}
+	// Another process may be at the same step: its result serves us too.
+	release, err := s.cache.lock(ctx, n.defKey)
+	if err != nil {
+		return result{}, err
+	}
+	defer release()
+	if rec, hit, err = s.lookup(ctx, n); err != nil {
+		return result{}, err
+	}
+	if hit {
+		return s.cached(n, in[0], rec), nil
+	}
+	ckey, ingredients, err := n.contentKey(ctx, in)
+	if err != nil {
+		return result{}, err
+	}
+	if !s.noCache {
+		if rec, hit, err = s.cache.get(byContent, ckey); err != nil {
+			return result{}, err
+		}
+	}
+	if !hit {
+		rec, err = s.execute(ctx, n, in)
+		if err != nil {
+			return result{}, err
+		}
+		if n.again != nil && n.again() {
+			return s.finished(n, in[0], rec), nil
+		}
+		rec.Key, rec.Inputs = ckey, ingredients
+		if err := s.cache.put(byContent, rec); err != nil {
+			return result{}, err
+		}
+	}
+	rec.Key = n.defKey
+	if rec.Inputs, err = n.inputKeys(ctx); err != nil {
+		return result{}, err
+	}
+	rec.Op, rec.Title = n.opJSON, n.title
+	if err := s.cache.put(byDefinition, rec); err != nil {
+		return result{}, err
+	}
+	if hit {
+		return s.cached(n, in[0], rec), nil
+	}
+	return s.finished(n, in[0], rec), nil
+}
+
+// lookup asks the cache for the node's definition.
+func (s *solver) lookup(ctx context.Context, n *node) (Record, bool, error) {
+	key, err := n.key(ctx)
+	if err != nil || s.noCache {
+		return Record{}, false, err
+	}
+	return s.cache.get(byDefinition, key)
+}
+
+// others solves the inputs besides the base.
+func (s *solver) others(ctx context.Context, n *node, in []result) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for i, input := range n.inputs[1:] {
+		if input.isLeaf() {
+			continue
+		}
+		g.Go(func() error {
+			var err error
+			in[i+1], err = s.solve(ctx, input)
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+func (s *solver) execute(ctx context.Context, n *node, in []result) (Record, error) {
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return Record{}, ctx.Err()
+	}
+	n.vertex.start()
+	begun := time.Now()
+	layer, err := n.run(ctx, n, in)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return Record{}, err
+	}
+	if layer != "" {
+		s.mu.Lock()
+		s.made = append(s.made, layer)
+		s.mu.Unlock()
+	}
+	now := time.Now()
+	return Record{Kind: n.kind, Title: n.title, Op: n.opJSON, Layer: layer, Created: now.UTC(), Took: now.Sub(begun)}, nil
+}
+
+func (s *solver) cached(n *node, base result, rec Record) result {
+	n.vertex.end(Cached, "", nil)
+	return onto(base, rec)
+}
+
+func (s *solver) finished(n *node, base result, rec Record) result {
+	n.vertex.end(Done, "", nil)
+	return onto(base, rec)
+}
+
+// onto is what a step gives: the layers below and its own.
+func onto(base result, rec Record) result {
+	r := result{layers: base.layers, created: rec.Created}
+	if rec.Layer != "" {
+		r.layers = append(append([]ocispec.Digest(nil), base.layers...), rec.Layer)
+		r.added = true
+	}
+	return r
+}

@@ -1,0 +1,329 @@
+package build
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	"conex/internal/layers"
+	"conex/internal/linux/mount"
+	"conex/internal/ocispec"
+	"conex/internal/runtime"
+	"conex/internal/safepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// openStage shows layers as one read-only tree, detached: it is gone when closed. nil for no layers.
+func openStage(ctx context.Context, ls *layers.Store, ids []ocispec.Digest) (*os.File, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	lower, err := ls.Lower(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	return mount.Overlay(mount.OverlayOptions{Lower: lower})
+}
+
+// target is the tree that a step without a process writes to: the stage below, which is only read, and a new layer. Nothing is
+// created on disk but the layer's tar.
+type target struct {
+	lower *os.File // nil: empty
+	w     *layers.Writer
+	// made is what the layer has so far, by path without leading slash.
+	made map[string]madeEntry
+}
+
+type madeEntry struct {
+	mode uint32 // type bits
+	link string
+	// kept says that the entry repeats a folder of the stage below, for its attributes: what is in that folder shows through.
+	kept bool
+}
+
+// maxLinks is the kernel's limit of links in one path.
+const maxLinks = 40
+
+func newTarget(ctx context.Context, ls *layers.Store, base []ocispec.Digest) (*target, error) {
+	lower, err := openStage(ctx, ls, base)
+	if err != nil {
+		return nil, err
+	}
+	w, err := ls.NewWriter(ctx)
+	if err != nil {
+		if lower != nil {
+			lower.Close()
+		}
+		return nil, err
+	}
+	return &target{lower: lower, w: w, made: map[string]madeEntry{}}, nil
+}
+
+// close frees everything; after commit the layer stays.
+func (t *target) close() error {
+	var errs []error
+	if t.lower != nil {
+		errs = append(errs, t.lower.Close())
+	}
+	return errors.Join(append(errs, t.w.Close())...)
+}
+
+// commit gives the layer, "" when nothing was written.
+func (t *target) commit() (ocispec.Digest, error) {
+	for _, e := range t.made {
+		if !e.kept {
+			info, err := t.w.Commit()
+			return info.DiffID, err
+		}
+	}
+	return "", nil
+}
+
+// lookup says what lies at a path whose parents are no links. The error is fs.ErrNotExist when there is nothing.
+func (t *target) lookup(p string) (mode uint32, link string, st *unix.Stat_t, err error) {
+	if e, ok := t.made[p]; ok {
+		return e.mode, e.link, nil, nil
+	}
+	if p == "" {
+		return unix.S_IFDIR, "", nil, nil
+	}
+	if t.lower == nil {
+		return 0, "", nil, fs.ErrNotExist
+	}
+	// Below a folder that only the layer has there is nothing of the stage.
+	for dir := path.Dir(p); dir != "."; dir = path.Dir(dir) {
+		if e, ok := t.made[dir]; ok {
+			if !e.kept {
+				return 0, "", nil, fs.ErrNotExist
+			}
+			break
+		}
+	}
+	f, err := safepath.OpenNoLinks(t.lower, path.Dir(p), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+			err = fs.ErrNotExist
+		}
+		return 0, "", nil, err
+	}
+	defer f.Close()
+	st = new(unix.Stat_t)
+	name := path.Base(p)
+	if err := unix.Fstatat(int(f.Fd()), name, st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return 0, "", nil, err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		if link, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), name)); err != nil {
+			return 0, "", nil, err
+		}
+	}
+	return st.Mode & unix.S_IFMT, link, st, nil
+}
+
+// resolve follows the links in p, inside the root, and returns where it leads; the last element too when follow is set. What does not
+// exist is taken as written.
+func (t *target) resolve(p string, follow bool) (string, error) {
+	rest := strings.Split(p, "/")
+	cur := ""
+	for links := 0; len(rest) > 0; {
+		name := rest[0]
+		rest = rest[1:]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			cur = strings.TrimPrefix(path.Dir("/"+cur), "/")
+			continue
+		}
+		next := join(cur, name)
+		last := true
+		for _, r := range rest {
+			last = last && (r == "" || r == ".")
+		}
+		mode, link, _, err := t.lookup(next)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+		if err != nil || mode != unix.S_IFLNK || last && !follow {
+			cur = next
+			continue
+		}
+		if links++; links > maxLinks {
+			return "", &fs.PathError{Op: "resolve", Path: "/" + p, Err: unix.ELOOP}
+		}
+		if path.IsAbs(link) {
+			cur = ""
+		}
+		rest = append(strings.Split(link, "/"), rest...)
+	}
+	return cur, nil
+}
+
+// isDir reports whether a resolved path is a folder.
+func (t *target) isDir(p string) (bool, error) {
+	mode, _, _, err := t.lookup(p)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return mode == unix.S_IFDIR, err
+}
+
+// owner is a numeric user and group.
+type owner struct{ uid, gid int }
+
+// mkdirAll makes a resolved path with its missing parents. Folders that exist are repeated in the layer as they are, so that the
+// layer alone says what each of its folders is like.
+func (t *target) mkdirAll(p string, o owner, mode int64, when time.Time) error {
+	if p == "" || p == "." {
+		return nil
+	}
+	for i := 0; i <= len(p); i++ {
+		if i < len(p) && p[i] != '/' {
+			continue
+		}
+		dir := p[:i]
+		if e, ok := t.made[dir]; ok {
+			if e.mode != unix.S_IFDIR {
+				return notFolder(dir)
+			}
+			continue
+		}
+		kind, _, st, err := t.lookup(dir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			h := &tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: mode, Uid: o.uid, Gid: o.gid, ModTime: when}
+			if err := t.write(h, nil); err != nil {
+				return err
+			}
+		case err != nil:
+			return err
+		case kind != unix.S_IFDIR:
+			return notFolder(dir)
+		default:
+			x, err := t.lowerXattrs(dir)
+			if err != nil {
+				return err
+			}
+			h := &tar.Header{
+				Typeflag: tar.TypeDir, Name: dir, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid),
+				ModTime: time.Unix(st.Mtim.Unix()), PAXRecords: paxXattrs(x),
+			}
+			if err := t.w.WriteEntry(h, nil); err != nil {
+				return err
+			}
+			t.made[dir] = madeEntry{mode: unix.S_IFDIR, kept: true}
+		}
+	}
+	return nil
+}
+
+func (t *target) lowerXattrs(p string) ([]string, error) {
+	f, err := safepath.OpenNoLinks(t.lower, p, unix.O_PATH, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return xattrs(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), true)
+}
+
+func notFolder(p string) error { return fmt.Errorf("%q is not a folder", "/"+p) }
+
+// write appends an entry whose parents exist and whose name is resolved, after a look at what it would replace.
+func (t *target) write(h *tar.Header, content io.Reader) error {
+	kind := tarKind(h.Typeflag)
+	was, _, _, err := t.lookup(h.Name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	kept := false
+	if err == nil {
+		switch {
+		case kind == unix.S_IFDIR && was != unix.S_IFDIR:
+			return fmt.Errorf("cannot copy a folder to %q, which is no folder", "/"+h.Name)
+		case kind != unix.S_IFDIR && was == unix.S_IFDIR:
+			return fmt.Errorf("cannot copy a file to %q, which is a folder", "/"+h.Name)
+		}
+		if kind == unix.S_IFDIR {
+			e, mine := t.made[h.Name]
+			kept = !mine || e.kept
+		}
+	}
+	if err := t.w.WriteEntry(h, content); err != nil {
+		return err
+	}
+	// A folder that takes new attributes is a change, though the stage's files in it stay.
+	t.made[h.Name] = madeEntry{mode: kind, link: h.Linkname, kept: kept}
+	if kept {
+		t.made[changed] = madeEntry{}
+	}
+	return nil
+}
+
+// changed is no path; in target.made it says that there is something to commit.
+const changed = "\x00"
+
+func tarKind(flag byte) uint32 {
+	switch flag {
+	case tar.TypeDir:
+		return unix.S_IFDIR
+	case tar.TypeSymlink:
+		return unix.S_IFLNK
+	case tar.TypeChar:
+		return unix.S_IFCHR
+	case tar.TypeBlock:
+		return unix.S_IFBLK
+	case tar.TypeFifo:
+		return unix.S_IFIFO
+	}
+	return unix.S_IFREG
+}
+
+// paxXattrs puts extended attributes, as xattrs lists them, into a tar header's form.
+func paxXattrs(list []string) map[string]string {
+	if len(list) == 0 {
+		return nil
+	}
+	m := make(map[string]string, len(list))
+	for _, x := range list {
+		k, v, _ := strings.Cut(x, "\x00")
+		m["SCHILY.xattr."+k] = v
+	}
+	return m
+}
+
+// lookupOwner reads --chown, "user[:group]", by number or by name in the stage's own passwd and group files. A number alone stands for
+// the group too, a name for its user's own group, as in Docker.
+func (t *target) lookupOwner(chown string) (owner, error) {
+	user, group, hasGroup := strings.Cut(chown, ":")
+	uid, uerr := strconv.ParseUint(user, 10, 31)
+	gid, gerr := strconv.ParseUint(group, 10, 31)
+	if user == "" {
+		uid, uerr = 0, nil
+	}
+	if uerr == nil && (!hasGroup || group == "") {
+		return owner{int(uid), int(uid)}, nil
+	}
+	if uerr == nil && gerr == nil {
+		return owner{int(uid), int(gid)}, nil
+	}
+	if t.lower == nil {
+		return owner{}, fmt.Errorf("--chown=%s: there is no passwd file to look names up in", chown)
+	}
+	u, err := runtime.ResolveUser(t.lower, chown, nil)
+	if err != nil {
+		return owner{}, fmt.Errorf("--chown=%s: %w", chown, err)
+	}
+	if uerr == nil {
+		u.UID = uint32(uid)
+	}
+	return owner{int(u.UID), int(u.GID)}, nil
+}
