@@ -23,7 +23,6 @@ import (
 	"io"
 	"os"
 	"runtime"
-	"strings"
 	"sync"
 	"time"
 
@@ -303,22 +302,4 @@ func hashTo(f *os.File, r io.Reader) (ocispec.Digest, int64, error) {
 	h := sha256.New()
 	n, err := copyBuffered(io.MultiWriter(f, h), r)
 	return digest.NewDigest(digest.SHA256, h), n, err
-}
-
-// ParseBuildArgs reads --build-arg values: NAME=value, or NAME for the value in the environment.
-func ParseBuildArgs(args []string) (map[string]*string, error) {
-	out := make(map[string]*string, len(args))
-	for _, a := range args {
-		k, v, ok := strings.Cut(a, "=")
-		if k == "" {
-			return nil, fmt.Errorf("invalid build argument %q: a name is missing", a)
-		}
-		if !ok {
-			v, ok = os.LookupEnv(k)
-		}
-		if out[k] = nil; ok {
-			out[k] = &v
-		}
-	}
-	return out, nil
 }
