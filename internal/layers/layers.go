@@ -121,7 +121,7 @@ func driverNamed(name string) (driver, error) {
 }
 
 // Open opens the store in root. With no driver named the first call of a boot tries whether the kernel mounts EROFS from a
-// file (some milliseconds) and writes the answer down; later ones read it (some 30 µs). A driver named that does not
+// file (some milliseconds) and writes the answer down; later ones read it (some 10 µs). A driver named that does not
 // work here is an error that says why.
 func Open(root *disk.Root, opt Options) (*Store, error) {
 	if opt.State == "" {

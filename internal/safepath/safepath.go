@@ -90,7 +90,6 @@ func walk(root int, path string, flags int, mode uint32, resolve uint64) (int, e
 	defer pop(0)
 	rest := strings.Split(path, "/")
 	links := 0
-	trailing := strings.HasSuffix(path, "/")
 	for {
 		for len(rest) > 0 && (rest[0] == "" || rest[0] == ".") {
 			rest = rest[1:]
@@ -113,6 +112,7 @@ func walk(root int, path string, flags int, mode uint32, resolve uint64) (int, e
 				last = false
 			}
 		}
+		trailing := len(rest) > 0 // "name/" and "name/." want a folder
 		fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err == unix.ENOENT && last && flags&unix.O_CREAT != 0 {
 			if trailing {

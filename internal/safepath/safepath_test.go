@@ -67,7 +67,7 @@ func TestReadStaysInside(t *testing.T) {
 		}
 		for p, want := range map[string]error{
 			"out": unix.ENOENT, "outdir/secret": unix.ENOENT, "../secret": unix.ENOENT, "loop": unix.ELOOP,
-			"dangling": unix.ENOENT, "etc/passwd/x": unix.ENOTDIR, "etc/passwd/": unix.ENOTDIR, "a\x00b": unix.EINVAL,
+			"dangling": unix.ENOENT, "etc/passwd/x": unix.ENOTDIR, "etc/passwd/": unix.ENOTDIR, "file/.": unix.ENOTDIR, "etc/passwd/./": unix.ENOTDIR, "a\x00b": unix.EINVAL,
 		} {
 			if b, err := ReadFile(root, p, 0); !errors.Is(err, want) {
 				t.Errorf("%s: %q, %v; want %v", p, b, err, want)

@@ -14,8 +14,9 @@
 // Blocks have 512 bytes, as in a tar, where contents begin at multiples of that. A regular file is one chunk as long as it
 // needs to be, so one index entry, however large it is. An inode's number (nid) is its position divided by 32.
 //
-// github.com/erofs/go-erofs writes such images too, but v0.3.1 takes the source for hard links and extended attributes from
-// an fs.FS, and can describe neither two devices nor holes; the tests use it to read what this package wrote.
+// github.com/erofs/go-erofs writes such images too, but v0.3.1 gives every name an inode of its own, so that hard links become
+// copies, and keeps access control lists under a prefix that the kernel does not look at. Tests read what this package
+// writes with it.
 package erofsindex
 
 import (
