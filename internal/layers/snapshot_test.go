@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -111,8 +110,5 @@ func same(t testing.TB, got, want map[string]string) {
 	}
 	if shown >= 12 {
 		t.Errorf("%d differences in all", shown)
-	}
-	if len(want) == 0 && len(got) > 0 {
-		t.Error(strings.TrimSpace("nothing was expected"))
 	}
 }
