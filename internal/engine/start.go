@@ -115,10 +115,10 @@ func (e *Engine) launch(ctx context.Context, rec *container.Record, at attachmen
 	return s, nil
 }
 
-// startError gives a failed start Docker's words.
+// startError puts a failed start into words. Docker's own begin with a shim and a runtime that conex does not have.
 func startError(rep control.Report) error {
 	if rep.ExitCode == 126 || rep.ExitCode == 127 {
-		return fmt.Errorf("failed to create task for container: failed to create shim task: OCI runtime create failed: unable to start container process: %s: unknown", rep.Error)
+		return fmt.Errorf("unable to start container process: %s", rep.Error)
 	}
 	if rep.PortTaken {
 		return &kindError{ErrConflict, fmt.Errorf("failed to set up container networking: %s", rep.Error)}
