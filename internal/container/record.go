@@ -15,6 +15,7 @@
 package container
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
@@ -131,16 +132,28 @@ func (s *Store) Dir(id string, elem ...string) string {
 	return s.root.Path(append([]string{"containers", id}, elem...)...)
 }
 
-// Load reads a record. ErrNotFound when there is no such container.
+// Load reads a record. ErrNotFound when there is no such container, or only what a power loss left of one that was not to survive
+// it (see Hollow).
 func (s *Store) Load(id string) (*Record, error) {
 	var r Record
 	if err := disk.ReadJSON(s.Dir(id, "config.json"), &r); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || s.Hollow(id) {
 			return nil, &NotFoundError{id}
 		}
 		return nil, err
 	}
 	return &r, nil
+}
+
+// Hollow reports whether a container's folder has no record in it: those of --rm are not synced, so a power loss may leave the
+// folder with an empty file, or one of zeros. Such a folder may be removed.
+func (s *Store) Hollow(id string) bool {
+	b, err := os.ReadFile(s.Dir(id, "config.json"))
+	if err != nil {
+		_, derr := os.Lstat(s.Dir(id))
+		return errors.Is(err, fs.ErrNotExist) && derr == nil
+	}
+	return len(bytes.Trim(b, "\x00")) == 0
 }
 
 // durability is less for a container that is not to outlive a reboot: no sync on its way.

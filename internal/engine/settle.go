@@ -204,10 +204,14 @@ func (e *Engine) Reconcile(ctx context.Context) (started []string, err error) {
 	}
 	for _, id := range ids {
 		n, err := cs.Snapshot(id)
-		if err != nil {
-			if !errors.Is(err, container.ErrNotFound) {
-				errs = append(errs, err)
+		if errors.Is(err, container.ErrNotFound) {
+			if cs.Hollow(id) {
+				errs = append(errs, e.dropHollow(id))
 			}
+			continue
+		}
+		if err != nil {
+			errs = append(errs, err)
 			continue
 		}
 		if n.Alive() != nil {
@@ -237,4 +241,19 @@ func (e *Engine) Reconcile(ctx context.Context) (started []string, err error) {
 		started = append(started, n.Record.Name)
 	}
 	return started, errors.Join(errs...)
+}
+
+// dropHollow removes what a power loss left of a container that was not to survive it.
+func (e *Engine) dropHollow(id string) error {
+	cs := e.Containers()
+	l, err := cs.Lock(id)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	trash, err := cs.Remove(id)
+	if err != nil || trash == "" {
+		return err
+	}
+	return errors.Join(os.RemoveAll(trash), cs.RemoveRun(id))
 }

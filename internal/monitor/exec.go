@@ -74,13 +74,13 @@ func (r *run) exec(ctx context.Context, q control.ExecRequest, ready func(x *exe
 		x.close()
 		return nil, err
 	}
+	x.console = x.proc.Console()
 	if err := r.track(x, true); err != nil {
 		complain("record exec", err)
 	}
 	// The head of the answer goes out before any output does.
 	rerr := ready(x)
 	if q.Tty {
-		x.console = x.proc.Console()
 		x.io.setStdin(keepOpen{x.console})
 		x.io.pump(control.FrameStdout, x.console)
 	} else {

@@ -815,3 +815,28 @@ func TestHalfCreated(t *testing.T) {
 		t.Errorf("%d %v", code, err)
 	}
 }
+
+// TestHollow has what a power loss leaves of a --rm container: the others are listed, and reconcile removes it.
+func TestHollow(t *testing.T) {
+	w := newWorld(t)
+	dir := w.Root().Path("containers", disk.RandomID())
+	if err := os.MkdirAll(filepath.Join(dir, "upper"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), make([]byte, 100), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := request("true")
+	if _, err := w.Create(t.Context(), r.CreateRequest); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := w.ListContainers(t.Context(), engine.ListRequest{All: true}); err != nil || len(list) != 1 {
+		t.Errorf("%v %v", list, err)
+	}
+	if _, err := w.Reconcile(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+}

@@ -63,8 +63,13 @@ type monitor struct {
 	next     chan struct{}
 	lastExit container.Exit
 	backoff  time.Duration // the last pause; used by main alone
+	// idle gives memory back to the machine some time after the last start or exec, which need more of it than waiting does.
+	idle *time.Timer
 	final    chan struct{} // closed when the last run's end is recorded
 }
+
+// idleAfter is when the monitor has calmed down: late enough for a container that only runs a moment never to pay for it.
+const idleAfter = time.Second
 
 // Main runs a monitor and returns its exit code. The process has been prepared as package control describes.
 func Main() int {
@@ -166,8 +171,7 @@ func (m *monitor) main(report *os.File) error {
 		if rep != nil {
 			reply(rep, control.Report{Pid: r.proc.Pid()})
 			first = nil
-			// Starting took more memory than staying does: give it back.
-			debug.FreeOSMemory()
+			m.idle = time.AfterFunc(idleAfter, debug.FreeOSMemory)
 		}
 		e := r.wait()
 		delay, again := m.decide(e)

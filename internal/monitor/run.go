@@ -42,6 +42,7 @@ type run struct {
 	console *os.File
 	outputs []*os.File // read ends, closed when the output lasts longer than the process
 	started time.Time
+	cleaned bool // used by main alone
 	health  *health
 
 	mu    sync.Mutex
@@ -247,12 +248,11 @@ func (r *run) clean() error {
 	for _, f := range r.outputs {
 		f.Close()
 	}
-	if r.ct == nil {
+	if r.ct == nil || r.cleaned {
 		return nil
 	}
-	err := r.ct.Delete()
-	r.ct = nil
-	return err
+	r.cleaned = true
+	return r.ct.Delete()
 }
 
 // terminate sends sig and, when the process is still there after timeout (negative: for ever), SIGKILL. It returns when the
