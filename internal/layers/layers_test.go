@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"conex/internal/disk"
+	"conex/internal/linux/mount"
 	"conex/internal/ocispec"
 
 	"golang.org/x/sys/unix"
@@ -114,33 +115,17 @@ func mountChain(t testing.TB, s *Store, ids ...ocispec.Digest) (merged, upper st
 			t.Fatal(err)
 		}
 	}
-	fd, err := unix.Fsopen("overlay", 0)
+	m, err := mount.Overlay(mount.OverlayOptions{Lower: lower, Upper: upper, Work: filepath.Join(top, "w")})
 	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	set := func(k, v string) {
-		t.Helper()
-		if err := unix.FsconfigSetString(fd, k, v); err != nil {
-			t.Fatalf("overlay %s=%s: %v", k, v, err)
-		}
-	}
-	for _, l := range lower {
-		set("lowerdir+", l)
-	}
-	set("upperdir", upper)
-	set("workdir", filepath.Join(top, "w"))
-	set("redirect_dir", "off")
-	set("metacopy", "off")
-	if err := unix.FsconfigCreate(fd); err != nil {
 		t.Fatalf("mount overlay of %q: %v", lower, err)
 	}
-	m, err := unix.Fsmount(fd, 0, 0)
+	defer m.Close()
+	at, err := os.OpenFile(merged, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(m)
-	if err := unix.MoveMount(m, "", unix.AT_FDCWD, merged, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	defer at.Close()
+	if err := mount.Attach(m, at); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

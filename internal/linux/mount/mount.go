@@ -160,7 +160,10 @@ func Overlay(o OverlayOptions) (*os.File, error) {
 	}
 	params := []Param{{Key: "source", Value: "overlay"}}
 	if o.Upper != "" {
-		params = append(params, Param{Key: "upperdir", Value: o.Upper}, Param{Key: "workdir", Value: o.Work})
+		// An upper folder is turned into a layer by reading it alone: a rename or a change of mode must not be recorded as a
+		// pointer into a lower layer, whatever the kernel's defaults are.
+		params = append(params, Param{Key: "redirect_dir", Value: "off"}, Param{Key: "metacopy", Value: "off"},
+			Param{Key: "upperdir", Value: o.Upper}, Param{Key: "workdir", Value: o.Work})
 		if o.Volatile {
 			params = append(params, Param{Key: "volatile", Flag: true})
 		}
@@ -202,7 +205,7 @@ func overlayClassic(o OverlayOptions, attr int) (*os.File, error) {
 	}
 	opts := "lowerdir=" + strings.Join(dirs, ":")
 	if o.Upper != "" {
-		opts += ",upperdir=" + esc.Replace(o.Upper) + ",workdir=" + esc.Replace(o.Work)
+		opts += ",redirect_dir=off,metacopy=off,upperdir=" + esc.Replace(o.Upper) + ",workdir=" + esc.Replace(o.Work)
 		if o.Volatile {
 			opts += ",volatile"
 		}
