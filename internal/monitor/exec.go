@@ -40,12 +40,12 @@ func (r *run) execProcess(q control.ExecRequest) *runtime.ExecConfig {
 	if q.Rows > 0 && q.Cols > 0 {
 		p.ConsoleSize = &specs.Box{Height: uint(q.Rows), Width: uint(q.Cols)}
 	}
-	if q.Privileged {
+	if q.Privileged { // capabilities alone: the container's seccomp filter stays, as with Docker
 		c := caps.All()
 		p.Capabilities = &specs.LinuxCapabilities{Bounding: c, Permitted: c, Effective: c, Inheritable: c}
 	}
 	return &runtime.ExecConfig{
-		Process: p, User: cmp.Or(q.User, r.m.rec.Config.User), GroupAdd: r.m.rec.HostConfig.GroupAdd, Privileged: q.Privileged,
+		Process: p, User: cmp.Or(q.User, r.m.rec.Config.User), GroupAdd: r.m.rec.HostConfig.GroupAdd,
 	}
 }
 

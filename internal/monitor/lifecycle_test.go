@@ -840,3 +840,85 @@ func TestHollow(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestShutdown has a machine that goes down: SIGTERM to the monitor ends the container, which comes back at the next boot.
+func TestShutdown(t *testing.T) {
+	w := newWorld(t)
+	r := request("sh", "-c", `trap "exit 5" TERM; echo ready; while :; do sleep 0.05; done`)
+	r.Name = "keep"
+	r.HostConfig.RestartPolicy.Name = "unless-stopped"
+	id := w.detached(r)
+	w.ready(id)
+	if err := unix.Kill(w.state(id).Monitor, unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("it does not end", func() bool { return w.state(id) == nil })
+	if x, err := w.Containers().Exit(id); err != nil || x.Code != 5 {
+		t.Errorf("%+v %v", x, err)
+	}
+	if started, err := w.Reconcile(t.Context()); err != nil || !slices.Equal(started, []string{"keep"}) {
+		t.Errorf("%v %v", started, err)
+	}
+	// Stopped by hand it stays so.
+	now := 0
+	if err := w.Stop(t.Context(), id, engine.StopRequest{Timeout: &now}); err != nil {
+		t.Fatal(err)
+	}
+	if started, err := w.Reconcile(t.Context()); err != nil || len(started) > 0 {
+		t.Errorf("%v %v", started, err)
+	}
+}
+
+// TestCreateFails has a name that is taken: the volumes made on the way are gone again.
+func TestCreateFails(t *testing.T) {
+	w := newWorld(t)
+	r := request("true")
+	r.Name = "web"
+	if _, err := w.Create(t.Context(), r.CreateRequest); err != nil {
+		t.Fatal(err)
+	}
+	r.Config.Volumes = map[string]struct{}{"/data": {}}
+	r.HostConfig.Binds = []string{"named:/named"}
+	if _, err := w.Create(t.Context(), r.CreateRequest); !errors.Is(err, engine.ErrConflict) {
+		t.Fatal(err)
+	}
+	if left := w.entries(w.Root().Path("volumes")); len(left) > 0 {
+		t.Errorf("volumes %v", left)
+	}
+	if left := w.entries(w.Root().Path("leases")); slices.ContainsFunc(left, func(n string) bool { return n != "gc.lock" }) {
+		t.Errorf("leases %v", left)
+	}
+}
+
+// TestClientGone has an attached client go away: the container goes on, and a new client sees its output.
+func TestClientGone(t *testing.T) {
+	w := newWorld(t)
+	r := request("sh", "-c", "while :; do echo tick; sleep 0.02; done")
+	r.Name = "ticker"
+	ctx, leave := context.WithCancel(t.Context())
+	out := &screen{}
+	r.Streams.Stdout = out
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if _, err := w.Run(ctx, r); !errors.Is(err, context.Canceled) {
+			t.Errorf("%v", err)
+		}
+	}()
+	w.eventually("no output", func() bool { return out.has("tick\n") })
+	leave()
+	<-done
+	ctx, leave = context.WithCancel(t.Context())
+	defer leave()
+	again := &screen{}
+	done = make(chan struct{})
+	go func() {
+		defer close(done)
+		if _, err := w.Attach(ctx, engine.AttachRequest{Container: "ticker", Streams: engine.Streams{Stdout: again}}); !errors.Is(err, context.Canceled) {
+			t.Errorf("%v", err)
+		}
+	}()
+	w.eventually("no output for the second", func() bool { return again.has("tick\n") })
+	leave()
+	<-done
+}

@@ -64,8 +64,8 @@ type monitor struct {
 	lastExit container.Exit
 	backoff  time.Duration // the last pause; used by main alone
 	// idle gives memory back to the machine some time after the last start or exec, which need more of it than waiting does.
-	idle *time.Timer
-	final    chan struct{} // closed when the last run's end is recorded
+	idle  *time.Timer
+	final chan struct{} // closed when the last run's end is recorded
 }
 
 // idleAfter is when the monitor has calmed down: late enough for a container that only runs a moment never to pay for it.
@@ -73,6 +73,8 @@ const idleAfter = time.Second
 
 // Main runs a monitor and returns its exit code. The process has been prepared as package control describes.
 func Main() int {
+	// Whoever started us may have a stricter one; the container's processes inherit it.
+	unix.Umask(0o022)
 	report := os.NewFile(control.ReportFD, "report")
 	// What the container must never inherit: the lock above all, which says that we live.
 	for _, fd := range []int{control.ReportFD, control.LockFD, control.AttachFD} {
