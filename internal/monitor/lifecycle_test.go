@@ -1,217 +1,28 @@
 package monitor_test
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"conex/internal/config"
 	"conex/internal/container"
 	"conex/internal/disk"
 	"conex/internal/engine"
-	_ "conex/internal/monitor" // re-executions of this test binary become monitors
 
 	apic "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	mnet "github.com/moby/moby/api/types/network"
-	"golang.org/x/sys/unix"
 )
-
-// TestMain runs the tests in a network namespace of their own: they make bridges and nftables tables.
-func TestMain(m *testing.M) {
-	const marker = "CONEX_TEST_NETNS"
-	if os.Getuid() != 0 {
-		fmt.Println("skip: containers need root")
-		return
-	}
-	if os.Getenv(marker) != "" {
-		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
-			fmt.Printf("set up the test's namespace: %v %s\n", err, out)
-			os.Exit(1)
-		}
-		os.Exit(m.Run())
-	}
-	c := exec.Command("/proc/self/exe", os.Args[1:]...)
-	c.Env = append(os.Environ(), marker+"=1")
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
-	if err := c.Run(); err != nil {
-		var ee *exec.ExitError
-		if errors.As(err, &ee) {
-			os.Exit(ee.ExitCode())
-		}
-		fmt.Println(err)
-		os.Exit(1)
-	}
-}
-
-const busybox = "/bin/busybox"
-
-// world is an engine with the image "busybox".
-type world struct {
-	*engine.Engine
-	t *testing.T
-}
-
-func newWorld(t *testing.T) *world {
-	t.Helper()
-	bin, err := os.ReadFile(busybox)
-	if err != nil {
-		t.Skipf("skip: the tests' image is made of %s (package busybox-static): %v", busybox, err)
-	}
-	cfg := &config.Config{Root: filepath.Join(t.TempDir(), "root"), State: filepath.Join(t.TempDir(), "run")}
-	e, err := engine.Open(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &world{e, t}
-	t.Cleanup(w.close)
-	var buf bytes.Buffer
-	tw := tar.NewWriter(&buf)
-	add := func(h tar.Header, content string) {
-		h.Size, h.ModTime = int64(len(content)), time.Unix(1e9, 0)
-		if err := tw.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(tw, content); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, d := range []string{"bin/", "etc/", "tmp/", "data/", "data/sub/"} {
-		add(tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o755}, "")
-	}
-	add(tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, string(bin))
-	for _, a := range []string{"sh", "cat", "echo", "sleep", "true", "false", "head", "sort", "id", "ip", "httpd", "stat", "touch", "kill", "env", "wget", "rm", "ls", "stty", "mount", "tr", "seq"} {
-		add(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + a, Linkname: "busybox", Mode: 0o777}, "")
-	}
-	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, "root:x:0:0::/root:/bin/sh\nbob:x:1000:1000::/:/bin/sh\n")
-	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/group", Mode: 0o644}, "root:x:0:\nbob:x:1000:\n")
-	add(tar.Header{Typeflag: tar.TypeReg, Name: "data/sub/file", Mode: 0o640, Uid: 1000, Gid: 1000}, "from the image\n")
-	if err := tw.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := e.Import(t.Context(), engine.ImportRequest{Source: "-", Stdin: &buf, Reference: "busybox"}); err != nil {
-		t.Fatal(err)
-	}
-	return w
-}
-
-// close removes everything and checks that nothing is left.
-func (w *world) close() {
-	ctx := context.Background()
-	list, err := w.ListContainers(ctx, engine.ListRequest{All: true})
-	if err != nil {
-		w.t.Error(err)
-	}
-	for _, c := range list {
-		if err := w.RemoveContainer(ctx, engine.RemoveRequest{Container: c.ID, Force: true, Volumes: true}); err != nil && !errors.Is(err, engine.ErrNotFound) {
-			w.t.Error(err)
-		}
-	}
-	// Monitors clean up after they have reported.
-	w.eventually("run folders are left", func() bool { return len(w.entries(w.State(), "c")) == 0 })
-	for _, dir := range []string{"containers", "names", "staging", "trash", "volumes"} {
-		if left := w.entries(w.Root().Path(dir)); len(left) > 0 {
-			w.t.Errorf("%s holds %v", dir, left)
-		}
-	}
-	if ls, err := w.Layers(); err != nil {
-		w.t.Error(err)
-	} else if err := ls.Unmount(); err != nil {
-		w.t.Error(err)
-	}
-	if b, err := os.ReadFile("/proc/self/mounts"); err != nil || bytes.Contains(b, []byte(w.State())) {
-		w.t.Errorf("mounts are left: %v", err)
-	}
-}
-
-func (w *world) entries(elem ...string) []string {
-	w.t.Helper()
-	es, err := os.ReadDir(filepath.Join(elem...))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	var names []string
-	for _, e := range es {
-		names = append(names, e.Name())
-	}
-	return names
-}
-
-// eventually waits for what another process does on its own time.
-func (w *world) eventually(what string, f func() bool) {
-	w.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			w.t.Fatalf("still after 20 s: %s", what)
-		}
-	}
-}
-
-func request(cmd ...string) engine.RunRequest {
-	return engine.RunRequest{CreateRequest: engine.CreateRequest{
-		Pull: "never", Config: &apic.Config{Image: "busybox", Cmd: cmd}, HostConfig: &apic.HostConfig{NetworkMode: "none"},
-	}}
-}
-
-// run runs a command to its end.
-func (w *world) run(r engine.RunRequest) (stdout, stderr string, code int, err error) {
-	w.t.Helper()
-	var out, errs bytes.Buffer
-	r.Streams.Stdout, r.Streams.Stderr = &out, &errs
-	res, err := w.Run(w.t.Context(), r)
-	return out.String(), errs.String(), res.ExitCode, err
-}
-
-// detached starts a command and returns the container's id.
-func (w *world) detached(r engine.RunRequest) string {
-	w.t.Helper()
-	r.Detach = true
-	res, err := w.Run(w.t.Context(), r)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return res.ID
-}
-
-func (w *world) state(id string) *container.State {
-	w.t.Helper()
-	st, err := w.Containers().State(id)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return st
-}
-
-func (w *world) status(id string) string {
-	w.t.Helper()
-	n, err := w.Containers().Snapshot(id)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return string(n.Status())
-}
-
-func (w *world) exec(id string, cmd ...string) (string, int, error) {
-	w.t.Helper()
-	var out bytes.Buffer
-	code, err := w.Exec(w.t.Context(), engine.ExecRequest{Container: id, Cmd: cmd, Streams: engine.Streams{Stdout: &out, Stderr: &out}})
-	return out.String(), code, err
-}
 
 func TestRun(t *testing.T) {
 	w := newWorld(t)
@@ -421,151 +232,6 @@ func (w *world) ready(id string) {
 		}
 		return out.String() == "ready\n"
 	})
-}
-
-// gone reports whether a process has ended (a zombie has).
-func gone(pid int) bool {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return true
-	}
-	return strings.Contains(string(b[bytes.LastIndexByte(b, ')'):]), ") Z ")
-}
-
-// TestMonitorKilled kills the monitor of a running container: the next command settles it.
-func TestMonitorKilled(t *testing.T) {
-	w := newWorld(t)
-	r := request("sleep", "1000")
-	r.Name, r.HostConfig.NetworkMode = "web", "bridge"
-	r.HostConfig.PortBindings = mnet.PortMap{mnet.MustParsePort("80"): {{HostPort: "8080"}}}
-	id := w.detached(r)
-	st := w.state(id)
-	if err := unix.Kill(st.Monitor, unix.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	w.eventually("ps shows it running", func() bool {
-		list, err := w.ListContainers(t.Context(), engine.ListRequest{All: true})
-		if err != nil || len(list) != 1 {
-			t.Fatalf("%+v %v", list, err)
-		}
-		return strings.HasPrefix(list[0].Status, "Exited (137)")
-	})
-	w.eventually("the container's process lives", func() bool { return gone(st.Pid) })
-	c, err := w.InspectContainer(t.Context(), "web", false)
-	if err != nil || c.State.Error != "monitor died" || c.State.Running {
-		t.Errorf("%+v %v", c.State, err)
-	}
-	if left, err := filepath.Glob(filepath.Join(w.State(), "net", "*", "ep", "*")); err != nil || len(left) > 0 {
-		t.Errorf("endpoints are left: %v %v", left, err)
-	}
-	// It starts again, with its port.
-	if _, err := w.Start(t.Context(), engine.StartRequest{Container: "web"}); err != nil {
-		t.Fatal(err)
-	}
-	// With --rm the settler removes it.
-	r = request("sleep", "1000")
-	r.Name, r.HostConfig.AutoRemove = "gone", true
-	r.Config.Volumes = map[string]struct{}{"/data": {}}
-	st = w.state(w.detached(r))
-	if err := unix.Kill(st.Monitor, unix.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	// Its threads end one after the other; the last gives the lock back.
-	w.eventually("the container is not removed", func() bool {
-		_, err := w.InspectContainer(t.Context(), "gone", false)
-		return errors.Is(err, engine.ErrNotFound) && err.Error() == "No such container: gone"
-	})
-	if left := w.entries(w.Root().Path("volumes")); len(left) > 0 {
-		t.Errorf("volumes %v", left)
-	}
-}
-
-func TestRestartPolicy(t *testing.T) {
-	w := newWorld(t)
-	r := request("sh", "-c", "echo run; exit 1")
-	r.HostConfig.RestartPolicy = apic.RestartPolicy{Name: "on-failure", MaximumRetryCount: 2}
-	id := w.detached(r)
-	w.eventually("restarts go on", func() bool { return w.status(id) == "exited" && w.state(id) == nil })
-	var out bytes.Buffer
-	if err := w.Logs(t.Context(), engine.LogsRequest{Container: id, Tail: -1, Stdout: &out}); err != nil || out.String() != "run\nrun\nrun\n" {
-		t.Errorf("%q %v", out.String(), err)
-	}
-	if c, err := w.InspectContainer(t.Context(), id, false); err != nil || c.RestartCount != 2 || c.State.ExitCode != 1 {
-		t.Errorf("%d %+v %v", c.RestartCount, c.State, err)
-	}
-
-	r = request("sleep", "1000")
-	r.Name = "always"
-	r.HostConfig.RestartPolicy = apic.RestartPolicy{Name: "always"}
-	id = w.detached(r)
-	kill := func(pick func(*container.State) int) {
-		t.Helper()
-		before := w.state(id)
-		if err := unix.Kill(pick(before), unix.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-		w.eventually("it does not come back", func() bool {
-			if err := w.Settle(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			st := w.state(id)
-			return st != nil && st.Status == "running" && st.Pid != before.Pid
-		})
-	}
-	kill(func(s *container.State) int { return s.Pid })
-	kill(func(s *container.State) int { return s.Monitor })
-	if err := w.Stop(t.Context(), id, engine.StopRequest{Signal: "KILL"}); err != nil {
-		t.Fatal(err)
-	}
-	if s := w.status(id); s != "exited" {
-		t.Errorf("after stop: %s", s)
-	}
-	// always means at the next boot too, unless-stopped would not.
-	if started, err := w.Reconcile(t.Context()); err != nil || !slices.Equal(started, []string{"always"}) || w.status(id) != "running" {
-		t.Errorf("%v %v", started, err)
-	}
-}
-
-// TestReboot has state of before a reboot: what should run starts again.
-func TestReboot(t *testing.T) {
-	w := newWorld(t)
-	for _, policy := range []apic.RestartPolicyMode{"no", "always", "unless-stopped", "on-failure"} {
-		r := request("sleep", "1000")
-		r.Name = string(policy) + "-x"
-		r.HostConfig.RestartPolicy.Name = policy
-		st := w.state(w.detached(r))
-		if err := unix.Kill(st.Monitor, unix.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-		w.eventually("the monitor lives", func() bool { return gone(st.Monitor) })
-		id, err := w.Containers().Resolve(r.Name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		st.BootID = "another"
-		w.eventually("its lock is held", func() bool {
-			l, err := w.Containers().Lock(id)
-			if err == nil {
-				l.Release()
-			}
-			return err == nil
-		})
-		if err := w.Containers().SetState(id, st); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := w.Reconcile(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	for name, want := range map[string]string{"no-x": "exited", "always-x": "running", "unless-stopped-x": "running", "on-failure-x": "running"} {
-		id, err := w.Containers().Resolve(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := w.status(id); got != want {
-			t.Errorf("%s: %s", name, got)
-		}
-	}
 }
 
 func TestPublish(t *testing.T) {
@@ -813,59 +479,6 @@ func TestHalfCreated(t *testing.T) {
 	r.Name, r.HostConfig.AutoRemove = "half", true
 	if _, _, code, err := w.run(r); err != nil || code != 0 {
 		t.Errorf("%d %v", code, err)
-	}
-}
-
-// TestHollow has what a power loss leaves of a --rm container: the others are listed, and reconcile removes it.
-func TestHollow(t *testing.T) {
-	w := newWorld(t)
-	dir := w.Root().Path("containers", disk.RandomID())
-	if err := os.MkdirAll(filepath.Join(dir, "upper"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "config.json"), make([]byte, 100), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	r := request("true")
-	if _, err := w.Create(t.Context(), r.CreateRequest); err != nil {
-		t.Fatal(err)
-	}
-	if list, err := w.ListContainers(t.Context(), engine.ListRequest{All: true}); err != nil || len(list) != 1 {
-		t.Errorf("%v %v", list, err)
-	}
-	if _, err := w.Reconcile(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("%v", err)
-	}
-}
-
-// TestShutdown has a machine that goes down: SIGTERM to the monitor ends the container, which comes back at the next boot.
-func TestShutdown(t *testing.T) {
-	w := newWorld(t)
-	r := request("sh", "-c", `trap "exit 5" TERM; echo ready; while :; do sleep 0.05; done`)
-	r.Name = "keep"
-	r.HostConfig.RestartPolicy.Name = "unless-stopped"
-	id := w.detached(r)
-	w.ready(id)
-	if err := unix.Kill(w.state(id).Monitor, unix.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	w.eventually("it does not end", func() bool { return w.state(id) == nil })
-	if x, err := w.Containers().Exit(id); err != nil || x.Code != 5 {
-		t.Errorf("%+v %v", x, err)
-	}
-	if started, err := w.Reconcile(t.Context()); err != nil || !slices.Equal(started, []string{"keep"}) {
-		t.Errorf("%v %v", started, err)
-	}
-	// Stopped by hand it stays so.
-	now := 0
-	if err := w.Stop(t.Context(), id, engine.StopRequest{Timeout: &now}); err != nil {
-		t.Fatal(err)
-	}
-	if started, err := w.Reconcile(t.Context()); err != nil || len(started) > 0 {
-		t.Errorf("%v %v", started, err)
 	}
 }
 
