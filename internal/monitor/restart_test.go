@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"conex/internal/config"
 	"conex/internal/container"
 	"conex/internal/disk"
 	"conex/internal/engine"
