@@ -93,8 +93,8 @@ func TestInitKilled(t *testing.T) {
 	first := w.initOf(id)
 	kill9(t, first)
 	w.eventually(20*time.Second, "a restart", func() bool {
-		got := w.conex("inspect", "-f", "{{.State.Running}} {{.RestartCount}}", id)
-		return got == "true 1" && w.initOf(id) != first
+		got := w.conex("inspect", "-f", "{{.State.Status}} {{.RestartCount}}", id)
+		return got == "running 1" && w.initOf(id) != first
 	})
 }
 
@@ -215,7 +215,7 @@ func TestPullKilled(t *testing.T) {
 		cmd.Wait()
 	}
 	w.conex("pull", "-q", "debian")
-	if got := w.conex("run", "--rm", "--network", "none", "debian", "sh", "-c", "dpkg --verify libc6 && echo fine"); got != "fine" {
+	if got := w.conex("run", "--rm", "--network", "none", "debian", "sh", "-c", "dpkg --verify libc6 | grep -v /usr/share/doc/; echo done"); got != "done" {
 		t.Errorf("dpkg --verify in the pulled image: %q", got)
 	}
 }

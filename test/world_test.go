@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"conex/internal/disk"
+	"conex/internal/layers"
 	"conex/internal/network"
 	"conex/test/mirror"
 )
@@ -162,7 +163,8 @@ func (w *world) asked(part string) bool {
 	return slices.ContainsFunc(w.requests, func(r string) bool { return strings.Contains(r, part) })
 }
 
-// newNetns makes a network namespace with its loopback device up. It lives as long as the file or a process in it.
+// newNetns makes a network namespace with its loopback device up. It lives as long as the file, which the caller closes, or a
+// process in it.
 func newNetns(t *testing.T) *os.File {
 	t.Helper()
 	var f *os.File
@@ -180,7 +182,6 @@ func newNetns(t *testing.T) *os.File {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { f.Close() })
 	return f
 }
 
@@ -381,6 +382,9 @@ func (w *world) end() {
 	if err := os.RemoveAll(w.state); err != nil {
 		t.Error(err)
 	}
+	if w.netns != nil {
+		w.netns.Close()
+	}
 }
 
 // containers lists the ids of all containers and remembers them.
@@ -393,7 +397,7 @@ func (w *world) containers() []string {
 	return ids
 }
 
-// sweep takes the network down, which conex keeps for the next container.
+// sweep takes down what conex keeps for the next container: the bridge, and the mounts of layers that the build cache holds.
 func (w *world) sweep() {
 	root, err := disk.OpenRoot(w.root)
 	if err != nil {
@@ -401,6 +405,13 @@ func (w *world) sweep() {
 		return
 	}
 	w.inNetns(func() { err = network.Open(root, w.state).Cleanup(context.Background()) })
+	if err != nil {
+		w.t.Error(err)
+	}
+	ls, err := layers.Open(root, layers.Options{State: w.state})
+	if err == nil {
+		err = ls.Unmount()
+	}
 	if err != nil {
 		w.t.Error(err)
 	}
