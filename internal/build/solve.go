@@ -94,6 +94,9 @@ func (s *solver) compute(ctx context.Context, n *node) (result, error) {
 		base <- err
 	}()
 	rec, hit, err := s.lookup(ctx, n)
+	if err == nil && !hit {
+		err = s.others(ctx, n, in) // beside the base: stages that a chain of COPY --from needs run at the same time
+	}
 	if err != nil {
 		err = s.settle(n, err) // now, not when the base is done: a missing file is no reason to wait for what runs before
 	}
@@ -105,9 +108,6 @@ func (s *solver) compute(ctx context.Context, n *node) (result, error) {
 	}
 	if hit {
 		return s.cached(n, in[0], rec), nil
-	}
-	if err := s.others(ctx, n, in); err != nil {
-		return result{}, err
 	}
 	// Another process may be at the same step: its result serves us too.
 	release, err := s.cache.lock(ctx, n.defKey)

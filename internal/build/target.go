@@ -300,7 +300,7 @@ func paxXattrs(list []string) map[string]string {
 	return m
 }
 
-// lookupOwner reads --chown, "user[:group]", by number or by name in the stage's own passwd and group files. A number alone stands for
+// lookupOwner reads an owner as --chown and USER have it, "user[:group]", by number or by name in the stage's own passwd and group files. A number alone stands for
 // the group too, a name for its user's own group, as in Docker.
 func (t *target) lookupOwner(chown string) (owner, error) {
 	user, group, hasGroup := strings.Cut(chown, ":")
@@ -316,11 +316,11 @@ func (t *target) lookupOwner(chown string) (owner, error) {
 		return owner{int(uid), int(gid)}, nil
 	}
 	if t.lower == nil {
-		return owner{}, fmt.Errorf("--chown=%s: there is no passwd file to look names up in", chown)
+		return owner{}, fmt.Errorf("owner %s: there is no passwd file to look names up in", chown)
 	}
 	u, err := runtime.ResolveUser(t.lower, chown, nil)
 	if err != nil {
-		return owner{}, fmt.Errorf("--chown=%s: %w", chown, err)
+		return owner{}, fmt.Errorf("owner %s: %w", chown, err)
 	}
 	if uerr == nil {
 		u.UID = uint32(uid)
