@@ -97,6 +97,10 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	if err := Settle(ctx, b.State, b.Networks); err != nil {
 		return res, err
 	}
+	c := &cache{b.Root, b.Layers}
+	if err := c.clearLocks(); err != nil {
+		return res, err
+	}
 	refs := make([]image.Reference, len(req.Tags))
 	for i, t := range req.Tags {
 		if refs[i], err = image.ParseReference(t); err != nil {
@@ -131,7 +135,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	if err != nil {
 		return res, err
 	}
-	s := newSolver(&cache{b.Root, b.Layers}, file, req.NoCache, cancel)
+	s := newSolver(c, file, req.NoCache, cancel)
 	out, err := s.solve(ctx, target.tip)
 	for _, n := range p.nodes {
 		switch {

@@ -131,6 +131,31 @@ func (c *cache) lock(ctx context.Context, key string) (release func(), err error
 	}, nil
 }
 
+// clearLocks removes the lock files that killed builders left.
+func (c *cache) clearLocks() error {
+	dir := c.root.Path("buildcache", "lock")
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("build cache: %w", err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		l, err := disk.TryAcquire(path)
+		if errors.Is(err, disk.ErrLocked) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		os.Remove(path)
+		l.Release()
+	}
+	return nil
+}
+
 // Mark calls mark for each layer that the build cache needs, for package collect. Unreadable records are skipped: they are misses.
 func Mark(root *disk.Root, mark func(...ocispec.Digest)) error {
 	for _, class := range []string{byDefinition, byContent} {

@@ -211,6 +211,7 @@ type execution struct {
 	proxies []string
 	lower   []string
 	dir     string
+	owner   *running
 }
 
 // run executes the command over the layers and turns what it changed into a new one.
@@ -222,6 +223,7 @@ func (x *execution) run(ctx context.Context) (_ ocispec.Digest, err error) {
 	if err != nil {
 		return "", err
 	}
+	x.owner = owner
 	undone.Add(owner.release)
 	st, err := x.b.Root.Stage()
 	if err != nil {
@@ -241,9 +243,10 @@ func (x *execution) run(ctx context.Context) (_ ocispec.Digest, err error) {
 			return "", err
 		}
 	}
-	var mounts undo.Stack // what must hold until the command has ended
-	defer mounts.Run()
-	spec, err := x.spec(ctx, id, &mounts)
+	var held undo.Stack // until the command has ended
+	defer held.Run()
+	undone.Add(func() { err = errors.Join(err, owner.detach()) })
+	spec, err := x.spec(ctx, id, &held)
 	if err != nil {
 		return "", err
 	}
@@ -332,8 +335,12 @@ func (x *execution) wait(ctx context.Context, c runtime.Container, out *output) 
 		case <-ended:
 		}
 	}()
+	derr := x.owner.detach()
 	status, err := proc.Wait()
 	close(ended)
+	if err == nil {
+		err = derr
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -409,6 +416,10 @@ func (x *execution) mount(ctx context.Context, m mountOp, held *undo.Stack) (spe
 		return out, fmt.Errorf("%q: %w", m.Source, ErrNotFound)
 	}
 	defer root.Close()
+	dir, err := x.owner.attach(root)
+	if err != nil {
+		return out, err
+	}
 	f, err := safepath.Open(root, m.Source, unix.O_PATH, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return out, fmt.Errorf("%q: %w", path.Join("/", m.Source), ErrNotFound)
@@ -416,9 +427,13 @@ func (x *execution) mount(ctx context.Context, m mountOp, held *undo.Stack) (spe
 	if err != nil {
 		return out, err
 	}
-	// The handle keeps the detached mount alive until the container has its own copy of it.
-	held.Add(func() { f.Close() })
-	out.Type, out.Source, out.Options = "bind", fmt.Sprintf("/proc/self/fd/%d", f.Fd()), []string{"bind", "ro"}
+	defer f.Close()
+	v := view{root: root}
+	real, err := v.realPath(f) // without links, so that the path can't mean anything else when it is mounted
+	if err != nil {
+		return out, err
+	}
+	out.Type, out.Source, out.Options = "bind", filepath.Join(dir, real), []string{"bind", "ro"}
 	return out, nil
 }
 

@@ -11,7 +11,11 @@ import (
 
 	"conex/internal/disk"
 	"conex/internal/linux/cgroup"
+	"conex/internal/linux/mount"
 	"conex/internal/network"
+	"conex/internal/safepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // running marks a RUN step in the state folder: build/<id>.lock, held under flock by the building process. When it dies, however it
@@ -19,6 +23,45 @@ import (
 type running struct {
 	path string
 	lock *disk.Lock
+	// mounts are what attach made, until detach.
+	mounts []string
+}
+
+// attach shows a detached mount, for a moment, in the host's mount namespace: the container's thread can take mounts only from the
+// namespace that it comes from. The place is build/<id>.<n>, where Settle finds it after a crash.
+func (r *running) attach(m *os.File) (dir string, err error) {
+	dir = fmt.Sprintf("%s.%d", strings.TrimSuffix(r.path, ".lock"), len(r.mounts))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", err
+	}
+	r.mounts = append(r.mounts, dir)
+	at, err := safepath.OpenRoot(dir)
+	if err != nil {
+		return "", err
+	}
+	defer at.Close()
+	return dir, mount.Attach(m, at)
+}
+
+// detach takes back what attach showed. What a container has of it stays there.
+func (r *running) detach() error {
+	var errs []error
+	for _, dir := range r.mounts {
+		errs = append(errs, unmount(dir))
+	}
+	r.mounts = nil
+	return errors.Join(errs...)
+}
+
+func unmount(dir string) error {
+	// EINVAL: nothing is mounted there, since the builder died before it was.
+	if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	if err := unix.Rmdir(dir); err != nil && err != unix.ENOENT {
+		return fmt.Errorf("remove %s: %w", dir, err)
+	}
+	return nil
 }
 
 func own(state, id string) (*running, error) {
@@ -34,7 +77,7 @@ func own(state, id string) (*running, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &running{path, l}, nil
+	return &running{path: path, lock: l}, nil
 }
 
 func (r *running) release() {
@@ -73,6 +116,11 @@ func Settle(ctx context.Context, state string, nets *network.Manager) error {
 			continue
 		}
 		err = settleOne(ctx, id, nets)
+		for _, m := range entries {
+			if strings.HasPrefix(m.Name(), id+".") && m.IsDir() {
+				err = errors.Join(err, unmount(filepath.Join(dir, m.Name())))
+			}
+		}
 		if err == nil {
 			err = os.Remove(path)
 		}

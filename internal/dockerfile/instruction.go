@@ -214,6 +214,9 @@ func convertRun(c *instructions.RunCommand) (*Run, error) {
 		Devices: slices.Contains(c.FlagsUsed, "device"), raw: c,
 	}
 	if len(c.Files) == 0 {
+		if strings.TrimSpace(strings.Join(c.CmdLine, "")) == "" {
+			return nil, errors.New("RUN requires at least one argument")
+		}
 		return r, nil
 	}
 	if len(c.CmdLine) != 1 || !c.PrependShell {
