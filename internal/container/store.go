@@ -260,7 +260,7 @@ func (s *Store) Rename(id, name string) error {
 	}
 	old := r.Name
 	if old == name {
-		return fmt.Errorf("Renaming a container with the same name as its current name: %w", ErrNameTaken) //nolint:staticcheck // Docker's words
+		return fmt.Errorf("renaming a container with the same name as its current name: %w", ErrNameTaken)
 	}
 	if err := s.link(name, id); err != nil {
 		return err

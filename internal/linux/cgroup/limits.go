@@ -60,9 +60,6 @@ func v1Limits(res *specs.LinuxResources) ([]limit, error) {
 		if m.DisableOOMKiller != nil && *m.DisableOOMKiller {
 			l.add("--oom-kill-disable", "memory", "1", "memory.oom_control")
 		}
-		if set(m.Kernel) { //nolint:staticcheck // deprecated, but some profiles still carry it and the kernel answers for itself
-			l.add("--kernel-memory", "memory", itoa(*m.Kernel), "memory.kmem.limit_in_bytes") //nolint:staticcheck // as above
-		}
 		if set(m.KernelTCP) {
 			l.add("--kernel-memory-tcp", "memory", itoa(*m.KernelTCP), "memory.kmem.tcp.limit_in_bytes")
 		}
