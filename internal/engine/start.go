@@ -15,6 +15,7 @@ import (
 	"conex/internal/container"
 	"conex/internal/control"
 	"conex/internal/disk"
+	"conex/internal/linux/mount"
 
 	"golang.org/x/sys/unix"
 )
@@ -167,9 +168,25 @@ func (e *Engine) spawn(lock *disk.Lock, req control.StartRequest) (rep control.R
 	if v := os.Getenv("GODEBUG"); v != "" {
 		env = append(env, "GODEBUG="+v)
 	}
-	p, err := os.StartProcess("/proc/self/exe", []string{control.Name, req.ID[:12]}, &os.ProcAttr{
+	self, err := mount.ReadOnlySelf()
+	if err != nil {
+		closeAll(own)
+		if s != nil {
+			s.Close()
+		}
+		return rep, nil, fmt.Errorf("start the container's monitor: %w", err)
+	}
+	own = append(own, self)
+	p, err := os.StartProcess(fmt.Sprintf("/proc/self/fd/%d", self.Fd()), []string{control.Name, req.ID[:12]}, &os.ProcAttr{
 		Dir: "/", Env: env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
 	})
+	if err == nil {
+		// Before the request goes out, so before anything of the container's runs.
+		if ferr := mount.ForbidExecution(self); ferr != nil {
+			err = errors.Join(ferr, p.Kill())
+			_, _ = p.Wait()
+		}
+	}
 	closeAll(own)
 	if err != nil {
 		if s != nil {

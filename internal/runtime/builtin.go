@@ -110,6 +110,9 @@ func check(cfg *Config) error {
 	case cfg.RootFS.Dir == "" && len(cfg.RootFS.Lower) == 0:
 		return errors.New("create container: no root file system")
 	}
+	if err := checkStrings(s.Process); err != nil {
+		return fmt.Errorf("create container: %w", err)
+	}
 	mnt := false
 	for _, ns := range s.Linux.Namespaces {
 		if namespaceFlags[ns.Type] == 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -55,11 +56,17 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 		defer into.Close()
 	}
 	var prog nsfork.Program
-	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	host, err := hostNull()
 	if err != nil {
 		return nil, err
 	}
-	defer null.Close()
+	null, err := containerNull(r.root, host)
+	if err != nil {
+		return nil, err
+	}
+	if null != host {
+		defer null.Close()
+	}
 	if b.flags&unix.CLONE_NEWCGROUP != 0 && cgroup.Probe().Version == "2" {
 		prog.Call("make cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
@@ -192,6 +199,11 @@ func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 		if f == nil {
 			f = null
 		}
+		if l.user.UID != 0 {
+			if err := ownPipe(f, int(l.user.UID)); err != nil {
+				return err
+			}
+		}
 		if int(f.Fd()) <= 2 { // dup3 of a low number onto another one could close what a later one needs
 			fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 10)
 			if err != nil {
@@ -204,8 +216,8 @@ func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 	if l.console != nil {
 		prog.Call("take terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
 	}
-	// Nothing of ours stays open behind execve, whoever opened it how (CVE-2024-21626).
-	prog.Call("close descriptors", unix.SYS_CLOSE_RANGE, 3, uint(^uint32(0)), unix.CLOSE_RANGE_CLOEXEC)
+	// Before the first path that the image or the user chose: nothing of ours can be named by it.
+	prog.CloseOthers()
 	if err := rlimits(prog, p.Rlimits); err != nil {
 		return err
 	}
@@ -238,6 +250,22 @@ func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 		l.seccomp(prog)
 	}
 	prog.Exec(l.path, p.Args, l.env)
+	return nil
+}
+
+// ownPipe gives a pipe to the user, who could otherwise not open /dev/stdout again, as daemons do that log to it. Files and
+// devices keep their owner.
+func ownPipe(f *os.File, uid int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fmt.Errorf("standard stream: %w", err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return nil
+	}
+	if err := unix.Fchown(int(f.Fd()), uid, -1); err != nil && err != unix.EPERM && err != unix.EROFS && err != unix.EINVAL {
+		return fmt.Errorf("give a standard stream to user %d: %w", uid, err)
+	}
 	return nil
 }
 
@@ -332,6 +360,16 @@ func rlimits(prog *nsfork.Program, limits []specs.POSIXRlimit) error {
 	return nil
 }
 
+// checkStrings refuses what execve(2) would cut off: an image's config is JSON and may hold NUL bytes.
+func checkStrings(p *specs.Process) error {
+	for _, s := range slices.Concat(p.Args, p.Env, []string{p.Cwd}) {
+		if strings.IndexByte(s, 0) >= 0 {
+			return fmt.Errorf("command, environment or working directory holds a NUL byte: %.100q", s)
+		}
+	}
+	return nil
+}
+
 // Exec implements Container.
 func (b *box) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
 	b.mu.Lock()
@@ -343,12 +381,13 @@ func (b *box) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
 	if cfg.Process == nil || len(cfg.Process.Args) == 0 {
 		return nil, errors.New("exec: no command specified")
 	}
+	if err := checkStrings(cfg.Process); err != nil {
+		return nil, fmt.Errorf("exec: %w", err)
+	}
 	l := &launch{process: cfg.Process, named: cfg.User != "" || len(cfg.GroupAdd) > 0, stdio: cfg.Stdio}
-	if !cfg.Privileged {
-		var err error
-		if l.filter, err = filter(b.cfg.Spec, b.cfg.DefaultSeccomp, b.cfg.SeccompCache); err != nil {
-			return nil, err
-		}
+	var err error
+	if l.filter, err = filter(b.cfg.Spec, b.cfg.DefaultSeccomp, b.cfg.SeccompCache); err != nil {
+		return nil, err
 	}
 	reply := make(chan result, 1)
 	onThread(func() {
@@ -364,11 +403,10 @@ func (b *box) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
 
 // execThread joins the container's namespaces and forks there.
 func (b *box) execThread(init *process, cfg *ExecConfig, l *launch) (p *process, err error) {
-	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	host, err := hostNull() // while /proc is the host's
 	if err != nil {
 		return nil, err
 	}
-	defer null.Close()
 	into, err := enterCgroup(b.cg)
 	if err != nil {
 		return nil, err
@@ -400,6 +438,13 @@ func (b *box) execThread(init *process, cfg *ExecConfig, l *launch) (p *process,
 		return nil, err
 	}
 	defer root.Close()
+	null, err := containerNull(root, host)
+	if err != nil {
+		return nil, err
+	}
+	if null != host {
+		defer null.Close()
+	}
 	if l.user, err = processUser(root, cfg.Process, cfg.User, cfg.GroupAdd); err != nil {
 		return nil, err
 	}

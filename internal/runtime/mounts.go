@@ -122,7 +122,11 @@ func mountEntry(root *os.File, m specs.Mount) error {
 		return fmt.Errorf("mount %s: %w", m.Destination, err)
 	}
 	defer tree.Close()
-	at, err := mountPoint(root, m.Destination, isDir)
+	point := mountPoint
+	if !o.bind && m.Type != "bind" && (m.Type != "tmpfs" || filepath.Clean(m.Destination) == "/dev") {
+		point = ordinaryFolder
+	}
+	at, err := point(root, m.Destination, isDir)
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", m.Destination, err)
 	}
@@ -143,17 +147,52 @@ func mountPoint(root *os.File, path string, isDir bool) (*os.File, error) {
 	if isDir {
 		return safepath.MkdirAll(root, path, 0o755)
 	}
-	parent, err := safepath.MkdirAll(root, filepath.Dir(path), 0o755)
+	// A link that leads nowhere, as /etc/resolv.conf often is: what it means is made, parents included.
+	for range maxLinks {
+		target, err := safepath.Readlink(root, path)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(target) {
+			// Not cleaned: ".." behind a link is the kernel's to resolve.
+			target = filepath.Dir(path) + "/" + target
+		}
+		path = target
+	}
+	dir, _ := filepath.Split(path)
+	parent, err := safepath.MkdirAll(root, dir, 0o755)
 	if err != nil {
 		return nil, err
 	}
 	parent.Close()
-	f, err := safepath.Open(root, path, unix.O_CREAT|unix.O_WRONLY, 0o755)
+	// Non-blocking: somebody who shares a volume with us may put a pipe there just now.
+	f, err := safepath.Open(root, path, unix.O_CREAT|unix.O_WRONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0o755)
 	if err != nil {
 		return nil, err
 	}
 	f.Close()
 	return safepath.Open(root, path, unix.O_PATH, 0)
+}
+
+// maxLinks is the kernel's own limit of symbolic links in one resolution.
+const maxLinks = 40
+
+// ordinaryFolder is mountPoint for /proc, /sys, /dev and the like, which the image must not have put elsewhere: what is mounted
+// or masked below them by path later would miss them (CVE-2019-16884, CVE-2019-19921, CVE-2023-27561).
+func ordinaryFolder(root *os.File, path string, _ bool) (*os.File, error) {
+	at, err := safepath.OpenNoLinks(root, path, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		made, merr := safepath.MkdirAll(root, path, 0o755)
+		if merr != nil {
+			return nil, merr
+		}
+		made.Close()
+		at, err = safepath.OpenNoLinks(root, path, unix.O_PATH|unix.O_DIRECTORY, 0)
+	}
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
+		return nil, fmt.Errorf("the image has no ordinary folder there but a link or a file: %w", err)
+	}
+	return at, err
 }
 
 // inProc are the places below /proc that a mount may cover, as runc allows them; anything else could fool a security module.
@@ -250,9 +289,5 @@ func maskTree(host string) (*os.File, error) {
 		return mount.New("tmpfs", []mount.Param{{Key: "source", Value: "tmpfs"}, {Key: "size", Value: "0"}, {Key: "nr_inodes", Value: "1"}},
 			unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 	}
-	// The host's /dev/null, proven to be it: the container's own could have been replaced (CVE-2025-31133).
-	if err := unix.Stat("/dev/null", &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3) {
-		return nil, fmt.Errorf("mask %s: /dev/null of the host is not the null device", host)
-	}
-	return mount.Clone(unix.AT_FDCWD, "/dev/null", false)
+	return nullTree()
 }

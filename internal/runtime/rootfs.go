@@ -146,7 +146,9 @@ func (r *rootfs) mountAll() error {
 		switch {
 		case m.Type == "proc":
 			r.procAttr = int(parseMountOptions(m.Options).set)
-			r.proc, err = mountPoint(r.root, m.Destination, true)
+			if r.proc, err = ordinaryFolder(r.root, m.Destination, true); err != nil {
+				err = fmt.Errorf("mount %s: %w", m.Destination, err)
+			}
 		case m.Type == "cgroup" || m.Type == "cgroup2":
 			err = r.mountCgroup(m)
 		case below(m.Destination, "/proc"):
@@ -236,7 +238,7 @@ func (r *rootfs) mountCgroup(m specs.Mount) error {
 	attr := parseMountOptions(m.Options).set
 	info := cgroup.Probe()
 	if info.Version == "2" {
-		at, err := mountPoint(r.root, m.Destination, true)
+		at, err := ordinaryFolder(r.root, m.Destination, true)
 		if err != nil {
 			return fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
@@ -246,10 +248,15 @@ func (r *rootfs) mountCgroup(m specs.Mount) error {
 	if err := r.joinCgroup(); err != nil {
 		return err
 	}
+	folder, err := ordinaryFolder(r.root, m.Destination, true)
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", m.Destination, err)
+	}
+	folder.Close()
 	if err := mountEntry(r.root, specs.Mount{Destination: m.Destination, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "nodev", "mode=755"}}); err != nil {
 		return err
 	}
-	dir, err := safepath.Open(r.root, m.Destination, unix.O_PATH|unix.O_DIRECTORY, 0)
+	dir, err := safepath.OpenNoLinks(r.root, m.Destination, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
@@ -282,7 +289,7 @@ func (r *rootfs) mountCgroup(m specs.Mount) error {
 	if attr&unix.MOUNT_ATTR_RDONLY == 0 {
 		return nil
 	}
-	top, err := safepath.Open(r.root, m.Destination, unix.O_PATH|unix.O_DIRECTORY, 0)
+	top, err := safepath.OpenNoLinks(r.root, m.Destination, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}

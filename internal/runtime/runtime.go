@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strconv"
 	"syscall"
 
 	"conex/internal/linux/cgroup"
@@ -106,8 +107,6 @@ type ExecConfig struct {
 	GroupAdd []string
 	// Stdio is as Config.Stdio.
 	Stdio [3]*os.File
-	// Privileged drops the seccomp filter.
-	Privileged bool
 }
 
 // ExecError says that the command itself could not be executed; Docker's exit codes tell why.
@@ -118,7 +117,8 @@ type ExecError struct {
 	Err error
 }
 
-func (e *ExecError) Error() string { return "exec: \"" + e.Path + "\": " + e.Err.Error() }
+// Error quotes the command, which an image may have filled with a terminal's escape sequences.
+func (e *ExecError) Error() string { return "exec: " + strconv.Quote(e.Path) + ": " + e.Err.Error() }
 
 // Unwrap returns the reason.
 func (e *ExecError) Unwrap() error { return e.Err }

@@ -45,7 +45,7 @@ func image(t testing.TB) string {
 	write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n", 0o644)
 	write("etc/group", "root:x:0:\napp:x:1001:\naudio:x:29:app\n", 0o644)
 	write("noexec", "#!/bin/sh\n", 0o644)
-	for _, a := range []string{"sh", "cat", "id", "ls", "mount", "touch", "ps", "sleep", "stty", "tty", "pwd", "env", "mkdir", "mknod", "hostname", "ulimit", "grep", "dd", "true", "sysctl", "readlink"} {
+	for _, a := range []string{"sh", "cat", "id", "ls", "mount", "touch", "ps", "sleep", "stty", "tty", "pwd", "env", "mkdir", "mknod", "hostname", "ulimit", "grep", "dd", "true", "sysctl", "readlink", "rm", "chmod", "ln"} {
 		if err := os.Symlink("busybox", filepath.Join(dir, "bin", a)); err != nil {
 			t.Fatal(err)
 		}

@@ -1,8 +1,6 @@
 package runtime
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,8 +23,11 @@ type User struct {
 	Home string
 }
 
-// maxAccounts bounds a passwd or group file, which the image's maker wrote.
-const maxAccounts = 8 << 20
+// maxAccounts bounds a passwd or group file, which the image's maker wrote, in bytes; maxEntries in lines.
+const (
+	maxAccounts = 8 << 20
+	maxEntries  = 1 << 16
+)
 
 // ResolveUser looks user ("name", "uid", "name:group", "uid:gid"; empty is root) up in the passwd and group files below root,
 // by Docker's rules: a number needs no entry, a name does. groupAdd are further groups by name or number.
@@ -47,7 +48,7 @@ func ResolveUser(root *os.File, user string, groupAdd []string) (User, error) {
 	entry := lookup(passwd, name, 2)
 	var login string
 	switch {
-	case entry != nil && len(entry) >= 4:
+	case len(entry) >= 4:
 		login = entry[0]
 		uid, err1 := parseID(entry[2])
 		gid, err2 := parseID(entry[3])
@@ -73,7 +74,7 @@ func ResolveUser(root *os.File, user string, groupAdd []string) (User, error) {
 		u.GID = gid
 	} else if login != "" {
 		for _, g := range group {
-			if len(g) < 4 || !slices.Contains(strings.Split(g[3], ","), login) {
+			if len(g) < 4 || !member(g[3], login) {
 				continue
 			}
 			if gid, err := parseID(g[2]); err == nil {
@@ -93,6 +94,16 @@ func ResolveUser(root *os.File, user string, groupAdd []string) (User, error) {
 	slices.Sort(u.Groups)
 	u.Groups = slices.Compact(u.Groups)
 	return u, nil
+}
+
+// member reports whether login is in a group's list of members.
+func member(list, login string) bool {
+	for m := range strings.SplitSeq(list, ",") {
+		if m == login {
+			return true
+		}
+	}
+	return false
 }
 
 func resolveGroup(group [][]string, name string) (uint32, error) {
@@ -146,12 +157,16 @@ func accounts(root *os.File, path string) ([][]string, error) {
 		return nil, fmt.Errorf("read the container's %s: %w", path, err)
 	}
 	var out [][]string
-	for sc := bufio.NewScanner(bytes.NewReader(data)); sc.Scan(); {
-		line := strings.TrimSpace(sc.Text())
+	for line := range strings.Lines(string(data)) {
+		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' {
 			continue
 		}
-		out = append(out, strings.Split(line, ":"))
+		// As many fields as passwd(5) has: a line of colons must not become millions of strings.
+		out = append(out, strings.SplitN(line, ":", 7))
+		if len(out) > maxEntries {
+			return nil, fmt.Errorf("read the container's %s: more than %d entries", path, maxEntries)
+		}
 	}
 	return out, nil
 }

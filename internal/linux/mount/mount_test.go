@@ -1,6 +1,8 @@
 package mount
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -132,6 +134,13 @@ func TestReadOnlySelf(t *testing.T) {
 		if err := unix.Statfs("/proc/self/exe", &st); err != nil || st.Flags&unix.ST_RDONLY == 0 {
 			t.Fatalf("the program can be written to: flags %x, %v", st.Flags, err)
 		}
+		// The parent has forbidden it before it closed our input.
+		if _, err := io.ReadAll(os.Stdin); err != nil {
+			t.Fatal(err)
+		}
+		if err := exec.Command("/proc/self/exe", "-test.run=^$").Run(); !errors.Is(err, unix.EACCES) {
+			t.Fatalf("the program can be executed again: %v", err)
+		}
 		return
 	}
 	self, err := ReadOnlySelf()
@@ -141,7 +150,33 @@ func TestReadOnlySelf(t *testing.T) {
 	defer self.Close()
 	c := exec.Command(fmt.Sprintf("/proc/self/fd/%d", self.Fd()), "-test.run=^TestReadOnlySelf$", "-test.v")
 	c.Env = append(os.Environ(), "MOUNT_TEST_SELF=1")
-	if out, err := c.CombinedOutput(); err != nil || !strings.Contains(string(out), "PASS: TestReadOnlySelf") {
-		t.Fatalf("%v: %s", err, out)
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	c.Stdout, c.Stderr = &out, &out
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := ForbidExecution(self); err != nil {
+		t.Error(err)
+	}
+	in.Close()
+	if err := c.Wait(); err != nil || !strings.Contains(out.String(), "PASS: TestReadOnlySelf") {
+		t.Fatalf("%v: %s", err, out.String())
+	}
+}
+
+func BenchmarkReadOnlySelf(b *testing.B) {
+	if os.Getuid() != 0 {
+		b.Skip("needs root")
+	}
+	for b.Loop() {
+		f, err := ReadOnlySelf()
+		if err != nil {
+			b.Fatal(err)
+		}
+		f.Close()
 	}
 }

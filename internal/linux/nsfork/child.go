@@ -44,12 +44,21 @@ type cloneArgs struct {
 // locked their goroutine to its thread. Start returns once the child has executed (its error pipe closed) or failed, then with
 // an *Error. The pid is that of the caller's pid namespace; the pidfd is non-blocking, for the poller.
 func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
+	if p.ops == nil {
+		return 0, nil, fmt.Errorf("fork: empty program")
+	}
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
 		return 0, nil, fmt.Errorf("fork: %w", err)
 	}
-	if p.ops == nil {
-		return 0, nil, fmt.Errorf("fork: empty program")
+	if pipe[1] < 3 { // where the child's standard streams go
+		high, err := unix.FcntlInt(uintptr(pipe[1]), unix.F_DUPFD_CLOEXEC, 3)
+		unix.Close(pipe[1])
+		if err != nil {
+			unix.Close(pipe[0])
+			return 0, nil, fmt.Errorf("fork: %w", err)
+		}
+		pipe[1] = high
 	}
 	fd := new(int32)
 	args := &cloneArgs{
@@ -61,19 +70,19 @@ func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
 		args.flags |= unix.CLONE_INTO_CGROUP
 		args.cgroup = uint64(a.Cgroup.Fd())
 	}
-	init := uintptr(0)
+	var init *initState
 	if a.Init {
-		init = 1
+		init = newInitState()
 	}
 	report := new([2]uint32)
-	sigs := new([4]uint64)
 	// No descriptor may be opened without close-on-exec between another goroutine's fork and exec: package syscall's lock.
 	syscall.ForkLock.Lock()
-	r, errno := fork(args, &p.ops[0], uintptr(len(p.ops)), uintptr(pipe[1]), report, init, sigs)
+	r, errno := fork(args, &p.ops[0], uintptr(len(p.ops)), uintptr(pipe[1]), report, init)
 	afterFork()
 	syscall.ForkLock.Unlock()
 	runtime.KeepAlive(p)
 	runtime.KeepAlive(args)
+	runtime.KeepAlive(init)
 	unix.Close(pipe[1])
 	if errno != 0 {
 		unix.Close(pipe[0])
@@ -131,7 +140,7 @@ func reap(pid int) {
 //go:norace
 //go:nosplit
 //go:noinline
-func fork(args *cloneArgs, ops *op, n, pipe uintptr, report *[2]uint32, init uintptr, sigs *[4]uint64) (uintptr, syscall.Errno) {
+func fork(args *cloneArgs, ops *op, n, pipe uintptr, report *[2]uint32, init *initState) (uintptr, syscall.Errno) {
 	beforeFork()
 	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0, 0, 0, 0)
 	if errno != 0 || pid != 0 {
@@ -139,8 +148,8 @@ func fork(args *cloneArgs, ops *op, n, pipe uintptr, report *[2]uint32, init uin
 	}
 	// From here on this is the child.
 	afterForkInChild()
-	if init != 0 {
-		becomeInit(n, pipe, report, sigs)
+	if init != nil {
+		becomeInit(n, pipe, report, init)
 		// From here on this is the second child.
 	}
 	run(ops, n, pipe, report)
@@ -167,6 +176,14 @@ func run(ops *op, n, pipe uintptr, report *[2]uint32) {
 				other := (*op)(unsafe.Add(unsafe.Pointer(ops), *a*unsafe.Sizeof(*ops)))
 				*a = other.result
 			}
+		}
+		if o.nr == closeOthers {
+			// A call of the child's own: the report pipe alone stays, until execve closes it.
+			if pipe > 3 {
+				syscall.RawSyscall(unix.SYS_CLOSE_RANGE, 3, pipe-1, 0)
+			}
+			syscall.RawSyscall(unix.SYS_CLOSE_RANGE, pipe+1, ^uintptr(0)>>32, 0)
+			continue
 		}
 		var errno syscall.Errno
 		o.result, _, errno = syscall.RawSyscall6(o.nr, o.args[0], o.args[1], o.args[2], o.args[3], o.args[4], o.args[5])

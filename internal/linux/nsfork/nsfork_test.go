@@ -126,6 +126,48 @@ func TestNamespacesAndInit(t *testing.T) {
 	}
 }
 
+func TestCloseOthers(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range []int{50, 500} { // below and above the report pipe's number, not close-on-exec
+		if err := unix.Dup2(0, fd); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+	}
+	var p Program
+	p.Call("dup", unix.SYS_DUP3, w, 1, 0)
+	p.CloseOthers()
+	for _, fd := range []int{50, 500, int(w.Fd())} {
+		look := p.Try("look", unix.SYS_FCNTL, fd, unix.F_GETFD, 0)
+		p.OnlyIf(p.Call("descriptor is open", unix.SYS_CHDIR, "/no/such"), look)
+	}
+	p.Exec("/bin/sh", []string{"sh", "-c", "echo /proc/self/fd/*"}, nil)
+	pid, pidfd, err := p.Start(Attr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pidfd.Close()
+	w.Close()
+	out, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait(t, pid)
+	if strings.Contains(string(out), "/50") {
+		t.Errorf("open: %s", out)
+	}
+	// A failure after the descriptors are closed must still be reported.
+	var q Program
+	q.CloseOthers()
+	q.Exec("/no/such/program", []string{"x"}, nil)
+	if _, _, err := q.Start(Attr{}); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestStress forks from many goroutines while the collector runs: the child must never depend on the runtime's state.
 func TestStress(t *testing.T) {
 	n := 400

@@ -88,7 +88,18 @@ func (p *Program) Unless(c, r Ref) { p.ops[c].skipIf = uintptr(r) + 1 }
 // OnlyIf makes the call c run only if the earlier, tolerated call r succeeded.
 func (p *Program) OnlyIf(c, r Ref) { p.ops[c].skipIf, p.ops[c].unless = uintptr(r)+1, 1 }
 
-// Exec appends execve(2) of path.
+// closeOthers is the number of an op that is no system call.
+const closeOthers = ^uintptr(0)
+
+// CloseOthers appends the closing of every descriptor above the standard streams. What an earlier call opened is closed too.
+// Marking them close-on-exec would not do: until execve a working folder of /proc/self/fd/<n> would lead out of the
+// container through any folder of the host that the forking process has open (CVE-2024-21626).
+func (p *Program) CloseOthers() {
+	p.ops = append(p.ops, op{nr: closeOthers})
+	p.names = append(p.names, "close descriptors")
+}
+
+// Exec appends execve(2) of path. No string may hold a NUL byte, which would end it there: callers have checked that.
 func (p *Program) Exec(path string, argv, envv []string) {
 	p.Call("execve", unix.SYS_EXECVE, path, p.strings(argv), p.strings(envv))
 }
