@@ -37,8 +37,7 @@ demo: build
 
 # What tests and images need beyond Go, from Debian's packages, and only what is missing.
 deps:
-	@sh images/need +busybox-static mmdebstrap mkfs.erofs:erofs-utils nft:nftables ip:iproute2 curl \
-		docker-registry flock:util-linux strace
+	@sh images/need +busybox-static mmdebstrap fsck.erofs:erofs-utils nft:nftables ip:iproute2 curl flock:util-linux docker-registry
 
 test: deps build lint images
 	CONEX_IMAGES_CACHE='$(IMAGES)' $(GO) test -timeout 15m $(TEST_FLAGS) ./...
@@ -50,14 +49,11 @@ images: build
 bench: build
 	$(GO) run ./bench -conex bin/conex $(BENCH)
 
-# staticcheck comes through the Go module proxy; without one the rest of lint still counts.
 lint:
 	@out=$$(gofmt -l cmd internal test images bench samples); if [ -n "$$out" ]; then echo "gofmt -w these:"; echo "$$out"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) test ./internal/arch/...
-	@if $(GO) mod download honnef.co/go/tools@$(lastword $(subst @, ,$(STATICCHECK))) 2>/dev/null; then \
-		echo "staticcheck ./..."; $(GO) run $(STATICCHECK) ./...; \
-	else echo "staticcheck: the module proxy has it not, left out"; fi
+	.ci/staticcheck $(STATICCHECK)
 
 install: build
 	install -D -m 0755 bin/conex $(DESTDIR)$(PREFIX)/bin/conex

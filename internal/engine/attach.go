@@ -48,7 +48,8 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (exitCode int, e
 		select {
 		case sz := <-req.Streams.Resize:
 			// A size that differs makes the program draw its screen anew, which a newcomer has not seen.
-			if err := c.Resize(ctx, "", sz.Rows+1, sz.Cols); err == nil {
+			err := c.Resize(ctx, "", sz.Rows+1, sz.Cols)
+			if err == nil {
 				err = c.Resize(ctx, "", sz.Rows, sz.Cols)
 			}
 			if err != nil && !errors.Is(err, control.ErrGone) {

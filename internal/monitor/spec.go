@@ -3,7 +3,6 @@ package monitor
 import (
 	"cmp"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -290,13 +289,4 @@ func setOption(opts []string, opt string) []string {
 		}
 		return o == opt || o == "no"+opt || "no"+o == opt || opt == "ro" && o == "rw" || opt == "rw" && o == "ro"
 	}), opt)
-}
-
-// hostHostname is what a container in the host's network is called.
-func hostHostname() string {
-	h, err := os.Hostname()
-	if err != nil {
-		return "localhost"
-	}
-	return h
 }
