@@ -149,8 +149,8 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	if v := p.contexts.v; v != nil && err != nil {
 		v.end(Canceled, "", nil)
 	}
-	if in.stats != nil {
-		err = errors.Join(err, in.stats.save())
+	if in.view.stats != nil {
+		err = errors.Join(err, in.view.stats.save())
 	}
 	if err != nil {
 		return res, err

@@ -15,6 +15,8 @@ import (
 
 	"conex/internal/image"
 	"conex/internal/ocispec"
+
+	"golang.org/x/sys/unix"
 )
 
 // ran and found compare which steps did work and which were cached.
@@ -67,6 +69,13 @@ func TestCacheInvalidation(t *testing.T) {
 	}
 	e.must(file)
 	e.ran("COPY src src", "RUN cat src/main.js > out")
+
+	// So is an extended attribute.
+	e.must(file)
+	if err := unix.Setxattr(filepath.Join(e.ctx, "src/main.js"), "user.k", []byte("v"), 0); err == nil {
+		e.must(file)
+		e.ran("COPY src src", "RUN cat src/main.js > out")
+	}
 
 	// Metadata alone runs nothing, and makes a new image.
 	img := e.must(file + "LABEL x=y\n")

@@ -29,7 +29,6 @@ type input struct {
 	name   string // the Dockerfile's, for messages
 	source []byte
 	view   view
-	stats  *statCache // nil for a context that lives for this build only
 	stage  *disk.Stage
 }
 
@@ -72,7 +71,7 @@ func openInput(ctx context.Context, root *disk.Root, req *Request) (in *input, e
 	if abs, err = filepath.EvalSymlinks(abs); err != nil {
 		return in, err
 	}
-	in.stats = openStatCache(root, abs)
+	in.view.stats = openStatCache(root, abs)
 	ignoreBeside := ""
 	switch req.Dockerfile {
 	case "-":

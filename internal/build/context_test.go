@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"conex/internal/disk"
 	"conex/internal/layertar"
 	"conex/internal/safepath"
 )
@@ -104,17 +103,8 @@ func hostileTars(t testing.TB) map[string][]byte {
 func extract(t testing.TB, data []byte) error {
 	t.Helper()
 	dir := t.TempDir()
-	root, err := disk.OpenRoot(filepath.Join(dir, "root"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	st, err := root.Stage()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer st.Close()
-	inside := filepath.Join(st.Dir, "context")
-	if err := os.Mkdir(inside, 0o700); err != nil {
+	inside := filepath.Join(dir, "stage", "context")
+	if err := os.MkdirAll(inside, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	before := listing(t, dir, inside)

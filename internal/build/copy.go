@@ -172,7 +172,7 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 			if err != nil {
 				return "", err
 			}
-			return p.in.view.fingerprint(ctx, cp.sel, p.in.stats)
+			return p.in.view.fingerprint(ctx, cp.sel)
 		}})
 	}
 	for _, u := range op.URLs {

@@ -20,9 +20,9 @@ import (
 
 // fingerprint hashes what a selection means for the layer that COPY makes of it: names, types, modes, link targets, extended
 // attributes and contents. Times and owners are left out, since copies from the context belong to root and an edit
-// without a change of content shall not count. stats may be nil.
-func (v *view) fingerprint(ctx context.Context, sel []source, stats *statCache) (string, error) {
-	sums, err := v.contentSums(ctx, sel, stats)
+// without a change of content shall not count.
+func (v *view) fingerprint(ctx context.Context, sel []source) (string, error) {
+	sums, err := v.contentSums(ctx, sel)
 	if err != nil {
 		return "", err
 	}
@@ -48,7 +48,7 @@ func (v *view) fingerprint(ctx context.Context, sel []source, stats *statCache) 
 }
 
 // contentSums hashes the regular files of a selection, in its order, those that the cache does not know in parallel.
-func (v *view) contentSums(ctx context.Context, sel []source, stats *statCache) ([][sha256.Size]byte, error) {
+func (v *view) contentSums(ctx context.Context, sel []source) ([][sha256.Size]byte, error) {
 	var files []*item
 	for i := range sel {
 		for k := range sel[i].items {
@@ -60,8 +60,8 @@ func (v *view) contentSums(ctx context.Context, sel []source, stats *statCache) 
 	sums := make([][sha256.Size]byte, len(files))
 	var todo []int
 	for i, it := range files {
-		if stats != nil {
-			if sum, ok := stats.get(it.path, &it.st); ok {
+		if v.stats != nil {
+			if sum, ok := v.stats.get(it.path, &it.st); ok {
 				sums[i] = sum
 				continue
 			}
@@ -85,7 +85,7 @@ func (v *view) contentSums(ctx context.Context, sel []source, stats *statCache) 
 					return err
 				}
 				it := files[todo[k]]
-				now := time.Now()
+				now, before := time.Now(), statID(&it.st)
 				f, err := v.open(it)
 				if err != nil {
 					return err
@@ -97,8 +97,8 @@ func (v *view) contentSums(ctx context.Context, sel []source, stats *statCache) 
 					return fmt.Errorf("read %s: %w", it.path, err)
 				}
 				h.Sum(sums[todo[k]][:0])
-				if stats != nil {
-					stats.put(it.path, &it.st, sums[todo[k]], now)
+				if v.stats != nil {
+					v.stats.put(it.path, &it.st, sums[todo[k]], len(it.xattrs) == 0 && before == statID(&it.st), now)
 				}
 			}
 		})

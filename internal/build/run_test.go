@@ -267,8 +267,8 @@ func TestStatCache(t *testing.T) {
 	c := openStatCache(root, dir)
 	now := time.Unix(1000, 0)
 	old := unix.Stat_t{Ino: 1, Size: 2, Ctim: unix.Timespec{Sec: 900}}
-	c.put("a", &old, [32]byte{1}, now)
-	c.put("racy", &unix.Stat_t{Ctim: unix.Timespec{Sec: 999, Nsec: 990e6}}, [32]byte{2}, now)
+	c.put("a", &old, [32]byte{1}, true, now)
+	c.put("racy", &unix.Stat_t{Ctim: unix.Timespec{Sec: 999, Nsec: 990e6}}, [32]byte{2}, true, now)
 	if err := c.save(); err != nil {
 		t.Fatal(err)
 	}
@@ -278,6 +278,9 @@ func TestStatCache(t *testing.T) {
 	}
 	if _, ok := c.get("racy", &unix.Stat_t{Ctim: unix.Timespec{Sec: 999, Nsec: 990e6}}); ok {
 		t.Error("the cache trusts a file that changed in the same tick")
+	}
+	if !c.plain("a", &old) || c.plain("b", &old) {
+		t.Error("the cache forgot which files have no extended attributes")
 	}
 	changed := old
 	changed.Ctim.Nsec = 1

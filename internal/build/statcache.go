@@ -23,7 +23,8 @@ import (
 // statCache remembers the hashes of a context folder's files by what stat(2) says of them, so that an unchanged file is not read
 // again. One file per context, buildcache/stat/<hash of its path>:
 //
-//	magic, then per file: u16 length of path, path, 6 × u64 (device, inode, size, mode, mtime, ctime in ns), 32 bytes sha256;
+//	magic, then per file: u16 length of path, path, 6 × u64 (device, inode, size, mode, mtime, ctime in ns), 32 bytes sha256,
+//	u8 1 when it has no extended attributes;
 //	crc32 of all that
 //
 // Numbers are little-endian. Whatever is odd about the file makes it an empty cache. Two builds of one context at once overwrite
@@ -40,9 +41,14 @@ type statCache struct {
 type statEntry struct {
 	id  [6]uint64
 	sum [sha256.Size]byte
+	// plain files have no extended attributes; setting one would change ctime.
+	plain bool
 }
 
-const statMagic = "conex stat cache 1\n"
+const statMagic = "conex stat cache 2\n"
+
+// statFixed is the length of an entry without its path.
+const statFixed = 2 + 48 + sha256.Size + 1
 
 // racy is how old a file's last change must be for its stat to prove anything: a write within the same tick of the kernel's clock
 // leaves the same times.
@@ -68,13 +74,13 @@ func decodeStat(data []byte) map[string]statEntry {
 		return nil
 	}
 	all := string(body) // one allocation: the keys are pieces of it
-	m := make(map[string]statEntry, len(body)/128)
+	m := make(map[string]statEntry, len(body)/(statFixed+16))
 	for at := len(statMagic); at < len(body); {
 		if at+2 > len(body) {
 			return nil
 		}
 		n := int(binary.LittleEndian.Uint16(body[at:]))
-		end := at + 2 + n + 48 + sha256.Size
+		end := at + statFixed + n
 		if end > len(body) {
 			return nil
 		}
@@ -83,7 +89,8 @@ func decodeStat(data []byte) map[string]statEntry {
 		for i := range e.id {
 			e.id[i] = binary.LittleEndian.Uint64(body[at+2+n+8*i:])
 		}
-		copy(e.sum[:], body[end-sha256.Size:end])
+		copy(e.sum[:], body[end-1-sha256.Size:])
+		e.plain = body[end-1] == 1
 		m[name] = e
 		at = end
 	}
@@ -109,14 +116,25 @@ func (c *statCache) get(path string, st *unix.Stat_t) (sum [sha256.Size]byte, ok
 	return e.sum, true
 }
 
+// plain reports whether a file is known, looks as it did and has no extended attributes. c may be nil.
+func (c *statCache) plain(path string, st *unix.Stat_t) bool {
+	if c == nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := c.old[path]
+	return ok && e.plain && e.id == statID(st)
+}
+
 // put remembers a hash, read at the time now, unless the file changed so lately that its stat proves nothing.
-func (c *statCache) put(path string, st *unix.Stat_t, sum [sha256.Size]byte, now time.Time) {
+func (c *statCache) put(path string, st *unix.Stat_t, sum [sha256.Size]byte, plain bool, now time.Time) {
 	if now.Sub(time.Unix(st.Ctim.Unix())) < racy || len(path) > 1<<16-1 {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.next[path] = statEntry{statID(st), sum}
+	c.next[path] = statEntry{statID(st), sum, plain}
 	c.dirty = true
 }
 
@@ -143,6 +161,11 @@ func (c *statCache) save() error {
 			out = binary.LittleEndian.AppendUint64(out, v)
 		}
 		out = append(out, e.sum[:]...)
+		if e.plain {
+			out = append(out, 1)
+		} else {
+			out = append(out, 0)
+		}
 	}
 	out = binary.LittleEndian.AppendUint32(out, crc32.ChecksumIEEE(out))
 	err := disk.WriteFile(c.path, out, 0o600, disk.Volatile)

@@ -23,6 +23,8 @@ type view struct {
 	root *os.File
 	// ignore are .dockerignore's patterns; nil for a stage.
 	ignore []string
+	// stats knows files of a context folder from earlier builds; nil for what lives for one build only.
+	stats *statCache
 }
 
 // item is one file, folder or link that a COPY selected.
@@ -301,8 +303,10 @@ func (w *walker) walk(dir *os.File, s *source, p, rel string, parent patternmatc
 				return err
 			}
 		}
-		if it.xattrs, err = xattrs(proc+name, false); err != nil {
-			return err
+		if !w.v.stats.plain(it.path, &it.st) {
+			if it.xattrs, err = xattrs(proc+name, false); err != nil {
+				return err
+			}
 		}
 		before := len(s.items)
 		s.items = append(s.items, it)
