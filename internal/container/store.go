@@ -74,7 +74,7 @@ func (s *Store) Lock(id string) (*disk.Lock, error) {
 	path := s.RunDir(id, "monitor.lock")
 	l, err := disk.TryAcquire(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return nil, fmt.Errorf("lock container: %w", err)
 		}
 		l, err = disk.TryAcquire(path)
@@ -126,7 +126,7 @@ func (s *Store) Create(r *Record, files map[string][]byte) error {
 	defer st.Close()
 	dir := filepath.Join(st.Dir, r.ID)
 	for _, sub := range []string{"", "upper", "work", "log", "files"} {
-		if err := os.Mkdir(filepath.Join(dir, sub), 0o711); err != nil {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
 			return fmt.Errorf("create container: %w", err)
 		}
 	}

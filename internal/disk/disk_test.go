@@ -212,3 +212,20 @@ func TestOpenRootRefusesNewerLayout(t *testing.T) {
 		t.Fatal("opened")
 	}
 }
+
+// TestRootIsRootsAlone is CVE-2021-41091: no user of the host reaches a set-user-id program in a container's folder.
+func TestRootIsRootsAlone(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "root")
+	if _, err := OpenRoot(dir); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if i, err := e.Info(); err != nil || e.IsDir() && i.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v", e.Name(), i.Mode(), err)
+		}
+	}
+}

@@ -34,7 +34,7 @@ func Open(cfg *config.Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(filepath.Join(cfg.State, "c"), 0o711); err != nil {
+	if err := os.MkdirAll(filepath.Join(cfg.State, "c"), 0o700); err != nil {
 		return nil, err
 	}
 	e := &Engine{cfg: cfg, root: root}
