@@ -52,7 +52,7 @@ func Main(args []string) int {
 func (a *app) run(ctx context.Context, args []string) int {
 	root := a.rootCommand(args)
 	root.SetArgs(args)
-	return a.report(root.ExecuteContext(ctx))
+	return a.report(a.rootFlagError(root, root.ExecuteContext(ctx)))
 }
 
 // engine opens the engine that the global flags, the environment and the configuration file (in this order) describe.

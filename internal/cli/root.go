@@ -170,9 +170,9 @@ func (a *app) unknownCommand(name string) error {
 
 // didYouMean returns ", did you mean 'x'?" for the known word that is nearest to word, or "" if none is near.
 func didYouMean(word string, known []string) string {
-	best, dist := "", 3
+	best, dist := "", 1+max(1, len(word)/3)
 	for _, k := range known {
-		if d := distance(word, k); d < dist && d < len(k) {
+		if d := distance(word, k); d < dist {
 			best, dist = k, d
 		}
 	}
@@ -210,6 +210,18 @@ func distance(s, t string) int {
 // usageError is a mistake in a command's flags: exit code 125, as with Docker.
 func (a *app) usageError(cmd *cobra.Command, err error) error {
 	return &exitError{code: 125, err: err, help: cmd.CommandPath()}
+}
+
+// rootFlagError does for the global flags what cobra's FlagErrorFunc, which it does not call for them, does for the others.
+func (a *app) rootFlagError(root *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	var missing *pflag.ValueRequiredError
+	var bad *pflag.InvalidValueError
+	var ee *exitError
+	if !errors.As(err, &ee) && (errors.As(err, &unknown) || errors.As(err, &missing) || errors.As(err, &bad)) {
+		return a.usageError(root, flagError(err))
+	}
+	return err
 }
 
 // flagError takes the words of the flag's own parser where it refuses a flag as a whole.

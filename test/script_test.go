@@ -1,0 +1,179 @@
+package test
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// TestScripts runs scripts/*.txt, each in a world of its own. On top of testscript's commands they have
+//
+//	conex ARG...             in PATH, with the world's folders, in its network namespace; docker is a link to it
+//	exits CODE COMMAND...    runs a command that must end with that code
+//	eventually COMMAND...    runs a command until it succeeds, ten seconds at most
+//	fixture                  imports the busybox image
+//	same TEXT                compares the last stdout, without its last newline, with TEXT, where \n is a newline
+//
+// and $BUSYBOX, the fixture's tar.
+func TestScripts(t *testing.T) {
+	files, err := filepath.Glob("scripts/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	for _, f := range files {
+		name := strings.TrimSuffix(filepath.Base(f), ".txt")
+		t.Run(name, func(t *testing.T) { runScript(t, f) })
+	}
+}
+
+func runScript(t *testing.T, file string) {
+	w := bareWorld(t)
+	w.netns = newNetns(t)
+	image, err := busyboxTar()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(w.dir, "bin")
+	if err := os.Mkdir(bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// A script's commands are children of the test, which is in the machine's own network namespace.
+	real := filepath.Join(w.dir, "real")
+	if err := os.Mkdir(real, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"conex", "docker"} {
+		if err := os.Symlink(w.bin, filepath.Join(real, name)); err != nil {
+			t.Fatal(err)
+		}
+		shim := fmt.Sprintf("#!/bin/sh\nexec nsenter --net=/proc/%d/fd/%d %s/%s \"$@\"\n", os.Getpid(), w.netns.Fd(), real, name)
+		if err := os.WriteFile(filepath.Join(bin, name), []byte(shim), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testscript.Run(t, testscript.Params{
+		Files: []string{file},
+		Setup: func(env *testscript.Env) error {
+			for _, v := range w.env {
+				if strings.HasPrefix(v, "CONEX_") {
+					env.Vars = append(env.Vars, v)
+				}
+			}
+			env.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+			env.Setenv("BUSYBOX", image)
+			env.Setenv("TERM", "xterm")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": scriptExits, "eventually": scriptEventually, "fixture": scriptFixture, "same": scriptSame,
+		},
+	})
+}
+
+func scriptExits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND...")
+	}
+	want, err := strconv.Atoi(args[0])
+	if err != nil {
+		ts.Fatalf("exits: %v", err)
+	}
+	got := 0
+	var exit *exec.ExitError
+	if err := ts.Exec(args[1], args[2:]...); errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+func scriptEventually(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: eventually COMMAND...")
+	}
+	var err error
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		if err = ts.Exec(args[0], args[1:]...); err == nil {
+			return
+		}
+	}
+	ts.Fatalf("not within ten seconds: %v", err)
+}
+
+func scriptFixture(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: fixture")
+	}
+	ts.Check(ts.Exec("conex", "import", "-c", `CMD ["sh"]`, ts.Getenv("BUSYBOX"), "busybox"))
+}
+
+func scriptSame(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: same TEXT")
+	}
+	got := strings.TrimSuffix(ts.ReadFile("stdout"), "\n")
+	if want := strings.ReplaceAll(args[0], `\n`, "\n"); (got == want) == neg {
+		ts.Fatalf("stdout is %q, want %q (negated: %t)", got, want, neg)
+	}
+}
+
+// busyboxTar makes the fixture: Debian's busybox-static with a link for each applet, users root and nobody, and the folders of a root.
+var busyboxTar = sync.OnceValues(func() (string, error) {
+	bin, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		return "", fmt.Errorf("%w (package busybox-static)", err)
+	}
+	list, err := exec.Command("/bin/busybox", "--list").Output()
+	if err != nil {
+		return "", fmt.Errorf("busybox --list: %w", err)
+	}
+	f, err := os.CreateTemp("", "busybox.*.tar")
+	if err != nil {
+		return "", err
+	}
+	tw := tar.NewWriter(f)
+	add := func(h tar.Header, content string) {
+		h.Size, h.ModTime, h.Format = int64(len(content)), time.Unix(1700000000, 0), tar.FormatPAX
+		if err == nil {
+			err = tw.WriteHeader(&h)
+		}
+		if err == nil {
+			_, err = tw.Write([]byte(content))
+		}
+	}
+	for _, d := range []string{"bin", "etc", "home", "root", "tmp", "usr", "var"} {
+		mode := int64(0o755)
+		if d == "tmp" {
+			mode = 0o1777
+		}
+		add(tar.Header{Typeflag: tar.TypeDir, Name: d + "/", Mode: mode}, "")
+	}
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, string(bin))
+	for _, applet := range strings.Fields(string(list)) {
+		if applet != "busybox" { // the list contains it
+			add(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + applet, Linkname: "busybox", Mode: 0o777}, "")
+		}
+	}
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/group", Mode: 0o644}, "root:x:0:\nnogroup:x:65534:\n")
+	if cerr := tw.Close(); err == nil {
+		err = cerr
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return f.Name(), err
+})
