@@ -78,9 +78,13 @@ type ParseError struct {
 	Err error
 }
 
-// Error is one line in Docker's wording.
+// Error is a line in Docker's wording, then the place and the lines around it.
 func (e *ParseError) Error() string {
-	return fmt.Sprintf("dockerfile parse error on line %d: %v", e.Lines.First, e.Err)
+	msg := fmt.Sprintf("dockerfile parse error on line %d: %v", e.Lines.First, e.Err)
+	if e.Excerpt == "" {
+		return msg
+	}
+	return fmt.Sprintf("%s\n%s:%d\n%s", msg, e.File, e.Lines.First, e.Excerpt)
 }
 
 // Unwrap returns the reason.
