@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"conex/internal/build"
 	"conex/internal/container"
 	"conex/internal/disk"
 	"conex/internal/linux/cgroup"
@@ -36,7 +37,7 @@ func (e *Engine) snapshot(ctx context.Context, name string) (*container.Snapshot
 
 // Settle cleans up after every monitor that died: kills what is left of its container, records the end, gives address and ports
 // back, and starts the container again when its restart policy wants it. For a container whose monitor lives it costs one read and
-// one try of a lock.
+// one try of a lock. The RUN steps of builds that died are ended too.
 func (e *Engine) Settle(ctx context.Context) error {
 	ids, err := e.Containers().ListRun()
 	if err != nil {
@@ -46,6 +47,7 @@ func (e *Engine) Settle(ctx context.Context) error {
 	for _, id := range ids {
 		errs = append(errs, e.settleOne(ctx, id))
 	}
+	errs = append(errs, build.Settle(ctx, e.cfg.State, e.Networks()))
 	return errors.Join(errs...)
 }
 
