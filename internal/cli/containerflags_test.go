@@ -1,0 +1,352 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	apic "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/spf13/pflag"
+)
+
+// parse reads a command line as run does.
+func parse(t *testing.T, args ...string) (*apic.Config, *apic.HostConfig, error) {
+	t.Helper()
+	var c containerFlags
+	f := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	c.register(f)
+	if err := f.Parse(args); err != nil {
+		return nil, nil, err
+	}
+	return c.configs(f, f.Args())
+}
+
+func TestContainerFlags(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("FROM_CALLER", "here")
+	os.Unsetenv("NOT_SET") //nolint:errcheck // can't fail
+	envFile := filepath.Join(dir, "env")
+	profile := filepath.Join(dir, "seccomp.json")
+	for name, content := range map[string]string{envFile: "\ufeff# comment\n\n  FILE=1 2 \nFROM_CALLER\nNOT_SET\n", profile: "{ \"defaultAction\" : \"SCMP_ACT_ALLOW\" }"} {
+		if err := os.WriteFile(name, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		name string
+		args []string
+		want func(c *apic.Config, h *apic.HostConfig) any
+		is   string // as JSON
+	}{
+		{"image and command", []string{"-it", "img", "sh", "-c", "x", "--rm"}, func(c *apic.Config, h *apic.HostConfig) any {
+			return []any{c.Image, c.Cmd, c.Tty, c.OpenStdin, c.StdinOnce, c.AttachStdin, h.AutoRemove}
+		}, `["img",["sh","-c","x","--rm"],true,true,true,true,false]`},
+		{"no command", []string{"img"}, func(c *apic.Config, h *apic.HostConfig) any {
+			return []any{c.Cmd, c.Entrypoint, c.AttachStdin, c.AttachStdout, h.NetworkMode, h.RestartPolicy.Name, h.PidsLimit, h.Init}
+		}, `[null,null,false,true,"default","no",null,null]`},
+		{"environment", []string{"--env-file", envFile, "-e", "A=b=c", "-e", "FROM_CALLER", "-e", "NOT_SET", "-e", "E=", "img"}, func(c *apic.Config, _ *apic.HostConfig) any { return c.Env },
+			`["FILE=1 2 ","FROM_CALLER=here","A=b=c","FROM_CALLER=here","NOT_SET","E="]`},
+		{"entrypoint", []string{"--entrypoint", "/bin/x", "img", "y"}, func(c *apic.Config, _ *apic.HostConfig) any { return []any{c.Entrypoint, c.Cmd} }, `[["/bin/x"],["y"]]`},
+		{"no entrypoint", []string{"--entrypoint=", "img"}, func(c *apic.Config, _ *apic.HostConfig) any { return c.Entrypoint }, `[""]`},
+		{"hostname, user, workdir", []string{"-h", "me", "-u", "1:2", "-w", "/w", "img"}, func(c *apic.Config, _ *apic.HostConfig) any {
+			return []any{c.Hostname, c.User, c.WorkingDir}
+		}, `["me","1:2","/w"]`},
+		{"limits", []string{"-m", "1.5g", "--cpus", ".5", "--pids-limit", "-1", "img"}, func(_ *apic.Config, h *apic.HostConfig) any {
+			return []any{h.Memory, h.NanoCPUs, h.PidsLimit}
+		}, `[1610612736,500000000,-1]`},
+		{"labels", []string{"-l", "a", "--label", "b=c=d", "img"}, func(c *apic.Config, _ *apic.HostConfig) any { return c.Labels }, `{"a":"","b":"c=d"}`},
+		{"stop", []string{"--stop-signal", "QUIT", "--stop-timeout", "0", "img"}, func(c *apic.Config, _ *apic.HostConfig) any {
+			return []any{c.StopSignal, c.StopTimeout}
+		}, `["QUIT",0]`},
+		{"restart", []string{"--restart", "on-failure:3", "img"}, func(_ *apic.Config, h *apic.HostConfig) any { return h.RestartPolicy },
+			`{"Name":"on-failure","MaximumRetryCount":3}`},
+		{"hosts", []string{"--add-host", "a:1.2.3.4", "--add-host", "b=[::1]", "--add-host", "c:::2", "--add-host", "d:host-gateway", "--dns", "9.9.9.9", "img"},
+			func(_ *apic.Config, h *apic.HostConfig) any { return []any{h.ExtraHosts, h.DNS} }, `[["a:1.2.3.4","b:::1","c:::2","d:host-gateway"],["9.9.9.9"]]`},
+		{"switches", []string{"--init", "--read-only", "--privileged", "-P", "--cap-add", "SYS_TIME", "--cap-drop=ALL", "--network", "none", "img"}, func(_ *apic.Config, h *apic.HostConfig) any {
+			return []any{h.Init, h.ReadonlyRootfs, h.Privileged, h.PublishAllPorts, h.CapAdd, h.CapDrop, h.NetworkMode}
+		}, `[true,true,true,true,["SYS_TIME"],["ALL"],"none"]`},
+		{"mounts", []string{"-v", "/a:/b:ro", "-v", "vol:/v", "-v", "/anon", "--tmpfs", "/t:size=1m", "--mount", "type=tmpfs,dst=/u,tmpfs-size=1k,tmpfs-mode=700", "img"},
+			func(c *apic.Config, h *apic.HostConfig) any { return []any{h.Binds, c.Volumes, h.Tmpfs, h.Mounts} },
+			`[["/a:/b:ro","vol:/v"],{"/anon":{}},{"/t":"size=1m","/u":"size=1024,mode=700"},null]`},
+		{"security", []string{"--security-opt", "seccomp=" + profile, "--security-opt", "no-new-privileges", "--security-opt", "systempaths=unconfined", "--security-opt", "apparmor:x", "img"},
+			func(_ *apic.Config, h *apic.HostConfig) any {
+				return []any{h.SecurityOpt, h.MaskedPaths, h.ReadonlyPaths}
+			},
+			`[["seccomp={\"defaultAction\":\"SCMP_ACT_ALLOW\"}","no-new-privileges","apparmor=x"],[],[]]`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, h, err := parse(t, tt.args...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := toJSON(tt.want(c, h))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != tt.is {
+				t.Errorf("got  %s\nwant %s", got, tt.is)
+			}
+		})
+	}
+}
+
+func TestContainerFlagErrors(t *testing.T) {
+	bad := filepath.Join(t.TempDir(), "env")
+	if err := os.WriteFile(bad, []byte("A=1\nB C=2\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--restart", "sometimes"}, "unknown policy 'sometimes'"},
+		{[]string{"--restart", "always:3"}, "maximum retry count can only be used with 'on-failure'"},
+		{[]string{"--restart", "on-failure:x"}, "maximum retry count must be an integer"},
+		{[]string{"--rm", "--restart", "always"}, "cannot specify both --restart and --rm"},
+		{[]string{"--cpus", "x"}, "failed to parse"},
+		{[]string{"--cpus", "0.0000000001"}, "value is too precise"},
+		{[]string{"--cpus", "-1"}, "value is negative"},
+		{[]string{"-m", "x"}, "invalid size"},
+		{[]string{"--stop-timeout", "x"}, "invalid syntax"},
+		{[]string{"--stop-signal", "NOSUCH"}, "invalid signal: NOSUCH"},
+		{[]string{"-w", "rel"}, "needs to be an absolute path"},
+		{[]string{"--pull", "x"}, "invalid pull option"},
+		{[]string{"--add-host", "x"}, "bad format for add-host"},
+		{[]string{"--add-host", "x:y"}, "invalid IP address in add-host"},
+		{[]string{"--dns", "x"}, "IP address is not correctly formatted"},
+		{[]string{"-e", "=x"}, "invalid environment variable"},
+		{[]string{"--env-file", bad}, ":2: variable 'B C' contains whitespaces"},
+		{[]string{"--env-file", "/nonexistent/file"}, "no such file"},
+		{[]string{"--security-opt", "x"}, "invalid --security-opt"},
+		{[]string{"--security-opt", "colour=red"}, "invalid --security-opt"},
+		{[]string{"--security-opt", "seccomp=/nonexistent/file"}, "opening seccomp profile"},
+		{[]string{"--network", "name=x,alias=y"}, "not supported yet"},
+		{[]string{"--gpus", "all"}, "--gpus is not supported yet"},
+		{[]string{"--oom-kill-disable"}, "--oom-kill-disable is not supported yet"},
+		{[]string{"-a", "stdin"}, "--attach is not supported yet"},
+		{[]string{"--tmpfs", "rel"}, "must be absolute"},
+		{[]string{"-v", "/a:/"}, "destination can't be '/'"},
+	} {
+		_, _, err := parse(t, append(tt.args, "img")...)
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%v: error %v, want %q", tt.args, err, tt.want)
+		}
+	}
+}
+
+// TestDockerFlags holds run's flags against the list of Docker's: each is either supported or refused by name, never unknown.
+func TestDockerFlags(t *testing.T) {
+	const docker = `add-host annotation attach blkio-weight blkio-weight-device cap-add cap-drop cgroup-parent cgroupns cidfile cpu-count cpu-percent
+cpu-period cpu-quota cpu-rt-period cpu-rt-runtime cpu-shares cpus cpuset-cpus cpuset-mems device device-cgroup-rule device-read-bps
+device-read-iops device-write-bps device-write-iops disable-content-trust dns dns-option dns-search domainname entrypoint env env-file expose
+gpus group-add health-cmd health-interval health-retries health-start-interval health-start-period health-timeout help hostname init interactive
+io-maxbandwidth io-maxiops ip ip6 ipc isolation kernel-memory label label-file link link-local-ip log-driver log-opt mac-address memory
+memory-reservation memory-swap memory-swappiness mount name network network-alias no-healthcheck oom-kill-disable oom-score-adj pid pids-limit
+platform privileged publish publish-all pull quiet read-only restart rm runtime security-opt shm-size stop-signal stop-timeout storage-opt
+sysctl tmpfs tty ulimit use-api-socket user userns uts volume volume-driver volumes-from workdir`
+	var c containerFlags
+	f := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	c.register(f)
+	for _, name := range strings.Fields(docker) {
+		if f.Lookup(name) == nil {
+			t.Errorf("--%s is unknown", name)
+		}
+	}
+}
+
+func TestParseVolume(t *testing.T) {
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ in, bind, anonymous, err string }{
+		{"/a:/b", "/a:/b", "", ""},
+		{"/a/../c:/b:ro,rshared", "/c:/b:ro,rshared", "", ""},
+		{"./x:/b", wd + "/x:/b", "", ""},
+		{".:/b", wd + ":/b", "", ""},
+		{"name:/b:nocopy", "name:/b:nocopy", "", ""},
+		{"/b", "", "/b", ""},
+		{"name", "", "", "mount path must be absolute"},
+		{"/a:b", "", "", "mount path must be absolute"},
+		{"/a::ro", "", "", "empty section"},
+		{"/a:/b:ro:x", "", "", "too many colons"},
+		{"/a:/b:pink", "", "", "invalid mode: pink"},
+		{"", "", "", "empty section"},
+	} {
+		bind, anonymous, err := parseVolume(tt.in)
+		if tt.err != "" {
+			if err == nil || !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("%q: error %v, want %q", tt.in, err, tt.err)
+			}
+			continue
+		}
+		if err != nil || bind != tt.bind || anonymous != tt.anonymous {
+			t.Errorf("%q: %q, %q, %v", tt.in, bind, anonymous, err)
+		}
+	}
+}
+
+func TestParseMount(t *testing.T) {
+	dir := t.TempDir()
+	for _, tt := range []struct{ in, want string }{
+		{"type=bind,source=" + dir + ",target=/x", `{"Type":"bind","Source":"DIR","Target":"/x","BindOptions":{}}`},
+		{"type=bind,src=" + dir + ",dst=/x,readonly,bind-propagation=rshared", `{"Type":"bind","Source":"DIR","Target":"/x","ReadOnly":true,"BindOptions":{"Propagation":"rshared"}}`},
+		{"type=bind,src=" + dir + ",destination=/x,ro=false,bind-recursive=disabled", `{"Type":"bind","Source":"DIR","Target":"/x","BindOptions":{"NonRecursive":true}}`},
+		{"source=vol,target=/x,volume-nocopy", `{"Type":"volume","Source":"vol","Target":"/x","VolumeOptions":{"NoCopy":true}}`},
+		{`type=bind,"source=` + dir + `",target=/x`, `{"Type":"bind","Source":"DIR","Target":"/x","BindOptions":{}}`},
+		{"type=bind,target=/x", "!source is required"},
+		{"type=bind,source=/nonexistent/x,target=/x", "!bind source path does not exist"},
+		{"type=bind,source=" + dir, "!target is required"},
+		{"type=bind,source=" + dir + ",target=x", "!mount path must be absolute"},
+		{"type=bind,source=" + dir + ",target=/x,tmpfs-size=1", "!cannot mix 'tmpfs-*'"},
+		{"type=tmpfs,target=/x,bind-propagation=shared", "!cannot mix 'bind-*'"},
+		{"type=tmpfs,target=/x,source=/y", "!source can't be set"},
+		{"type=image,source=x,target=/x", "!mount type image is not supported yet"},
+		{"type=bind,colour=red,target=/x", "!unexpected key 'colour'"},
+		{"type=bind,nonsense", "!must be a key=value pair"},
+		{"type=bind,source=" + dir + ",target=/x,readonly=perhaps", "!invalid value for readonly"},
+	} {
+		m, _, err := parseMount(tt.in)
+		if want, fails := strings.CutPrefix(tt.want, "!"); fails {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: error %v, want %q", tt.in, err, want)
+			}
+			continue
+		}
+		got, jerr := json.Marshal(m)
+		if err != nil || jerr != nil || strings.ReplaceAll(string(got), dir, "DIR") != tt.want {
+			t.Errorf("%s:\ngot  %s, %v\nwant %s", tt.in, got, err, tt.want)
+		}
+	}
+	if m, opts, err := parseMount("type=tmpfs,target=/x,ro"); err != nil || m.Type != mount.TypeTmpfs || opts != "ro" {
+		t.Errorf("tmpfs: %v, %q, %v", m, opts, err)
+	}
+}
+
+func FuzzReadEnvFile(f *testing.F) {
+	f.Add([]byte("A=b\n#c\nD\n"))
+	f.Add([]byte("\xff=\n =x"))
+	path := filepath.Join(f.TempDir(), "env")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		env, err := readEnvFile(path)
+		if err != nil {
+			return
+		}
+		for _, e := range env {
+			if k, _, ok := strings.Cut(e, "="); !ok || k == "" || strings.ContainsAny(k, " \t\n") {
+				t.Errorf("variable %q", e)
+			}
+		}
+	})
+}
+
+func TestParseTime(t *testing.T) {
+	now := time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
+	for _, tt := range []struct {
+		in   string
+		want time.Time
+	}{
+		{"", time.Time{}},
+		{"10m", now.Add(-10 * time.Minute)},
+		{"1h30m", now.Add(-90 * time.Minute)},
+		{"2013-01-02T13:23:37Z", time.Date(2013, 1, 2, 13, 23, 37, 0, time.UTC)},
+		{"2013-01-02T13:23:37.5+02:00", time.Date(2013, 1, 2, 11, 23, 37, 5e8, time.UTC)},
+		{"2013-01-02T13:23", time.Date(2013, 1, 2, 13, 23, 0, 0, time.Local)},
+		{"2013-01-02", time.Date(2013, 1, 2, 0, 0, 0, 0, time.Local)},
+		{"1136073600", time.Unix(1136073600, 0)},
+		{"1136073600.000000001", time.Unix(1136073600, 1)},
+		{"1136073600.5", time.Unix(1136073600, 5e8)},
+	} {
+		got, err := parseTime(tt.in, now)
+		if err != nil || !got.Equal(tt.want) {
+			t.Errorf("%q: %v, %v, want %v", tt.in, got, err, tt.want)
+		}
+	}
+	for _, bad := range []string{"yesterday", "12:30", "1.x", "2013-13-01"} {
+		if got, err := parseTime(bad, now); err == nil {
+			t.Errorf("%q is %v", bad, got)
+		}
+	}
+}
+
+func TestParseFilters(t *testing.T) {
+	m, err := parseFilters([]string{"label=a=b", "LABEL = c", "status=exited"})
+	if err != nil || !slices.Equal(m["label"], []string{"a=b", "c"}) || !slices.Equal(m["status"], []string{"exited"}) {
+		t.Errorf("%v, %v", m, err)
+	}
+	if _, err := parseFilters([]string{"x"}); err == nil {
+		t.Error("a filter without = was taken")
+	}
+}
+
+// runApp runs a command line that needs no engine and returns its exit code and output.
+func runApp(t *testing.T, name string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errb bytes.Buffer
+	a := &app{name: name, out: &out, err: &errb}
+	code = a.run(context.Background(), args)
+	return code, out.String(), errb.String()
+}
+
+func TestMistakes(t *testing.T) {
+	for _, tt := range []struct {
+		line string
+		code int
+		want string
+	}{
+		{"frobnicate", 1, "conex: 'frobnicate' is not a conex command\nSee 'conex --help'.\n"},
+		{"psx", 1, "conex: 'psx' is not a conex command, did you mean 'ps'?\nSee 'conex --help'.\n"},
+		{"iamges", 1, "conex: 'iamges' is not a conex command, did you mean 'images'?\nSee 'conex --help'.\n"},
+		{"push x", 1, "conex: 'push' is not a conex command yet\nSee 'conex --help'.\n"},
+		{"image frob", 1, "conex: 'frob' is not a conex image command\nSee 'conex image --help'.\n"},
+		{"run", 1, "conex: 'conex run' requires at least 1 argument\nSee 'conex run --help'.\n"},
+		{"rename x", 1, "conex: 'conex rename' requires 2 arguments\nSee 'conex rename --help'.\n"},
+		{"ps x", 1, "conex: 'conex ps' accepts no arguments\nSee 'conex ps --help'.\n"},
+		{"images a b", 1, "conex: 'conex images' requires at most 1 argument\nSee 'conex images --help'.\n"},
+		{"run --nope x", 125, "conex: unknown flag: --nope\nSee 'conex run --help'.\n"},
+		{"container run -Z x", 125, "conex: unknown shorthand flag: 'Z' in -Z\nSee 'conex container run --help'.\n"},
+		{"build --squash .", 125, "conex: --squash is not supported yet\nSee 'conex build --help'.\n"},
+		{"build --load=false .", 125, "conex: --load is always on\nSee 'conex build --help'.\n"},
+		{"build --progress x .", 125, "conex: invalid progress mode x: must be one of \"auto\", \"plain\", \"tty\" or \"quiet\"\nSee 'conex build --help'.\n"},
+		{"--nope ps", 125, "conex: unknown flag: --nope\nSee 'conex --help'.\n"},
+		{"--tlsverify ps", 125, "conex: --tlsverify is refused: there is no daemon to connect to: conex works on this machine's files\nSee 'conex --help'.\n"},
+	} {
+		code, out, errs := runApp(t, "conex", strings.Fields(tt.line)...)
+		if code != tt.code || errs != tt.want || out != "" {
+			t.Errorf("%s: code %d, want %d\ngot  %s%s\nwant %s", tt.line, code, tt.code, out, errs, tt.want)
+		}
+	}
+	if _, _, errs := runApp(t, "docker", "frobnicate"); errs != "docker: 'frobnicate' is not a docker command\nSee 'docker --help'.\n" {
+		t.Errorf("as docker: %s", errs)
+	}
+}
+
+// TestHelp prints the help of every command: flags that clash would panic.
+func TestHelp(t *testing.T) {
+	lines := [][]string{{"--help"}, {"help"}}
+	for _, c := range commands() {
+		lines = append(lines, []string{c.name, "--help"})
+		for _, sub := range c.build(&app{name: "conex"}).Commands() {
+			lines = append(lines, []string{c.name, sub.Name(), "--help"})
+		}
+	}
+	for _, l := range lines {
+		code, out, errs := runApp(t, "conex", l...)
+		if code != 0 || errs != "" || !strings.HasPrefix(out, "Usage:  conex") {
+			t.Errorf("%v: code %d\n%s%s", l, code, out, errs)
+		}
+	}
+	if _, out, _ := runApp(t, "docker", "run", "--help"); !strings.HasPrefix(out, "Usage:  docker run [OPTIONS] IMAGE") {
+		t.Errorf("as docker:\n%s", out)
+	}
+}
