@@ -337,6 +337,17 @@ func TestNothingShowsOnTheHost(t *testing.T) {
 	}
 }
 
+// TestRootsGroups is CVE-2022-36109 for the default user, and Docker's rule that root too is looked up in the group file.
+func TestRootsGroups(t *testing.T) {
+	dir := image(t)
+	if err := os.WriteFile(filepath.Join(dir, "etc/group"), []byte("root:x:0:\nwheel:x:10:app,root\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, _ := output(t, testConfig(t, dir, "grep", "^Groups:", "/proc/self/status")); out != "Groups:\t0 10 \n" {
+		t.Errorf("got %q", out)
+	}
+}
+
 func TestUserCanReopenOutput(t *testing.T) {
 	c := testConfig(t, image(t), "sh", "-c", "echo again > /dev/stdout")
 	c.User = "app"

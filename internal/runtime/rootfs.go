@@ -425,7 +425,8 @@ func (r *rootfs) process() error {
 
 // processUser is the user that a process runs as: user resolved, or the spec's numbers.
 func processUser(root *os.File, p *specs.Process, user string, groupAdd []string) (User, error) {
-	if user != "" || len(groupAdd) > 0 {
+	// Root by default too has the groups that the image's files give it.
+	if user != "" || len(groupAdd) > 0 || p.User.UID == 0 && p.User.GID == 0 && p.User.AdditionalGids == nil {
 		return ResolveUser(root, user, groupAdd)
 	}
 	u, err := ResolveUser(root, strconv.Itoa(int(p.User.UID))+":"+strconv.Itoa(int(p.User.GID)), nil)
