@@ -73,7 +73,7 @@ func (s *Store) RunDir(id string, elem ...string) string {
 func (s *Store) Lock(id string) (*disk.Lock, error) {
 	path := s.RunDir(id, "monitor.lock")
 	l, err := disk.TryAcquire(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	for errors.Is(err, fs.ErrNotExist) { // again while somebody removes the folder
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return nil, fmt.Errorf("lock container: %w", err)
 		}

@@ -18,13 +18,13 @@ type Lock struct{ f *os.File }
 var ErrLocked = errors.New("locked by another process")
 
 // Acquire takes an exclusive lock on path, waiting for it, and creates the file if needed.
-func Acquire(path string) (*Lock, error) { return flock(path, unix.LOCK_EX) }
+func Acquire(path string) (*Lock, error) { return flock(context.Background(), path, unix.LOCK_EX) }
 
 // AcquireShared takes a shared lock on path, waiting for it.
-func AcquireShared(path string) (*Lock, error) { return flock(path, unix.LOCK_SH) }
+func AcquireShared(path string) (*Lock, error) { return flock(context.Background(), path, unix.LOCK_SH) }
 
 // TryAcquire takes an exclusive lock on path or returns ErrLocked at once.
-func TryAcquire(path string) (*Lock, error) { return flock(path, unix.LOCK_EX|unix.LOCK_NB) }
+func TryAcquire(path string) (*Lock, error) { return flock(context.Background(), path, unix.LOCK_EX|unix.LOCK_NB) }
 
 // AcquireContext is Acquire that gives up when ctx ends.
 func AcquireContext(ctx context.Context, path string) (*Lock, error) {
@@ -38,7 +38,7 @@ func AcquireContext(ctx context.Context, path string) (*Lock, error) {
 	}
 	ch := make(chan result, 1)
 	go func() { // ends when the lock is free, at the latest with the process
-		l, err := Acquire(path)
+		l, err := flock(ctx, path, unix.LOCK_EX)
 		ch <- result{l, err}
 	}()
 	select {
@@ -54,7 +54,12 @@ func AcquireContext(ctx context.Context, path string) (*Lock, error) {
 	}
 }
 
-func flock(path string, how int) (*Lock, error) {
+// flock opens and locks. The end of ctx does not wake it up, but it makes no file any more then: whoever gave up may be
+// removing the folder.
+func flock(ctx context.Context, path string, how int) (*Lock, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
@@ -76,7 +81,7 @@ func flock(path string, how int) (*Lock, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err == nil && st.Nlink == 0 {
 		f.Close()
-		return flock(path, how)
+		return flock(ctx, path, how)
 	}
 	return &Lock{f}, nil
 }
