@@ -262,10 +262,9 @@ func (b *Builder) record(ctx context.Context, s *solver, target *stage, out resu
 	if raw, err = json.Marshal(img); err != nil {
 		return "", err
 	}
-	if len(s.made) > 0 {
-		if err := b.Layers.Sync(s.made...); err != nil {
-			return "", err
-		}
+	// Cached layers too: the build that made them may have ended before it came to this. One lstat each when they are synced.
+	if err := b.Layers.Sync(out.layers...); err != nil {
+		return "", err
 	}
 	added, err := b.Images.Add(ctx, raw, "", "")
 	return added.ID, err

@@ -77,9 +77,11 @@ func (p *planner) planMkdir(n *node, s *stage) {
 
 // copier executes one COPY or ADD.
 type copier struct {
-	b   *Builder
-	op  copyOp
-	sel []source // from the context, when key was computed
+	b  *Builder
+	op copyOp
+	// fromContext says that the sources lie in the context; sel was filled when the key was computed then.
+	fromContext bool
+	sel         []source
 	// changed says that a file was not what it was when it was hashed.
 	changed bool
 	urls    []*download
@@ -108,7 +110,7 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 	if c.Chown != "" {
 		created += " --chown=" + c.Chown
 	}
-	cp := &copier{b: p.b}
+	cp := &copier{b: p.b, fromContext: c.From == ""}
 	if c.Chmod != "" {
 		m, err := strconv.ParseUint(c.Chmod, 8, 32)
 		if err != nil || m > 0o7777 {
@@ -221,8 +223,7 @@ func (c *copier) run(ctx context.Context, ctxIn *input, in []result) (_ ocispec.
 		c.chown = &o
 	}
 	from := &ctxIn.view
-	fromContext := true
-	if c.sel == nil && len(c.op.Sources) > 0 {
+	if !c.fromContext {
 		root, err := openStage(ctx, c.b.Layers, in[1].layers)
 		if err != nil {
 			return "", err
@@ -230,14 +231,14 @@ func (c *copier) run(ctx context.Context, ctxIn *input, in []result) (_ ocispec.
 		if root != nil {
 			defer root.Close()
 		}
-		from, fromContext = &view{root: root}, false
+		from = &view{root: root}
 		if c.sel, err = from.selection(ctx, c.op.Sources, selectOptions{c.op.Exclude, c.op.Parents}); err != nil {
 			return "", err
 		}
 	}
 	count := len(c.sel) + len(c.op.Files) + len(c.urls)
 	for i := range c.sel {
-		if err := c.source(ctx, from, &c.sel[i], fromContext, count > 1); err != nil {
+		if err := c.source(ctx, from, &c.sel[i], count > 1); err != nil {
 			return "", err
 		}
 	}
@@ -256,11 +257,11 @@ func (c *copier) run(ctx context.Context, ctxIn *input, in []result) (_ ocispec.
 }
 
 // owned sets a header's owner: --chown's, else root's for what comes from the context, else the one it has.
-func (c *copier) owned(h *tar.Header, st *unix.Stat_t, fromContext bool) {
+func (c *copier) owned(h *tar.Header, st *unix.Stat_t) {
 	switch {
 	case c.chown != nil:
 		h.Uid, h.Gid = c.chown.uid, c.chown.gid
-	case !fromContext && st != nil:
+	case !c.fromContext && st != nil:
 		h.Uid, h.Gid = int(st.Uid), int(st.Gid)
 	}
 }
@@ -308,12 +309,12 @@ func (c *copier) file(h *tar.Header, name string, content io.Reader, several boo
 	if c.chmod != nil {
 		h.Mode = *c.chmod
 	}
-	c.owned(h, nil, true)
+	c.owned(h, nil)
 	return c.t.write(h, content)
 }
 
 // source copies what one path of the instruction led to.
-func (c *copier) source(ctx context.Context, v *view, s *source, fromContext, several bool) error {
+func (c *copier) source(ctx context.Context, v *view, s *source, several bool) error {
 	top := &s.items[0]
 	when := time.Unix(top.st.Mtim.Unix())
 	if !s.dir {
@@ -327,7 +328,7 @@ func (c *copier) source(ctx context.Context, v *view, s *source, fromContext, se
 		if err != nil {
 			return err
 		}
-		return c.item(v, top, at, fromContext)
+		return c.item(v, top, at)
 	}
 	at, err := c.t.resolve(c.op.Dest, true)
 	if err != nil {
@@ -350,7 +351,7 @@ func (c *copier) source(ctx context.Context, v *view, s *source, fromContext, se
 				return err
 			}
 		}
-		if err := c.item(v, it, p, fromContext); err != nil {
+		if err := c.item(v, it, p); err != nil {
 			return err
 		}
 	}
@@ -358,11 +359,11 @@ func (c *copier) source(ctx context.Context, v *view, s *source, fromContext, se
 }
 
 // item writes one selected item to a place whose parents exist.
-func (c *copier) item(v *view, it *item, at string, fromContext bool) error {
+func (c *copier) item(v *view, it *item, at string) error {
 	h := &tar.Header{
 		Name: at, Mode: int64(it.st.Mode & 0o7777), ModTime: time.Unix(it.st.Mtim.Unix()), PAXRecords: paxXattrs(it.xattrs),
 	}
-	c.owned(h, &it.st, fromContext)
+	c.owned(h, &it.st)
 	if c.chmod != nil {
 		h.Mode = *c.chmod
 	}

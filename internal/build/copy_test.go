@@ -43,6 +43,7 @@ func TestCopy(t *testing.T) {
 		{name: "wildcard", file: "COPY a* /x/", want: map[string]string{"x": d755, "x/a": owned + "A", "x/a.txt": owned + "T"}},
 		{name: "wildcard in the middle", file: "COPY */x /x/", want: map[string]string{"x": d755, "x/x": owned + "X"}},
 		{name: "wildcard of nothing", file: "COPY a no*thing /x/", want: map[string]string{"x": d755, "x/a": owned + "A"}},
+		{name: "wildcard of nothing at all", file: "COPY a /\nCOPY no*thing /x/", want: map[string]string{"a": owned + "A"}},
 		{name: "link that is named", file: "COPY la /x", want: map[string]string{"x": owned + "A"}},
 		{name: "link to a folder", file: "COPY ld /x/", want: map[string]string{"x": d755, "x/x": owned + "X", "x/s": d755, "x/s/y": owned + "Y", "x/l": "-> x"}},
 		{name: "json form", file: `COPY ["sp ace", "/x/"]`, want: map[string]string{"x": d755, "x/sp ace": owned + "S"}},

@@ -325,8 +325,9 @@ func (x *execution) wait(ctx context.Context, c runtime.Container, out *output) 
 		return 0, err
 	}
 	out.started()
-	ended := make(chan struct{})
-	go func() { // ends with the process
+	ended, quiet := make(chan struct{}), make(chan struct{})
+	go func() { // ends with the process, which is waited for below
+		defer close(quiet)
 		select {
 		case <-ctx.Done():
 			if err := proc.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -338,6 +339,7 @@ func (x *execution) wait(ctx context.Context, c runtime.Container, out *output) 
 	derr := x.owner.detach()
 	status, err := proc.Wait()
 	close(ended)
+	<-quiet
 	if err == nil {
 		err = derr
 	}
