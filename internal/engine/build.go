@@ -91,12 +91,6 @@ func (e *Engine) buildBase(ctx context.Context, ref string, pull bool, progress 
 		}
 	}
 	img, _, err := e.Pull(ctx, PullRequest{Reference: ref, Progress: sumProgress(progress)})
-	if pull && err != nil && errors.Is(err, ErrNotFound) {
-		// An image that was only ever built here has no registry to ask: Docker takes the local one too.
-		if local, lerr := images.Resolve(ref); lerr == nil && len(local.RepoDigests) == 0 {
-			return local, nil
-		}
-	}
 	return img, err
 }
 
