@@ -122,6 +122,10 @@ const (
 	LockFD = 4
 	// AttachFD is one end of a socket pair (see StartRequest.Attach).
 	AttachFD = 5
+	// SelfFD is the file that the monitor was executed from (see mount.ReadOnlySelf). The monitor forbids its further execution
+	// before anything else. Whoever started it can't: until the kernel has mapped the program, which is after the
+	// parent's half of an exec has succeeded, that would kill it.
+	SelfFD = 6
 )
 
 // Report is the line that a monitor writes when the container's process runs, or why it does not.

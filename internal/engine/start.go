@@ -147,7 +147,7 @@ func (e *Engine) spawn(lock *disk.Lock, req control.StartRequest) (rep control.R
 		repw.Close()
 		return rep, nil, err
 	}
-	files := []*os.File{in, logf, logf, control.ReportFD: repw, control.LockFD: lock.File()}
+	files := []*os.File{in, logf, logf, control.ReportFD: repw, control.LockFD: lock.File(), control.AttachFD: nil, control.SelfFD: nil}
 	own := []*os.File{in, repw, logf}
 	if req.Attach {
 		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -157,7 +157,7 @@ func (e *Engine) spawn(lock *disk.Lock, req control.StartRequest) (rep control.R
 		}
 		theirs := os.NewFile(uintptr(fds[1]), "attach")
 		own = append(own, theirs)
-		files = append(files, theirs)
+		files[control.AttachFD] = theirs
 		if s, err = control.NewStream(os.NewFile(uintptr(fds[0]), "attach")); err != nil {
 			closeAll(own)
 			return rep, nil, err
@@ -177,16 +177,10 @@ func (e *Engine) spawn(lock *disk.Lock, req control.StartRequest) (rep control.R
 		return rep, nil, fmt.Errorf("start the container's monitor: %w", err)
 	}
 	own = append(own, self)
+	files[control.SelfFD] = self
 	p, err := os.StartProcess(fmt.Sprintf("/proc/self/fd/%d", self.Fd()), []string{control.Name, req.ID[:12]}, &os.ProcAttr{
 		Dir: "/", Env: env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
 	})
-	if err == nil {
-		// Before the request goes out, so before anything of the container's runs.
-		if ferr := mount.ForbidExecution(self); ferr != nil {
-			err = errors.Join(ferr, p.Kill())
-			_, _ = p.Wait()
-		}
-	}
 	closeAll(own)
 	if err != nil {
 		if s != nil {

@@ -29,6 +29,7 @@ import (
 	"conex/internal/control"
 	"conex/internal/disk"
 	"conex/internal/initstage"
+	"conex/internal/linux/mount"
 	"conex/internal/network"
 	"conex/internal/portmap"
 	"conex/internal/runtime"
@@ -77,9 +78,15 @@ func Main() int {
 	unix.Umask(0o022)
 	report := os.NewFile(control.ReportFD, "report")
 	// What the container must never inherit: the lock above all, which says that we live.
-	for _, fd := range []int{control.ReportFD, control.LockFD, control.AttachFD} {
+	for _, fd := range []int{control.ReportFD, control.LockFD, control.AttachFD, control.SelfFD} {
 		unix.CloseOnExec(fd)
 	}
+	self := os.NewFile(control.SelfFD, "self")
+	if err := mount.ForbidExecution(self); err != nil {
+		reply(report, control.Report{Error: fmt.Sprintf("forbid execution of the monitor: %v", err), ExitCode: 125})
+		return 1
+	}
+	self.Close()
 	m, err := open(os.Stdin)
 	if err != nil {
 		reply(report, control.Report{Error: err.Error(), ExitCode: 125})
