@@ -21,10 +21,14 @@ var ErrLocked = errors.New("locked by another process")
 func Acquire(path string) (*Lock, error) { return flock(context.Background(), path, unix.LOCK_EX) }
 
 // AcquireShared takes a shared lock on path, waiting for it.
-func AcquireShared(path string) (*Lock, error) { return flock(context.Background(), path, unix.LOCK_SH) }
+func AcquireShared(path string) (*Lock, error) {
+	return flock(context.Background(), path, unix.LOCK_SH)
+}
 
 // TryAcquire takes an exclusive lock on path or returns ErrLocked at once.
-func TryAcquire(path string) (*Lock, error) { return flock(context.Background(), path, unix.LOCK_EX|unix.LOCK_NB) }
+func TryAcquire(path string) (*Lock, error) {
+	return flock(context.Background(), path, unix.LOCK_EX|unix.LOCK_NB)
+}
 
 // AcquireContext is Acquire that gives up when ctx ends.
 func AcquireContext(ctx context.Context, path string) (*Lock, error) {

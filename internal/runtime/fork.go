@@ -184,7 +184,7 @@ func (r *rootfs) lateMounts(prog *nsfork.Program) {
 func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 	p := l.process
 	// Ignored signals survive execve; whoever started conex with nohup does not mean its containers.
-	dfl := make([]byte, 32) // struct sigaction of zeros: SIG_DFL
+	dfl := make([]byte, 32)          // struct sigaction of zeros: SIG_DFL
 	for sig := 1; sig <= 64; sig++ { // the real-time ones too: a posix_spawn(3) of glibc leaves 32 and 33 ignored
 		if sig != int(unix.SIGKILL) && sig != int(unix.SIGSTOP) {
 			prog.Call("reset signals", unix.SYS_RT_SIGACTION, sig, dfl, 0, 8)
