@@ -71,9 +71,9 @@ func (a *app) runContainer(ctx context.Context, o runOptions) error {
 	progress := a.pullProgress(a.err, o.req.Quiet)
 	defer progress.close()
 	req.Progress = progress.event
+	var s *session
 	if !o.detach {
-		s, err := a.attach(sessionOptions{stdin: cfg.AttachStdin, tty: cfg.Tty, detachKeys: o.keys})
-		if err != nil {
+		if s, err = a.attach(sessionOptions{stdin: cfg.AttachStdin, tty: cfg.Tty, later: true, detachKeys: o.keys}); err != nil {
 			return runError(err)
 		}
 		defer s.close()
@@ -92,7 +92,10 @@ func (a *app) runContainer(ctx context.Context, o runOptions) error {
 			signal.Notify(proxy, forwarded()...)
 			a.signalsTaken.Store(true)
 		}
-		return writeCIDFile(o.cidfile, id)
+		if err := writeCIDFile(o.cidfile, id); err != nil || s == nil {
+			return err
+		}
+		return s.begin()
 	}
 	res, err := e.Run(ctx, req)
 	for _, w := range res.Warnings {

@@ -84,7 +84,7 @@ func (a *app) attachCommand() *cobra.Command {
 			if err := a.checkTTY(stdin, c.Config.Tty); err != nil {
 				return err
 			}
-			s, err := a.attach(sessionOptions{stdin: stdin, tty: c.Config.Tty, signals: sigProxy && !c.Config.Tty, detachKeys: keys})
+			s, err := a.attach(sessionOptions{stdin: stdin, tty: c.Config.Tty, signals: sigProxy && !c.Config.Tty, redraw: true, detachKeys: keys})
 			if err != nil {
 				return err
 			}

@@ -34,9 +34,13 @@ func (a *app) checkTTY(stdin, wantTTY bool) error {
 // session is the user's side of an attached container or exec: raw mode, sizes and signals, until close.
 type session struct {
 	streams engine.Streams
-	undo    []func()
-	ended   func() // stops endBySignal's goroutine
-	once    sync.Once
+	// term is the terminal whose size is followed, keyboard the one in raw mode; nil for none.
+	term, keyboard *os.File
+	sizes          chan engine.Size
+
+	undo  []func()
+	ended func() // stops endBySignal's goroutine
+	once  sync.Once
 }
 
 // sessionOptions says what to attach.
@@ -45,6 +49,10 @@ type sessionOptions struct {
 	// signals asks for signals to be passed on; else they end the program as usual (after close, see endBySignal).
 	signals    bool
 	detachKeys string
+	// later leaves the terminal as it is until begin is called: until then Ctrl-C must work, and lines end as usual.
+	later bool
+	// redraw makes the program in the container paint its screen anew, for a terminal that comes to it late.
+	redraw bool
 }
 
 // attach prepares the user's terminal. The caller must close the session, whatever happens: close gives the terminal its mode back.
@@ -63,7 +71,18 @@ func (a *app) attach(o sessionOptions) (*session, error) {
 		s.streams.Stdin = io.Reader(a.in)
 	}
 	if o.tty {
-		if err := s.raw(a, o.stdin); err != nil {
+		s.term = a.controlling()
+		s.sizes = make(chan engine.Size, 2)
+		if s.term != nil {
+			s.streams.Resize = s.sizes
+			s.firstSize(o.redraw)
+		}
+		if f, ok := terminal(a.in); ok && o.stdin {
+			s.keyboard = f
+		}
+	}
+	if !o.later {
+		if err := s.begin(); err != nil {
 			return nil, err
 		}
 	}
@@ -72,37 +91,52 @@ func (a *app) attach(o sessionOptions) (*session, error) {
 		signal.Notify(ch, forwarded()...)
 		s.streams.Signals = ch
 		s.undo = append(s.undo, func() { signal.Stop(ch) })
-	} else if o.tty {
+	} else if o.tty && !o.later {
 		s.endBySignal()
 	}
 	return s, nil
 }
 
-// raw switches the terminal and begins to report its size.
-func (s *session) raw(a *app, stdin bool) error {
-	if f, ok := terminal(a.in); ok && stdin {
-		fd := int(f.Fd())
+// controlling returns the terminal whose size counts, nil if there is none.
+func (a *app) controlling() *os.File {
+	if f, ok := terminal(a.out); ok {
+		return f
+	}
+	if f, ok := terminal(a.in); ok {
+		return f
+	}
+	return nil
+}
+
+// firstSize reports the size before anything starts. With redraw another one comes before it, since programs repaint on a change.
+func (s *session) firstSize(redraw bool) {
+	sz, err := tty.GetSize(int(s.term.Fd()))
+	if err != nil {
+		return // without a size the container's terminal has none either
+	}
+	if redraw {
+		s.sizes <- engine.Size{Rows: sz.Rows + 1, Cols: sz.Cols + 1}
+	}
+	s.sizes <- engine.Size{Rows: sz.Rows, Cols: sz.Cols}
+}
+
+// begin switches the terminal to raw mode and follows its size.
+func (s *session) begin() error {
+	if s.keyboard != nil {
+		fd := int(s.keyboard.Fd())
 		old, err := tty.MakeRaw(fd)
 		if err != nil {
 			return err
 		}
 		s.undo = append(s.undo, func() { tty.Restore(fd, old) }) //nolint:errcheck // the terminal may be gone; nobody is left to tell
 	}
-	f, ok := terminal(a.out)
-	if !ok {
-		if f, ok = terminal(a.in); !ok {
-			return nil
-		}
+	if s.term == nil {
+		return nil
 	}
-	sizes := make(chan engine.Size, 1)
-	s.streams.Resize = sizes
 	winch := make(chan os.Signal, 1)
 	signal.Notify(winch, syscall.SIGWINCH)
 	stop, done := make(chan struct{}), make(chan struct{})
-	if sz, err := tty.GetSize(int(f.Fd())); err == nil {
-		sizes <- engine.Size{Rows: sz.Rows, Cols: sz.Cols}
-	}
-	go func() {
+	go func() { // ends with close
 		defer close(done)
 		for {
 			select {
@@ -110,12 +144,12 @@ func (s *session) raw(a *app, stdin bool) error {
 				return
 			case <-winch:
 			}
-			sz, err := tty.GetSize(int(f.Fd()))
+			sz, err := tty.GetSize(int(s.term.Fd()))
 			if err != nil {
 				continue // the terminal is gone, the reads will end
 			}
 			select {
-			case sizes <- engine.Size{Rows: sz.Rows, Cols: sz.Cols}:
+			case s.sizes <- engine.Size{Rows: sz.Rows, Cols: sz.Cols}:
 			case <-stop:
 				return
 			}
