@@ -144,12 +144,23 @@ func (w *world) attached() []string {
 // noneLeft is the leak check: no interface, table or state of ours.
 func (w *world) noneLeft() {
 	w.t.Helper()
-	links, err := rtnetlink.LinkList()
-	check(w.t, err)
-	for _, l := range links {
-		if n := l.Attrs().Name; strings.HasPrefix(n, linkPrefix) || strings.HasPrefix(n, "conex") {
-			w.t.Errorf("interface %s is left", n)
+	// A veth that fell off its bridge goes with its container's namespace, and the kernel ends namespaces in its own time.
+	var left []string
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		links, err := rtnetlink.LinkList()
+		check(w.t, err)
+		left = nil
+		for _, l := range links {
+			if n := l.Attrs().Name; strings.HasPrefix(n, linkPrefix) || strings.HasPrefix(n, "conex") {
+				left = append(left, n)
+			}
 		}
+		if len(left) == 0 || time.Now().After(deadline) {
+			break
+		}
+	}
+	if len(left) > 0 {
+		w.t.Errorf("interfaces %v are left", left)
 	}
 	if dirs, _ := os.ReadDir(filepath.Join(w.state, "net")); len(dirs) > 0 {
 		w.t.Errorf("state %v is left", dirs)
