@@ -39,8 +39,9 @@ demo: build
 deps:
 	@sh images/need +busybox-static mmdebstrap fsck.erofs:erofs-utils nft:nftables ip:iproute2 curl flock:util-linux docker-registry
 
+# No cached results: they know nothing of the kernel, nor of the binary that the scenarios build.
 test: deps build lint images
-	CONEX_IMAGES_CACHE='$(IMAGES)' $(GO) test -timeout 15m $(TEST_FLAGS) ./...
+	CONEX_IMAGES_CACHE='$(IMAGES)' $(GO) test -count=1 -timeout 15m $(TEST_FLAGS) ./...
 
 images: build
 	@sh images/need +busybox-static mmdebstrap flock:util-linux curl
