@@ -44,6 +44,14 @@ func (e *Engine) Run(ctx context.Context, req RunRequest) (RunResult, error) {
 	at := attachment{want: !req.Detach}
 	at.stdin = at.want && c.OpenStdin && req.Streams.Stdin != nil
 	s, err := e.launch(ctx, rec, at, &req.Streams)
+	if errors.Is(err, container.ErrBusy) { // somebody has started it by its name since it was created
+		if req.Detach {
+			res.Detached = true
+			return res, nil
+		}
+		res.ExitCode, err = e.Attach(ctx, AttachRequest{Container: rec.ID, NoStdin: !at.stdin, Streams: req.Streams})
+		return res, err
+	}
 	if err != nil {
 		return res, exitError(errors.Join(err, e.discardAuto(ctx, rec)))
 	}

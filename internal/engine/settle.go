@@ -67,6 +67,10 @@ func (e *Engine) settleOne(ctx context.Context, id string) error {
 	}
 	ran := st.Status == container.Running || st.Status == container.Restarting
 	err = e.settleLocked(ctx, id)
+	// Removed since our first look, folder and all: then our lock has made the folder again.
+	if _, lerr := cs.Load(id); err == nil && errors.Is(lerr, container.ErrNotFound) {
+		err = cs.RemoveRun(id)
+	}
 	l.Release()
 	if err != nil || !ran {
 		return err
@@ -199,7 +203,8 @@ func revivable(n *container.Snapshot) bool {
 // As with Docker: always means also what a user had stopped, unless-stopped does not; on-failure starts what was running.
 func (e *Engine) Reconcile(ctx context.Context) (started []string, err error) {
 	cs := e.Containers()
-	errs := []error{e.Settle(ctx)}
+	// What a killed process left half deleted is swept by pull, build and import; a machine that only runs containers has us.
+	errs := []error{e.Settle(ctx), e.root.Sweep()}
 	ids, err := cs.List()
 	if err != nil {
 		return nil, err

@@ -74,9 +74,10 @@ func (e *Engine) launch(ctx context.Context, rec *container.Record, at attachmen
 		return nil, err
 	}
 	// Removed while we waited?
-	if rec, err = cs.Load(rec.ID); err != nil {
-		if rerr := cs.RemoveRun(rec.ID); rerr != nil {
-			return nil, rerr
+	id := rec.ID
+	if rec, err = cs.Load(id); err != nil {
+		if errors.Is(err, container.ErrNotFound) {
+			err = errors.Join(err, cs.RemoveRun(id)) // which our lock has made
 		}
 		return nil, classify(err)
 	}

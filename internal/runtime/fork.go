@@ -179,18 +179,10 @@ func (r *rootfs) lateMounts(prog *nsfork.Program) {
 	}
 }
 
-// program adds what every process of a container does between fork and execve, in this order: its terminal or streams, then
-// limits, then privileges. It runs in the child, as root in the container's namespaces until the ids change.
+// program adds what every process of a container does between fork and execve, in this order: its streams, then
+// terminal and limits, then privileges. It runs in the child, as root in the container's namespaces until the ids change.
 func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 	p := l.process
-	// Ignored signals survive execve; whoever started conex with nohup does not mean its containers.
-	dfl := make([]byte, 32)          // struct sigaction of zeros: SIG_DFL
-	for sig := 1; sig <= 64; sig++ { // the real-time ones too: a posix_spawn(3) of glibc leaves 32 and 33 ignored
-		if sig != int(unix.SIGKILL) && sig != int(unix.SIGSTOP) {
-			prog.Call("reset signals", unix.SYS_RT_SIGACTION, sig, dfl, 0, 8)
-		}
-	}
-	prog.Call("setsid", unix.SYS_SETSID)
 	for i := range 3 {
 		f := l.stdio[i]
 		if l.console != nil {
@@ -213,11 +205,20 @@ func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 		}
 		prog.Call("set standard stream", unix.SYS_DUP3, f, i, 0)
 	}
+	// Before the first path that the image or the user chose: nothing of ours can be named by it. And as early as can be: until
+	// then a container with CAP_SYS_PTRACE can look at our descriptors in the child of an exec.
+	prog.CloseOthers()
+	// Ignored signals survive execve; whoever started conex with nohup does not mean its containers.
+	dfl := make([]byte, 32)          // struct sigaction of zeros: SIG_DFL
+	for sig := 1; sig <= 64; sig++ { // the real-time ones too: a posix_spawn(3) of glibc leaves 32 and 33 ignored
+		if sig != int(unix.SIGKILL) && sig != int(unix.SIGSTOP) {
+			prog.Call("reset signals", unix.SYS_RT_SIGACTION, sig, dfl, 0, 8)
+		}
+	}
+	prog.Call("setsid", unix.SYS_SETSID)
 	if l.console != nil {
 		prog.Call("take terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
 	}
-	// Before the first path that the image or the user chose: nothing of ours can be named by it.
-	prog.CloseOthers()
 	if err := rlimits(prog, p.Rlimits); err != nil {
 		return err
 	}
@@ -479,6 +480,11 @@ func (b *box) execThread(init *process, cfg *ExecConfig, l *launch) (p *process,
 		return nil, err
 	}
 	pid, pidfd, err := prog.Start(nsfork.Attr{Cgroup: into})
+	var fe *nsfork.Error
+	if errors.As(err, &fe) && fe.Call == "clone3" && fe.Errno == unix.ENOMEM {
+		// What the kernel says of a pid namespace whose first process is ending (pid_namespaces(7)).
+		return nil, fmt.Errorf("exec: the container is not running, or memory is short: %w", fe.Errno)
+	}
 	if err != nil {
 		return nil, startError(err, cfg.Process.Args[0])
 	}
