@@ -87,6 +87,10 @@ func Main() int {
 		return 1
 	}
 	self.Close()
+	// What ps and the kernel's messages call us; executed through a descriptor, we would be called by its number.
+	if err := os.WriteFile("/proc/self/comm", []byte(control.Name), 0); err != nil {
+		complain("set own name", err)
+	}
 	m, err := open(os.Stdin)
 	if err != nil {
 		reply(report, control.Report{Error: err.Error(), ExitCode: 125})
