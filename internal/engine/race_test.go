@@ -42,3 +42,26 @@ func TestSettleOfARemovedContainer(t *testing.T) {
 		t.Errorf("the run folder is left: %v", err)
 	}
 }
+
+// TestSettleRemovesWhatAKilledRmLeft finds a run folder without a state, whose container is gone.
+func TestSettleRemovesWhatAKilledRmLeft(t *testing.T) {
+	e := newImageEngine(t)
+	id := disk.RandomID()
+	l, err := e.Containers().Lock(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Settle(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(e.Containers().RunDir(id)); err != nil {
+		t.Errorf("the run folder was removed under a lock: %v", err)
+	}
+	l.Release()
+	if err := e.Settle(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(e.Containers().RunDir(id)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the run folder is left: %v", err)
+	}
+}

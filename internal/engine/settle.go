@@ -55,8 +55,15 @@ func (e *Engine) Settle(ctx context.Context) error {
 func (e *Engine) settleOne(ctx context.Context, id string) error {
 	cs := e.Containers()
 	st, err := cs.State(id)
-	if st == nil || err != nil {
+	if err != nil {
 		return err
+	}
+	if st == nil {
+		// An ended container that may be started again, or what a killed rm left.
+		if _, err := os.Lstat(cs.Dir(id)); err == nil || !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		st = &container.State{}
 	}
 	l, err := cs.Lock(id)
 	if errors.Is(err, container.ErrBusy) {
