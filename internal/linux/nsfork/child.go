@@ -60,7 +60,10 @@ func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
 		}
 		pipe[1] = high
 	}
+	// The kernel writes the pidfd to an address that the compiler does not know as one: the word must lie on the heap, which keep
+	// sees to. On the stack it would be left behind when the stack grows, or the collector shrinks it, before the fork.
 	fd := new(int32)
+	p.keep = append(p.keep, fd)
 	args := &cloneArgs{
 		flags:      a.Flags | unix.CLONE_PIDFD,
 		pidfd:      uint64(uintptr(unsafe.Pointer(fd))),
