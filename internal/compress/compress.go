@@ -16,14 +16,14 @@ import (
 // ErrUnsupported says that a stream is compressed in a way that conex can't undo.
 var ErrUnsupported = errors.New("compression is not supported")
 
-// MaxWindow bounds the memory in bytes that a zstd stream may ask for; more is refused. The format's own recommendation for
-// decoders is 8 MB, `zstd --ultra` uses up to 128 MB.
+// MaxWindow bounds the memory in bytes that a zstd or xz stream may ask for; more is refused. The format's own recommendation for
+// decoders is 8 MB, `zstd --ultra` uses up to 128 MB, `xz -9` 64 MB.
 const MaxWindow = 128 << 20
 
 // Kind is a compression format.
 type Kind string
 
-// The formats that Detect knows. Xz is detected and refused.
+// The formats that Detect knows.
 const (
 	None  Kind = "none"
 	Gzip  Kind = "gzip"
@@ -75,7 +75,11 @@ func Reader(r io.Reader) (io.ReadCloser, Kind, error) {
 	case Bzip2:
 		return &reader{bzip2.NewReader(br), func() error { return nil }, br}, kind, nil
 	case Xz:
-		return nil, kind, fmt.Errorf("xz %w: use gzip or zstd", ErrUnsupported)
+		z, err := newXzReader(br)
+		if err != nil {
+			return nil, kind, err
+		}
+		return &reader{z, func() error { return nil }, br}, kind, nil
 	}
 	return &reader{br, func() error { return nil }, br}, None, nil
 }

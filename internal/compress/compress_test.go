@@ -9,7 +9,10 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
 )
+
+var checks = []byte{xz.CRC64, xz.CRC32, xz.SHA256}
 
 func packed(t testing.TB, kind Kind, content []byte) []byte {
 	t.Helper()
@@ -18,6 +21,12 @@ func packed(t testing.TB, kind Kind, content []byte) []byte {
 	switch kind {
 	case Gzip:
 		w = gzip.NewWriter(&buf)
+	case Xz:
+		z, err := xz.WriterConfig{BlockSize: 200_000, CheckSum: checks[len(content)%len(checks)]}.NewWriter(&buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w = z
 	case Zstd:
 		z, err := zstd.NewWriter(&buf)
 		if err != nil {
@@ -38,7 +47,7 @@ func packed(t testing.TB, kind Kind, content []byte) []byte {
 
 func TestReader(t *testing.T) {
 	content := []byte(strings.Repeat("some content ", 50_000))
-	for _, kind := range []Kind{None, Gzip, Zstd} {
+	for _, kind := range []Kind{None, Gzip, Zstd, Xz} {
 		for _, c := range [][]byte{content, []byte("x"), nil} {
 			r, got, err := Reader(bytes.NewReader(packed(t, kind, c)))
 			if err != nil || got != kind {
@@ -56,14 +65,14 @@ func TestReader(t *testing.T) {
 	if _, kind, err := Reader(bytes.NewReader(bz)); err != nil || kind != Bzip2 {
 		t.Errorf("bzip2: %s, %v", kind, err)
 	}
-	if _, _, err := Reader(strings.NewReader("\xfd7zXZ\x00...")); !errors.Is(err, ErrUnsupported) {
-		t.Errorf("xz: %v", err)
+	if _, _, err := Reader(strings.NewReader("\xfd7zXZ\x00...")); err == nil {
+		t.Error("xz: a damaged header is taken")
 	}
 }
 
 func TestDamaged(t *testing.T) {
 	content := []byte(strings.Repeat("some content ", 50_000))
-	for _, kind := range []Kind{Gzip, Zstd} {
+	for _, kind := range []Kind{Gzip, Zstd, Xz} {
 		p := packed(t, kind, content)
 		for name, b := range map[string][]byte{"truncated": p[:len(p)-3], "garbage behind": append(bytes.Clone(p), "garbage!"...)} {
 			r, _, err := Reader(bytes.NewReader(b))
@@ -92,7 +101,7 @@ func (v verdict) Read(p []byte) (int, error) {
 }
 
 func TestVerdictIsHeard(t *testing.T) {
-	for _, kind := range []Kind{None, Gzip, Zstd} {
+	for _, kind := range []Kind{None, Gzip, Zstd, Xz} {
 		r, _, err := Reader(verdict{bytes.NewReader(packed(t, kind, []byte("content, and enough of it")))})
 		if err == nil {
 			_, err = io.Copy(io.Discard, r)
@@ -107,6 +116,7 @@ func TestVerdictIsHeard(t *testing.T) {
 func FuzzReader(f *testing.F) {
 	f.Add(packed(f, Gzip, []byte("a")))
 	f.Add(packed(f, Zstd, []byte("a")))
+	f.Add(packed(f, Xz, []byte("a")))
 	f.Add([]byte("BZh91AY&SY"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, kind, err := Reader(bytes.NewReader(b))
@@ -121,4 +131,49 @@ func FuzzReader(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// TestXz reads several streams with padding between, as `cat a.xz b.xz` and pxz give, and refuses a dictionary beyond the bound.
+func TestXz(t *testing.T) {
+	content := []byte(strings.Repeat("some content ", 50_000))
+	one := packed(t, Xz, content)
+	both := append(append(bytes.Clone(one), 0, 0, 0, 0), one...)
+	r, _, err := Reader(bytes.NewReader(both))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(r); err != nil || len(b) != 2*len(content) {
+		t.Errorf("two streams: %d bytes, %v", len(b), err)
+	}
+	short := []byte(strings.Repeat("some content ", 5))
+	one = packed(t, Xz, short)
+	for i := 6; i < len(one); i++ { // what is damaged is either noticed or does not matter
+		bad := bytes.Clone(one)
+		bad[i] ^= 0x10
+		r, _, err := Reader(bytes.NewReader(bad))
+		var got []byte
+		if err == nil {
+			got, err = io.ReadAll(r)
+		}
+		if err == nil && !bytes.Equal(got, short) {
+			t.Errorf("byte %d of %d changed, and nobody noticed", i, len(one))
+		}
+	}
+	var big bytes.Buffer
+	z, err := xz.WriterConfig{DictCap: 2 * MaxWindow}.NewWriter(&big)
+	if err == nil {
+		_, err = z.Write(content)
+	}
+	if err == nil {
+		err = z.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, _, err = Reader(&big); err == nil {
+		_, err = io.Copy(io.Discard, r)
+	}
+	if !errors.Is(err, ErrUnsupported) {
+		t.Errorf("a dictionary of 256 MB: %v", err)
+	}
 }
