@@ -58,6 +58,9 @@ type box struct {
 	started bool
 	deleted bool
 	init    *process
+	// root is the container's root folder, for exec: joining the mount namespace leads to that namespace's root, which is another
+	// one where conex itself runs in a chroot.
+	root *os.File
 }
 
 type result struct {
@@ -188,6 +191,12 @@ func (b *box) Delete() error {
 	if b.netns != nil {
 		b.netns.Close()
 	}
+	b.mu.Lock()
+	if b.root != nil {
+		b.root.Close()
+		b.root = nil
+	}
+	b.mu.Unlock()
 	if err := b.cg.Kill(); err != nil && !errors.Is(err, cgroup.ErrNotExist) {
 		return fmt.Errorf("delete container: %w", err)
 	}

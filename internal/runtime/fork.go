@@ -95,6 +95,9 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	if r.console != nil {
 		master = r.console.master
 	}
+	b.mu.Lock()
+	b.root, r.root = r.root, nil
+	b.mu.Unlock()
 	return newProcess(pid, pidfd, master), nil
 }
 
@@ -375,10 +378,21 @@ func checkStrings(p *specs.Process) error {
 func (b *box) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
 	b.mu.Lock()
 	init := b.init
+	rootFD := -1
+	if b.root != nil {
+		fd, err := unix.FcntlInt(b.root.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			b.mu.Unlock()
+			return nil, fmt.Errorf("exec: %w", err)
+		}
+		rootFD = fd
+	}
 	b.mu.Unlock()
-	if init == nil {
+	if init == nil || rootFD < 0 {
 		return nil, errors.New("exec: the container is not running")
 	}
+	root := os.NewFile(uintptr(rootFD), "/")
+	defer root.Close()
 	if cfg.Process == nil || len(cfg.Process.Args) == 0 {
 		return nil, errors.New("exec: no command specified")
 	}
@@ -392,7 +406,7 @@ func (b *box) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
 	}
 	reply := make(chan result, 1)
 	onThread(func() {
-		p, err := b.execThread(init, cfg, l)
+		p, err := b.execThread(init, root, cfg, l)
 		reply <- result{p, err}
 	})
 	r := <-reply
@@ -403,7 +417,7 @@ func (b *box) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
 }
 
 // execThread joins the container's namespaces and forks there.
-func (b *box) execThread(init *process, cfg *ExecConfig, l *launch) (p *process, err error) {
+func (b *box) execThread(init *process, root *os.File, cfg *ExecConfig, l *launch) (p *process, err error) {
 	host, err := hostNull() // while /proc is the host's
 	if err != nil {
 		return nil, err
@@ -434,11 +448,12 @@ func (b *box) execThread(init *process, cfg *ExecConfig, l *launch) (p *process,
 	}
 	// From here on paths mean the container's files, which are not ours to trust.
 	unix.Umask(0)
-	root, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
+	if err := unix.Fchdir(int(root.Fd())); err != nil {
+		return nil, fmt.Errorf("exec: enter root file system: %w", err)
 	}
-	defer root.Close()
+	if err := unix.Chroot("."); err != nil {
+		return nil, fmt.Errorf("exec: enter root file system: %w", err)
+	}
 	null, err := containerNull(root, host)
 	if err != nil {
 		return nil, err
