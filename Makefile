@@ -13,7 +13,7 @@ TEST_FLAGS  ?=
 
 export CGO_ENABLED = 0
 
-.PHONY: all build demo deps test images bench lint install install-docker-link uninstall clean help
+.PHONY: all build demo deps test guest images bench lint install install-docker-link uninstall clean help
 
 all: build
 
@@ -21,6 +21,7 @@ help:
 	@echo "build    bin/conex"
 	@echo "demo     build an image and run it, in under a minute (root)"
 	@echo "test     everything: linters, unit tests, scenarios on the real kernel (root)"
+	@echo "guest    the kernel tests in a virtual machine with cgroup v2 and an older kernel (root, qemu)"
 	@echo "bench    conex beside docker and podman (root; BENCH='-only run-none -n 20')"
 	@echo "images   base images without a registry, cached in $(IMAGES) (root)"
 	@echo "lint     gofmt, vet, staticcheck, import floors"
@@ -48,6 +49,10 @@ test: deps build lint images
 images: build
 	@sh images/need +busybox-static mmdebstrap flock:util-linux curl
 	@images/make -o '$(IMAGES)' -c bin/conex
+
+# The kernel's side under Debian's own kernel in a virtual machine: cgroup v2 alone, and none of the newest mount features.
+guest:
+	test/guest/run
 
 bench: build
 	$(GO) run ./bench -conex bin/conex $(BENCH)
