@@ -48,16 +48,19 @@ const maxNameTries = 20
 // first; on an error nothing stays. A nil error promises that the container survives a power loss, unless it is to be removed at
 // its end.
 func (e *Engine) Create(ctx context.Context, req CreateRequest) (CreateResult, error) {
-	rec, warnings, err := e.create(ctx, req)
+	rec, _, warnings, err := e.create(ctx, req, false)
 	if err != nil {
 		return CreateResult{}, classify(err)
 	}
 	return CreateResult{ID: rec.ID, Warnings: warnings}, nil
 }
 
-func (e *Engine) create(ctx context.Context, req CreateRequest) (*container.Record, []string, error) {
+// create is Create for who may start the container at once: with hold, one that is to be removed at its end (--rm) is locked from
+// before it exists, and lease says so to settlers, so that it does not outlive a creator that dies before the start. The lock is
+// nil for other containers.
+func (e *Engine) create(ctx context.Context, req CreateRequest, hold bool) (rec *container.Record, lock *disk.Lock, warnings []string, err error) {
 	if req.Config == nil || req.Config.Image == "" {
-		return nil, nil, invalid("no image specified")
+		return nil, nil, nil, invalid("no image specified")
 	}
 	conf := *req.Config
 	hc := apic.HostConfig{}
@@ -66,29 +69,29 @@ func (e *Engine) create(ctx context.Context, req CreateRequest) (*container.Reco
 	}
 	if req.Name != "" {
 		if err := container.CheckName(req.Name); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 	}
-	warnings, err := e.validate(ctx, &conf, &hc)
+	warnings, err = e.validate(ctx, &conf, &hc)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	img, lease, err := e.imageFor(ctx, req)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	defer lease.Close()
 	mergeImage(&conf, img.Config.Config)
 	path, args, err := command(&conf)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	ls, err := e.Layers()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	driver, _ := ls.Driver()
-	rec := &container.Record{
+	rec = &container.Record{
 		ID: disk.RandomID(), Name: req.Name, Created: time.Now().UTC(), Image: req.Config.Image, ImageID: img.ID, Layers: img.Layers(),
 		Config: &conf, HostConfig: &hc, Path: path, Args: args, Platform: platformOf(img), Driver: driver,
 	}
@@ -96,21 +99,50 @@ func (e *Engine) create(ctx context.Context, req CreateRequest) (*container.Reco
 		conf.Hostname = rec.ID[:12]
 		if hc.NetworkMode.IsHost() || hc.UTSMode.IsHost() {
 			if conf.Hostname, err = os.Hostname(); err != nil {
-				return nil, nil, err
+				return nil, nil, nil, err
 			}
 		}
 	}
 	var back undo.Stack
 	defer back.Run()
 	if err := e.addMounts(ctx, rec, &back); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
+	}
+	if hold && hc.AutoRemove {
+		if lock, err = e.lease(rec); err != nil {
+			return nil, nil, nil, err
+		}
+		id, held := rec.ID, lock // the results are nil by the time that this runs
+		back.Add(func() {
+			// Whatever stays of the run folder, the next settler removes.
+			_ = e.Containers().RemoveRun(id)
+			held.Release()
+		})
 	}
 	if err := e.publish(rec); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	back.Forget()
 	e.event(rec, "create", nil)
-	return rec, warnings, nil
+	return rec, lock, warnings, nil
+}
+
+// lease locks a container that does not exist yet and leaves a state with which a settler removes it, should the lock be free.
+func (e *Engine) lease(rec *container.Record) (*disk.Lock, error) {
+	cs := e.Containers()
+	lock, err := cs.Lock(rec.ID)
+	if err != nil {
+		return nil, err
+	}
+	err = cs.SetState(rec.ID, &container.State{
+		Status: container.Starting, BootID: disk.BootID(), AutoRemove: true, Anonymous: rec.Anonymous,
+	})
+	if err != nil {
+		err = errors.Join(err, cs.RemoveRun(rec.ID))
+		lock.Release()
+		return nil, err
+	}
+	return lock, nil
 }
 
 // publish writes the record under its name, or under random ones until one is free.

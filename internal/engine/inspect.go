@@ -18,22 +18,21 @@ import (
 const zeroTime = "0001-01-01T00:00:00Z"
 
 // InspectContainer describes a container in full; with size also what it takes on disk.
-func (e *Engine) InspectContainer(ctx context.Context, name string, size bool) (apic.InspectResponse, error) {
+func (e *Engine) InspectContainer(ctx context.Context, name string, size bool) (ContainerDetail, error) {
 	n, err := e.snapshot(ctx, name)
 	if err != nil {
-		return apic.InspectResponse{}, err
+		return ContainerDetail{}, err
 	}
 	r, cs := n.Record, e.Containers()
 	files := cs.Dir(r.ID, "files")
-	out := apic.InspectResponse{
+	out := ContainerDetail{InspectResponse: apic.InspectResponse{
 		ID: r.ID, Created: r.Created.Format(time.RFC3339Nano), Path: r.Path, Args: r.Args, State: stateOf(n), Image: string(r.ImageID),
 		ResolvConfPath: files + "/resolv.conf", HostnamePath: files + "/hostname", HostsPath: files + "/hosts",
 		Name: "/" + r.Name, Driver: r.Driver, Platform: strings.SplitN(r.Platform, "/", 2)[0], HostConfig: r.HostConfig, Config: r.Config, Mounts: r.Mounts,
 		GraphDriver: &storage.DriverData{Name: r.Driver, Data: map[string]string{
 			"UpperDir": cs.Dir(r.ID, "upper"), "WorkDir": cs.Dir(r.ID, "work"),
 		}},
-		NetworkSettings: &apic.NetworkSettings{Ports: portMap(n), Networks: networks(n)},
-	}
+	}, NetworkSettings: networkDetail(portMap(n), networks(n))}
 	if out.Args == nil {
 		out.Args = []string{}
 	}

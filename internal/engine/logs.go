@@ -122,9 +122,6 @@ func logDetails(r *container.Record) string {
 			}
 		}
 	}
-	if len(attrs) == 0 {
-		return ""
-	}
 	var parts []string
 	for _, k := range slices.Sorted(maps.Keys(attrs)) {
 		parts = append(parts, k+"="+attrs[k])

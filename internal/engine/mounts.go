@@ -42,7 +42,10 @@ func (e *Engine) addMounts(ctx context.Context, rec *container.Record, back *und
 	}
 	hc := rec.HostConfig
 	var all []apic.MountPoint
-	for _, b := range hc.Binds {
+	for i, b := range hc.Binds {
+		if slices.Contains(hc.Binds[:i], b) {
+			continue // said twice; Docker's client drops it as well
+		}
 		m, err := parseBind(b)
 		if err != nil {
 			return err

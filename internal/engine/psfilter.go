@@ -67,7 +67,14 @@ func (e *Engine) containerTest(key string, values []string, all []*container.Sna
 		return either(func(n *container.Snapshot) bool {
 			return n.Status() == apic.StateExited && slices.Contains(values, strconv.Itoa(n.Exit.Code))
 		}), nil
+	case "is-task": // there are none: no swarm
+		return either(func(*container.Snapshot) bool { return slices.Contains(values, "false") || slices.Contains(values, "0") }), nil
 	case "health":
+		for _, v := range values {
+			if err := apic.ValidateHealthStatus(apic.HealthStatus(v)); err != nil {
+				return nil, invalid("unrecognized filter value for health: %s", v)
+			}
+		}
 		return either(func(n *container.Snapshot) bool { return slices.Contains(values, string(healthOf(n))) }), nil
 	case "ancestor":
 		return e.ancestorTest(values)

@@ -30,20 +30,23 @@ type RunResult struct {
 // Run is Create and Start. An error is an *ExitError: 125 when the container could not be made or started, 126 and 127 when its
 // command could not be executed. With --rm nothing stays then; otherwise the container does, as with Docker.
 func (e *Engine) Run(ctx context.Context, req RunRequest) (RunResult, error) {
-	rec, warnings, err := e.create(ctx, req.CreateRequest)
+	rec, lock, warnings, err := e.create(ctx, req.CreateRequest, true)
 	if err != nil {
 		return RunResult{}, exitError(classify(err))
 	}
 	res := RunResult{ID: rec.ID, Warnings: warnings}
 	if req.OnCreated != nil {
 		if err := req.OnCreated(rec.ID); err != nil {
+			if lock != nil {
+				lock.Release()
+			}
 			return res, exitError(errors.Join(err, e.discard(ctx, rec)))
 		}
 	}
 	c := rec.Config
 	at := attachment{want: !req.Detach}
 	at.stdin = at.want && c.OpenStdin && req.Streams.Stdin != nil
-	s, err := e.launch(ctx, rec, at, &req.Streams)
+	s, err := e.launch(ctx, rec, lock, at, &req.Streams)
 	if errors.Is(err, container.ErrBusy) { // somebody has started it by its name since it was created
 		if req.Detach {
 			res.Detached = true

@@ -105,7 +105,7 @@ func (e *Engine) settleLocked(ctx context.Context, id string) error {
 	if err != nil && !errors.Is(err, container.ErrNotFound) {
 		return err
 	}
-	if rec != nil && st.Status != container.Exited {
+	if rec != nil && st.Status != container.Exited && st.Monitor != 0 { // no monitor: created by a client that died (see create)
 		if err := cs.SetExit(rec, deathOf(st)); err != nil {
 			return err
 		}
@@ -186,7 +186,7 @@ func (e *Engine) revive(ctx context.Context, id string) error {
 	if !n.Desired.Running || n.Desired.Stopped || !revivable(n) {
 		return nil
 	}
-	if _, err := e.launch(ctx, n.Record, attachment{}, &Streams{}); err != nil && !errors.Is(err, container.ErrBusy) {
+	if _, err := e.launch(ctx, n.Record, nil, attachment{}, &Streams{}); err != nil && !errors.Is(err, container.ErrBusy) {
 		return fmt.Errorf("start container %s again: %w", n.Record.Name, err)
 	}
 	return nil
@@ -246,7 +246,7 @@ func (e *Engine) Reconcile(ctx context.Context) (started []string, err error) {
 		if !should {
 			continue
 		}
-		if _, err := e.launch(ctx, n.Record, attachment{}, &Streams{}); err != nil {
+		if _, err := e.launch(ctx, n.Record, nil, attachment{}, &Streams{}); err != nil {
 			if !errors.Is(err, container.ErrBusy) {
 				errs = append(errs, fmt.Errorf("start container %s: %w", n.Record.Name, err))
 			}

@@ -43,7 +43,7 @@ func (e *Engine) Start(ctx context.Context, req StartRequest) (exitCode int, err
 		return 0, nil
 	}
 	at := attachment{want: req.Attach, stdin: req.AttachStdin && rec.Config.OpenStdin}
-	s, err := e.launch(ctx, rec, at, &req.Streams)
+	s, err := e.launch(ctx, rec, nil, at, &req.Streams)
 	if errors.Is(err, container.ErrBusy) { // somebody else has started it
 		if req.Attach {
 			return e.Attach(ctx, AttachRequest{Container: rec.ID, NoStdin: !req.AttachStdin, Streams: req.Streams})
@@ -63,15 +63,22 @@ type attachment struct{ want, stdin bool }
 
 // launch makes a monitor, which runs the container, and returns when its process is there. The stream is nil unless one is wanted.
 // An error is an *ExitError with Docker's exit code; container.ErrBusy says that it runs already.
-func (e *Engine) launch(ctx context.Context, rec *container.Record, at attachment, streams *Streams) (*control.Stream, error) {
+//
+// It takes the container's lock unless the caller has it already, and releases it.
+func (e *Engine) launch(ctx context.Context, rec *container.Record, lock *disk.Lock, at attachment, streams *Streams) (*control.Stream, error) {
 	cs := e.Containers()
-	lock, err := cs.LockIdle(ctx, rec.ID)
-	if err != nil {
-		return nil, err
+	held := lock != nil
+	var err error
+	if !held {
+		if lock, err = cs.LockIdle(ctx, rec.ID); err != nil {
+			return nil, err
+		}
 	}
 	defer lock.Release() // ours; the monitor has the same lock by its descriptor
-	if err := e.settleLocked(ctx, rec.ID); err != nil {
-		return nil, err
+	if !held {
+		if err := e.settleLocked(ctx, rec.ID); err != nil {
+			return nil, err
+		}
 	}
 	// Removed while we waited?
 	id := rec.ID
@@ -89,7 +96,7 @@ func (e *Engine) launch(ctx context.Context, rec *container.Record, at attachmen
 		Root: e.root.Path(), State: e.cfg.State, ID: rec.ID, Attach: at.want, AttachStdin: at.stdin,
 		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, LogDriver: rec.HostConfig.LogConfig.Type, LogOptions: rec.HostConfig.LogConfig.Config,
 	}
-	if req.LogDriver == "" {
+	if req.LogDriver == "" { // a record of before the driver was kept in it
 		req.LogDriver, req.LogOptions = e.cfg.Log.Driver, e.cfg.Log.Options
 	}
 	if req.Lower, err = ls.Lower(ctx, rec.Layers); err != nil {

@@ -1,8 +1,10 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path"
@@ -50,10 +52,49 @@ func (e *Engine) validate(ctx context.Context, conf *apic.Config, hc *apic.HostC
 			return nil, err
 		}
 	}
+	e.fill(hc)
 	if (hc.NetworkMode.IsHost() || hc.NetworkMode.IsNone()) && (len(hc.PortBindings) > 0 || hc.PublishAllPorts) {
 		warnings = append(warnings, fmt.Sprintf("Published ports are discarded when using %s network mode", hc.NetworkMode))
 	}
 	return warnings, nil
+}
+
+// defaultShmSize is /dev/shm's, in bytes; Docker's.
+const defaultShmSize = 64 << 20
+
+// fill writes down the defaults that the container runs by, where Docker writes them: `inspect` shows them, and a later change of
+// the configuration does not reach containers that exist.
+func (e *Engine) fill(hc *apic.HostConfig) {
+	if hc.LogConfig.Type == "" {
+		opts := maps.Clone(e.cfg.Log.Options)
+		if opts == nil {
+			opts = map[string]string{}
+		}
+		maps.Copy(opts, hc.LogConfig.Config)
+		hc.LogConfig = apic.LogConfig{Type: e.cfg.Log.Driver, Config: opts}
+	}
+	if hc.Memory > 0 && hc.MemorySwap == 0 {
+		hc.MemorySwap = 2 * hc.Memory
+	}
+	if hc.ShmSize == 0 {
+		hc.ShmSize = defaultShmSize
+	}
+	hc.IpcMode = cmp.Or(hc.IpcMode, apic.IPCModePrivate)
+	hc.CgroupnsMode = cmp.Or(hc.CgroupnsMode, apic.CgroupnsModePrivate)
+	hc.Runtime = cmp.Or(hc.Runtime, "conex")
+	hc.CapAdd, hc.CapDrop = capNames(hc.CapAdd), capNames(hc.CapDrop)
+}
+
+// capNames spells capabilities as Docker keeps them: ALL, or CAP_ and capitals.
+func capNames(names []string) []string {
+	var out []string
+	for _, n := range names {
+		if n = strings.ToUpper(n); n != "ALL" && !strings.HasPrefix(n, "CAP_") {
+			n = "CAP_" + n
+		}
+		out = append(out, n)
+	}
+	return out
 }
 
 func (e *Engine) validateNetwork(ctx context.Context, _ *apic.Config, hc *apic.HostConfig) error {
