@@ -102,6 +102,9 @@ func (a *app) runContainer(ctx context.Context, o runOptions) error {
 		fmt.Fprintf(a.err, "WARNING: %s\n", w)
 	}
 	if err != nil {
+		if o.detach && res.ID != "" && !o.req.HostConfig.AutoRemove {
+			fmt.Fprintln(a.out, res.ID) // it stays, created, for `logs` and `rm`; Docker names it as well
+		}
 		return runError(err)
 	}
 	if o.detach {

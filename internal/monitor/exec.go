@@ -161,5 +161,10 @@ func execError(err error) error {
 	if errors.As(err, &ee) {
 		return &control.Error{Status: http.StatusBadRequest, Message: "OCI runtime exec failed: " + err.Error(), ExitCode: ee.ExitCode()}
 	}
-	return err
+	var ce *control.Error
+	if errors.As(err, &ce) {
+		return err
+	}
+	// Whatever else keeps a command from running, an unknown user above all, is "can't be invoked".
+	return &control.Error{Status: http.StatusBadRequest, Message: err.Error(), ExitCode: 126}
 }

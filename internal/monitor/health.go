@@ -139,6 +139,7 @@ func (h *health) probe(ctx context.Context) *apic.HealthcheckResult {
 	if err := h.r.track(x, false); err != nil {
 		complain("record exec", err)
 	}
+	h.r.m.calm()
 	res.End, res.Output = time.Now(), out.String()
 	if t.Stop() {
 		res.ExitCode = e.Code

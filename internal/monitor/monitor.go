@@ -20,6 +20,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	goruntime "runtime"
 	"runtime/debug"
 	"sync"
 	"syscall"
@@ -74,6 +75,7 @@ const idleAfter = time.Second
 
 // Main runs a monitor and returns its exit code. The process has been prepared as package control describes.
 func Main() int {
+	goruntime.MemProfileRate = 0 // its table alone would be a tenth of what an idle monitor holds
 	// Whoever started us may have a stricter one; the container's processes inherit it.
 	unix.Umask(0o022)
 	report := os.NewFile(control.ReportFD, "report")
@@ -131,6 +133,7 @@ func open(stdin *os.File) (*monitor, error) {
 		return nil, err
 	}
 	m.nets = network.Open(m.root, m.req.State)
+	m.idle = time.AfterFunc(idleAfter, debug.FreeOSMemory)
 	m.state = container.State{
 		Status: container.Starting, BootID: disk.BootID(), Monitor: os.Getpid(), Restarts: m.req.Restarts,
 		Cgroup: CgroupPath(m.rec.ID), AutoRemove: m.rec.HostConfig.AutoRemove, Anonymous: m.rec.Anonymous,
@@ -184,7 +187,7 @@ func (m *monitor) main(report *os.File) error {
 		if rep != nil {
 			reply(rep, control.Report{Pid: r.proc.Pid()})
 			first = nil
-			m.idle = time.AfterFunc(idleAfter, debug.FreeOSMemory)
+			m.calm()
 		}
 		e := r.wait()
 		delay, again := m.decide(e)
@@ -204,6 +207,9 @@ func (m *monitor) main(report *os.File) error {
 	errs = append(errs, m.sweep())
 	return errors.Join(errs...)
 }
+
+// calm is called after work that took memory.
+func (m *monitor) calm() { m.idle.Reset(idleAfter) }
 
 // pause waits before a restart; false when a stop came.
 func (m *monitor) pause(d time.Duration) bool {
@@ -239,12 +245,14 @@ func (m *monitor) present() *run {
 
 // failed records a start that did not come off. r is what there was of the run, nil if nothing.
 func (m *monitor) failed(cause error, report *os.File, first *client, r *run) error {
-	code := 125
+	// The command line's code is 125 and what `inspect` shows 128, as Docker has it.
+	code, exit := 125, 128
 	var ee *runtime.ExecError
 	if errors.As(cause, &ee) {
 		code = ee.ExitCode()
+		exit = code
 	}
-	e := container.Exit{Code: code, Error: cause.Error(), Finished: time.Now().UTC(), Restarts: m.state.Restarts}
+	e := container.Exit{Code: exit, Error: cause.Error(), Finished: time.Now().UTC(), Restarts: m.state.Restarts}
 	if m.lastExit.Finished.IsZero() && report == nil || !m.lastExit.Started.IsZero() {
 		e.Started = m.lastExit.Started // a restart that failed: the container has run before
 	}

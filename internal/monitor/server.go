@@ -362,7 +362,7 @@ func (s *server) exec(w http.ResponseWriter, q *http.Request) error {
 		}
 		s.m.event("exec_die", map[string]string{"execID": x.id, "exitCode": strconv.Itoa(exit.Code)})
 		x.io.finish(exit)
-		s.m.idle.Reset(idleAfter)
+		s.m.calm()
 	}
 	go finish() // ends with the process, at the latest with the container's
 	return nil

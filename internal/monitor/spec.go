@@ -240,7 +240,11 @@ func mounts(s *specs.Spec, r *container.Record, files string) {
 	var add []specs.Mount
 	if files != "" {
 		for name, dst := range generated {
-			add = append(add, specs.Mount{Destination: dst, Type: "bind", Source: files + "/" + name, Options: []string{"rbind", "rprivate"}})
+			opts := []string{"rbind", "rprivate"}
+			if r.HostConfig.ReadonlyRootfs {
+				opts = append(opts, "ro")
+			}
+			add = append(add, specs.Mount{Destination: dst, Type: "bind", Source: files + "/" + name, Options: opts})
 		}
 	}
 	for _, m := range r.Mounts {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 
 	"conex/internal/container"
@@ -14,7 +15,7 @@ import (
 )
 
 const (
-	// chunk is how much output is moved at once, in bytes. Two of these buffers are most of what an idle monitor holds.
+	// chunk is how much output is moved at once, in bytes.
 	chunk = 16 << 10
 	// maxQueue is how much output waits for a slow client before the container is made to wait, as in Docker.
 	maxQueue = 256 << 10
@@ -173,19 +174,46 @@ func (s *streams) setStdin(w io.WriteCloser) {
 }
 
 // pump copies r to the log and all clients until its end.
-func (s *streams) pump(kind byte, r io.Reader) {
+func (s *streams) pump(kind byte, r *os.File) {
 	s.pumps.Go(func() {
-		buf := make([]byte, chunk)
-		for {
-			n, err := r.Read(buf)
-			if n > 0 {
-				s.emit(kind, buf[:n])
-			}
-			if err != nil { // EOF; EIO is a terminal's way to say it
-				return
-			}
+		for s.move(kind, r) {
 		}
 	})
+}
+
+// buffers are what moves between two reads: an idle stream holds none.
+var buffers = sync.Pool{New: func() any { return new([chunk]byte) }}
+
+// move waits until r has something, and passes it on. It returns false at r's end.
+func (s *streams) move(kind byte, r *os.File) bool {
+	rc, err := r.SyscallConn()
+	if err != nil { // closed
+		return false
+	}
+	var buf *[chunk]byte
+	var n int
+	var rerr error
+	err = rc.Read(func(fd uintptr) bool {
+		buf = buffers.Get().(*[chunk]byte)
+		for {
+			if n, rerr = unix.Read(int(fd), buf[:]); !errors.Is(rerr, unix.EINTR) {
+				break
+			}
+		}
+		if errors.Is(rerr, unix.EAGAIN) {
+			buffers.Put(buf)
+			return false // called again when there is something
+		}
+		return true
+	})
+	if err != nil { // closed meanwhile; the function has not returned true
+		return false
+	}
+	if n > 0 {
+		s.emit(kind, buf[:n])
+	}
+	buffers.Put(buf)
+	return n > 0 && rerr == nil // EIO is a terminal's way to say that it has ended
 }
 
 func (s *streams) emit(kind byte, p []byte) {

@@ -219,7 +219,11 @@ func TestSlowClient(t *testing.T) {
 	ours, theirs := pair(t)
 	s.attach(newClient(ours, true, true))
 	want := bytes.Repeat([]byte("0123456789abcdef"), 100<<10) // 1.6 MB: more than queue and socket hold
-	r, w := io.Pipe()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
 	s.pump(control.FrameStdout, r)
 	written := make(chan struct{})
 	go func() {
