@@ -23,6 +23,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -134,6 +135,9 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	target, err := p.all(ctx)
 	if err != nil {
 		return res, err
+	}
+	if names := p.unconsumed(); len(names) > 0 {
+		j.emit(Event{Kind: Warning, Text: fmt.Sprintf("build arguments that no ARG of the Dockerfile takes: %s", strings.Join(names, ", "))})
 	}
 	s := newSolver(c, file, req.NoCache, cancel)
 	out, err := s.solve(ctx, target.tip)
@@ -248,8 +252,7 @@ func (b *Builder) record(ctx context.Context, s *solver, target *stage, out resu
 		return "", err
 	}
 	if !ok {
-		rec = Record{Key: key, Kind: kindConfig, Created: time.Now().UTC()}
-		if err := s.cache.put(byDefinition, rec); err != nil {
+		if rec, err = firstBuild(ctx, s.cache, key); err != nil {
 			return "", err
 		}
 	}
@@ -268,6 +271,21 @@ func (b *Builder) record(ctx context.Context, s *solver, target *stage, out resu
 	}
 	added, err := b.Images.Add(ctx, raw, "", "")
 	return added.ID, err
+}
+
+// firstBuild records now as the time of a config's first build; of several at once one is the first.
+func firstBuild(ctx context.Context, c *cache, key string) (Record, error) {
+	release, err := c.lock(ctx, key)
+	if err != nil {
+		return Record{}, err
+	}
+	defer release()
+	rec, ok, err := c.get(byDefinition, key)
+	if err != nil || ok {
+		return rec, err
+	}
+	rec = Record{Key: key, Kind: kindConfig, Created: time.Now().UTC()}
+	return rec, c.put(byDefinition, rec)
 }
 
 // background runs f, which takes something down that nobody waits for, until finish.

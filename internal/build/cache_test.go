@@ -142,7 +142,7 @@ func TestBuildArgKeys(t *testing.T) {
 	img := e.must(file, arg("HTTP_PROXY", "http://secret"))
 	e.ran()
 	e.must("FROM busybox\nRUN env\n", arg("HTTP_PROXY", "http://secret"))
-	if !strings.Contains(e.output(), "HTTP_PROXY=http://secret") {
+	if out := e.output(); !strings.Contains(out, "HTTP_PROXY=http://secret") || !strings.Contains(out, "http_proxy=http://secret") {
 		t.Error("the proxy did not reach the step")
 	}
 	if strings.Contains(string(img.RawConfig), "secret") {

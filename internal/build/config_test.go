@@ -21,6 +21,23 @@ func TestConfig(t *testing.T) {
 	e.write("a", "A")
 	e.must("FROM scratch\nCOPY a /\nENV BASE=1 PATH=/p\nENTRYPOINT [\"/base\"]\nCMD [\"x\"]\nLABEL l=base\nEXPOSE 1\nWORKDIR /base\nUSER 7\n",
 		func(r *Request) { r.Tags = []string{"base"} })
+	bare := e.must("FROM scratch\nCOPY a /\nENV PATH=/p\n").Config
+	bare.Config.WorkingDir = ""
+	raw, err := json.Marshal(bare)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := e.b.Images.Add(t.Context(), raw, "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := image.ParseReference("bare")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.b.Images.Tag(img.ID, ref); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct{ name, file, want string }{
 		{"env", "FROM scratch\nENV A=1 B=\"two words\"\nENV C $A-$B\nENV A=3", `"Env":["PATH=` + defaultPath + `","A=3","B=two words","C=1-two words"],"WorkingDir":"/"`},
 		{"env substitution", "FROM scratch\nENV A=${X:-def} B=${BASE:+alt} C=\\$A", `"Env":["PATH=` + defaultPath + `","A=def","B=","C=$A"],"WorkingDir":"/"`},
@@ -38,7 +55,12 @@ func TestConfig(t *testing.T) {
 		{"global arg", "ARG TAG=base\nFROM ${TAG}\nARG TAG\nLABEL t=$TAG", `"User":"7","ExposedPorts":{"1/tcp":{}},"Env":["PATH=/p","BASE=1"],"Entrypoint":["/base"],"Cmd":["x"],"WorkingDir":"/base","Labels":{"l":"base","t":"base"}`},
 		{"global arg not in scope", "ARG V=1\nFROM scratch\nLABEL v=x$V", `"Env":["PATH=` + defaultPath + `"],"WorkingDir":"/","Labels":{"v":"x"}`},
 		{"given arg", "FROM scratch\nARG GIVEN=no\nARG UNSET\nLABEL v=$GIVEN-$UNSET", `"Env":["PATH=` + defaultPath + `"],"WorkingDir":"/","Labels":{"v":"yes-"}`},
-		{"env over arg", "FROM scratch\nENV GIVEN=env\nARG GIVEN\nLABEL v=$GIVEN", `"Env":["PATH=` + defaultPath + `","GIVEN=env"],"WorkingDir":"/","Labels":{"v":"env"}`},
+		{"arg over env", "FROM scratch\nENV GIVEN=env\nARG GIVEN\nLABEL v=$GIVEN", `"Env":["PATH=` + defaultPath + `","GIVEN=env"],"WorkingDir":"/","Labels":{"v":"yes"}`},
+		{"env over arg", "FROM scratch\nARG GIVEN\nENV GIVEN=env-$GIVEN\nLABEL v=$GIVEN", `"Env":["PATH=` + defaultPath + `","GIVEN=env-yes"],"WorkingDir":"/","Labels":{"v":"env-yes"}`},
+		{"arg without value leaves env", "FROM scratch\nENV A=env\nARG A\nLABEL v=$A", `"Env":["PATH=` + defaultPath + `","A=env"],"WorkingDir":"/","Labels":{"v":"env"}`},
+		{"arg of the stage below", "FROM scratch AS a\nARG L=1\nFROM a\nLABEL v=$L", `"Env":["PATH=` + defaultPath + `"],"WorkingDir":"/","Labels":{"v":"1"}`},
+		{"ports of run", "FROM scratch\nEXPOSE 8080:80 127.0.0.1:9090:90/udp 1-2:3-4 :7 [::1]:5:6", `"ExposedPorts":{"3/tcp":{},"4/tcp":{},"6/tcp":{},"7/tcp":{},"80/tcp":{},"90/udp":{}},"Env":["PATH=` + defaultPath + `"],"WorkingDir":"/"`},
+		{"working folder of an image that names none", "FROM bare", `"Env":["PATH=/p"]`},
 		{"platform args", "FROM --platform=$BUILDPLATFORM scratch\nARG TARGETOS\nARG TARGETSTAGE\nLABEL v=$TARGETOS-$TARGETSTAGE", `"Env":["PATH=` + defaultPath + `"],"WorkingDir":"/","Labels":{"v":"linux-default"}`},
 		{"escape", "# escape=`\nFROM scratch\nLABEL a=1 `\n  b=2", `"Env":["PATH=` + defaultPath + `"],"WorkingDir":"/","Labels":{"a":"1","b":"2"}`},
 	} {
@@ -172,5 +194,22 @@ func TestTags(t *testing.T) {
 	}
 	if fmt.Sprint(old.RepoTags) != "[two:x]" || fmt.Sprint(other.RepoTags) != "[one:latest]" {
 		t.Errorf("old %v, new %v", old.RepoTags, other.RepoTags)
+	}
+}
+
+// A --build-arg that nothing takes is worth a remark.
+func TestUnconsumedArgs(t *testing.T) {
+	e := newEnv(t)
+	e.must("ARG G\nFROM scratch AS other\nARG O\nFROM scratch\nONBUILD ARG B\nENV A=1\n", func(r *Request) {
+		r.BuildArgs = map[string]*string{"G": ptr("1"), "O": ptr("1"), "TYPO": ptr("1"), "B": nil, "HTTP_PROXY": ptr("x"), "TARGETARCH": ptr("y"), "BUILDKIT_INLINE_CACHE": ptr("1")}
+	})
+	var got []string
+	for _, ev := range e.events {
+		if ev.Kind == Warning {
+			got = append(got, ev.Text)
+		}
+	}
+	if len(got) != 1 || got[0] != "build arguments that no ARG of the Dockerfile takes: B, TYPO" {
+		t.Errorf("warnings %q", got)
 	}
 }

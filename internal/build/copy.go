@@ -12,7 +12,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,6 +20,7 @@ import (
 	"conex/internal/dockerfile"
 	"conex/internal/layertar"
 	"conex/internal/ocispec"
+	"conex/internal/safepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -87,7 +88,7 @@ type copier struct {
 	urls    []*download
 	t       *target
 	chown   *owner
-	chmod   *int64
+	chmod   modeChange           // nil without --chmod
 	links   map[[2]uint64]string // first names of files with several, by device and inode
 	vertex  *vertex
 	bytes   int64
@@ -112,12 +113,11 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 	}
 	cp := &copier{b: p.b, fromContext: c.From == ""}
 	if c.Chmod != "" {
-		m, err := strconv.ParseUint(c.Chmod, 8, 32)
-		if err != nil || m > 0o7777 {
-			return "", fmt.Errorf("invalid chmod parameter: '%s'. it should be octal string and between 0 and 07777", c.Chmod)
+		change, err := parseChmod(c.Chmod)
+		if err != nil {
+			return "", err
 		}
-		mode := int64(m)
-		cp.chmod = &mode
+		cp.chmod = change
 		created += " --chmod=" + c.Chmod
 	}
 	op.Dest = c.Dest
@@ -145,6 +145,11 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 		created += " <<" + f.Name
 	}
 	created += " " + c.Dest
+	if c.Checksum != "" {
+		if err := ocispec.Digest(c.Checksum).Validate(); err != nil {
+			return "", fmt.Errorf("--checksum=%s: %w", c.Checksum, err)
+		}
+	}
 	if c.Checksum != "" && (len(c.Sources) != 1 || len(op.URLs) != 1) {
 		return "", errors.New("checksum requires a single HTTP(S) source")
 	}
@@ -210,7 +215,6 @@ func isGit(src string) bool {
 }
 
 func (c *copier) run(ctx context.Context, ctxIn *input, in []result) (_ ocispec.Digest, err error) {
-	c.links = map[[2]uint64]string{}
 	if c.t, err = newTarget(ctx, c.b.Layers, in[0].layers); err != nil {
 		return "", err
 	}
@@ -273,6 +277,17 @@ func (c *copier) dirOwner() owner {
 	return owner{}
 }
 
+// dirMode is the mode of folders that the copy makes on the way. --chmod reaches them as it does in Docker, but whoever may read a folder
+// may enter it too: --chmod=644 must not make a folder that nobody but root can use.
+func (c *copier) dirMode() int64 {
+	const plain = 0o755
+	if c.chmod == nil {
+		return plain
+	}
+	m := c.chmod(plain, true) & 0o777
+	return m | m&0o444>>2
+}
+
 // place finds where a file called name goes: the destination itself, or into it when it is or shall be a folder. It makes the folder.
 func (c *copier) place(name string, several bool, when time.Time) (string, error) {
 	at, err := c.t.resolve(c.op.Dest, true)
@@ -285,7 +300,7 @@ func (c *copier) place(name string, several bool, when time.Time) (string, error
 	}
 	switch {
 	case dir || strings.HasSuffix(c.op.Dest, "/"):
-		if err := c.t.mkdirAll(at, c.dirOwner(), 0o755, when); err != nil {
+		if err := c.t.mkdirAll(at, c.dirOwner(), c.dirMode(), when); err != nil {
 			return "", err
 		}
 		return c.t.resolve(join(at, name), true)
@@ -296,7 +311,7 @@ func (c *copier) place(name string, several bool, when time.Time) (string, error
 	if parent == "." {
 		return at, nil
 	}
-	return at, c.t.mkdirAll(parent, c.dirOwner(), 0o755, when)
+	return at, c.t.mkdirAll(parent, c.dirOwner(), c.dirMode(), when)
 }
 
 // file writes one regular file.
@@ -307,7 +322,7 @@ func (c *copier) file(h *tar.Header, name string, content io.Reader, several boo
 	}
 	h.Name = at
 	if c.chmod != nil {
-		h.Mode = *c.chmod
+		h.Mode = c.chmod(h.Mode, false)
 	}
 	c.owned(h, nil)
 	return c.t.write(h, content)
@@ -316,6 +331,7 @@ func (c *copier) file(h *tar.Header, name string, content io.Reader, several boo
 // source copies what one path of the instruction led to.
 func (c *copier) source(ctx context.Context, v *view, s *source, several bool) error {
 	top := &s.items[0]
+	c.links = map[[2]uint64]string{} // what is named twice is copied twice: only names within one folder stay linked
 	when := time.Unix(top.st.Mtim.Unix())
 	if !s.dir {
 		if c.op.Unpack && top.kind() == unix.S_IFREG {
@@ -334,7 +350,7 @@ func (c *copier) source(ctx context.Context, v *view, s *source, several bool) e
 	if err != nil {
 		return err
 	}
-	if err := c.t.mkdirAll(at, c.dirOwner(), 0o755, when); err != nil {
+	if err := c.t.mkdirAll(at, c.dirOwner(), c.dirMode(), when); err != nil {
 		return err
 	}
 	for i := range s.items {
@@ -346,10 +362,46 @@ func (c *copier) source(ctx context.Context, v *view, s *source, several bool) e
 			return err
 		}
 		p := join(at, it.rel)
-		if c.op.Parents {
-			if err := c.t.mkdirAll(path.Dir(p), c.dirOwner(), 0o755, when); err != nil {
+		if it.rel == s.items[0].rel {
+			if err := c.parents(v, it, at); err != nil {
 				return err
 			}
+		}
+		if err := c.item(v, it, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// parents makes the folders between at and the item that --parents keeps, as they are in the source.
+func (c *copier) parents(v *view, top *item, at string) error {
+	from := path.Dir(top.path)
+	var dirs []*item // innermost first
+	for rel := path.Dir(top.rel); rel != "."; rel, from = path.Dir(rel), path.Dir(from) {
+		it := &item{path: from, rel: rel}
+		f, err := safepath.Open(v.root, from, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return err
+		}
+		err = unix.Fstat(int(f.Fd()), &it.st)
+		f.Close()
+		if err != nil {
+			return fmt.Errorf("stat %s: %w", from, err)
+		}
+		dirs = append(dirs, it)
+	}
+	for _, it := range slices.Backward(dirs) {
+		p := join(at, it.rel)
+		there, err := c.t.isDir(p)
+		if err != nil {
+			return err
+		}
+		if there { // it stays as it is
+			if err := c.t.mkdirAll(p, c.dirOwner(), c.dirMode(), time.Time{}); err != nil {
+				return err
+			}
+			continue
 		}
 		if err := c.item(v, it, p); err != nil {
 			return err
@@ -364,10 +416,10 @@ func (c *copier) item(v *view, it *item, at string) error {
 		Name: at, Mode: int64(it.st.Mode & 0o7777), ModTime: time.Unix(it.st.Mtim.Unix()), PAXRecords: paxXattrs(it.xattrs),
 	}
 	c.owned(h, &it.st)
-	if c.chmod != nil {
-		h.Mode = *c.chmod
-	}
 	kind := it.kind()
+	if c.chmod != nil && kind != unix.S_IFLNK {
+		h.Mode = c.chmod(h.Mode, kind == unix.S_IFDIR)
+	}
 	if kind != unix.S_IFDIR && it.st.Nlink > 1 {
 		key := [2]uint64{it.st.Dev, it.st.Ino}
 		if first, ok := c.links[key]; ok && first != at {
@@ -463,7 +515,7 @@ func (c *copier) unpackFile(f *os.File, when time.Time, name string) (done bool,
 	if err != nil {
 		return false, err
 	}
-	if err := c.t.mkdirAll(at, c.dirOwner(), 0o755, when); err != nil {
+	if err := c.t.mkdirAll(at, c.dirOwner(), c.dirMode(), when); err != nil {
 		return false, err
 	}
 	tr := tar.NewReader(br)
@@ -516,11 +568,11 @@ func (c *copier) entry(h *tar.Header, content io.Reader, at string, when time.Ti
 		}
 	}
 	if parent := path.Dir(p); parent != "." {
-		if err := c.t.mkdirAll(parent, c.dirOwner(), 0o755, when); err != nil {
+		if err := c.t.mkdirAll(parent, c.dirOwner(), c.dirMode(), when); err != nil {
 			return err
 		}
 	}
-	return c.t.write(&out, content)
+	return c.t.replace(&out, content)
 }
 
 // download is one URL of an ADD. Its key is its content.

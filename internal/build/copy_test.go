@@ -57,6 +57,13 @@ func TestCopy(t *testing.T) {
 			"etc": d755, "etc/passwd": owned + copyFiles["etc/passwd"], "etc/group": owned + copyFiles["etc/group"], "a": "644 33:44 A", "b": "644 33:50 B"}},
 		{name: "chown unknown", file: "COPY etc /etc\nCOPY --chown=nobody a /", err: "unable to find user nobody", line: 3},
 		{name: "chmod", file: "COPY --chmod=4750 a /", want: map[string]string{"a": "4750 0:0 A"}},
+		{name: "chmod of new folders", file: "COPY --chmod=640 d/x /n/x", want: map[string]string{"n": "750 0:0", "n/x": "640 0:0 X"}},
+		{name: "chmod in words", file: "COPY --chmod=u+x,go=,g+u d /n/", want: map[string]string{"n": "770 0:0", "n/x": "770 0:0 X", "n/s": "770 0:0", "n/s/y": "770 0:0 Y", "n/l": "-> x"}},
+		{name: "chmod nonsense in words", file: "COPY --chmod=u+q a /", err: "invalid chmod parameter", line: 2},
+		{name: "checksum nonsense", file: "ADD --checksum=zz http://127.0.0.1/x /", err: "--checksum=zz: invalid checksum digest format", line: 2},
+		{name: "wildcard and a link that leads nowhere", file: "COPY dang* /x/", err: `"/dangling": not found`, line: 2},
+		{name: "parents keep their modes", file: "COPY --chmod=700 --chown=5 d/s /d/s\nFROM scratch\nCOPY --from=0 --parents d/./s/y /x/", want: map[string]string{"x": d755, "x/s": "700 5:5", "x/s/y": "700 5:5 Y"}},
+		{name: "parents and any depth", file: "COPY --parents d/**/y **/x /x/", want: map[string]string{"x": d755, "x/d": d755, "x/d/s": d755, "x/d/s/y": owned + "Y", "x/d/x": owned + "X"}},
 		{name: "chmod nonsense", file: "COPY --chmod=9 a /", err: "invalid chmod parameter", line: 2},
 		{name: "exclude", file: "COPY --exclude=s --exclude=l d /x", want: map[string]string{"x": d755, "x/x": owned + "X"}},
 		{name: "parents", file: "COPY --parents d/s/y a /x/", want: map[string]string{"x": d755, "x/a": owned + "A", "x/d": d755, "x/d/s": d755, "x/d/s/y": owned + "Y"}},
@@ -133,7 +140,7 @@ func TestCopyKeepsFolders(t *testing.T) {
 	}
 	img := e.must("FROM scratch\nCOPY --chown=3:4 --chmod=700 d /p/q\nCOPY a /p/q/\nCOPY a /p/q/r/a\n")
 	e.wantTree(img, map[string]string{
-		"p": "755 3:4", "p/q": "755 3:4", "p/q/x": "700 3:4 X", "p/q/a": "644 0:0 A", "p/q/r": "755 0:0", "p/q/r/a": "644 0:0 A",
+		"p": "700 3:4", "p/q": "700 3:4", "p/q/x": "700 3:4 X", "p/q/a": "644 0:0 A", "p/q/r": "755 0:0", "p/q/r/a": "644 0:0 A",
 	})
 }
 
@@ -170,6 +177,30 @@ func TestCopyKeepsTimesLinksXattrs(t *testing.T) {
 	}
 	if len(x.xattrs) != 1 || x.xattrs[0] != "user.k\x00v" {
 		t.Errorf("xattrs %q", x.xattrs)
+	}
+}
+
+// Two names of one file stay one within a folder that is copied; what is named twice is copied twice.
+func TestCopyHardLinks(t *testing.T) {
+	e := newEnv(t)
+	e.write("d/x", "X")
+	if err := os.Link(filepath.Join(e.ctx, "d/x"), filepath.Join(e.ctx, "d/y")); err != nil {
+		t.Fatal(err)
+	}
+	for file, same := range map[string]bool{"COPY d /e": true, "COPY d/x d/y /e/": false, "COPY d/* /e/": false} {
+		img := e.must("FROM scratch\n" + file + "\n")
+		root, err := openStage(t.Context(), e.b.Layers, img.Layers())
+		if err != nil {
+			t.Fatal(err)
+		}
+		sel, err := (&view{root: root}).selection(t.Context(), []string{"e"}, selectOptions{})
+		root.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if x, y := sel[0].items[1], sel[0].items[2]; (x.st.Ino == y.st.Ino) != same {
+			t.Errorf("%s: one file is %v, want %v", file, !same, same)
+		}
 	}
 }
 
@@ -241,6 +272,19 @@ func TestAdd(t *testing.T) {
 			t.Errorf("%s is missing", p)
 		}
 	}
+	// As with tar, what the archive holds takes the place of what is there.
+	e.write("old/p", "file")
+	e.write("old2/p/f/in", "in a folder that a file replaces")
+	e.write("old2/p/other", "O")
+	e.write("old3/p", "->bin")
+	e.write("old3/bin/x", "X")
+	want := map[string]string{"p": "750 9:8", "p/f": "644 9:8 F", "p/g": "644 9:8 F", "bin": "755 0:0", "bin/tool": "644 0:0 T"}
+	e.wantTree(e.must("FROM scratch\nCOPY old /\nADD x.tar /\n"), want)
+	want["p/other"] = "644 0:0 O"
+	e.wantTree(e.must("FROM scratch\nCOPY old2 /\nADD x.tar /\n"), want)
+	delete(want, "p/other")
+	want["bin/x"] = "644 0:0 X"
+	e.wantTree(e.must("FROM scratch\nCOPY old3 /\nADD x.tar /\n"), want)
 	_, err := e.build("FROM scratch\nADD evil.tar /\n")
 	if err == nil || !strings.Contains(err.Error(), `"../../evil"`) {
 		t.Errorf("evil archive: %v", err)

@@ -14,7 +14,7 @@ var (
 	// ErrNoDockerfile says that there is no Dockerfile where one was looked for.
 	ErrNoDockerfile = errors.New("no Dockerfile")
 	// ErrNoTarget says that --target names no stage.
-	ErrNoTarget = errors.New("target stage not found")
+	ErrNoTarget = errors.New("target stage")
 	// ErrUnsupported says that an instruction asks for what conex can't do yet.
 	ErrUnsupported = errors.New("not supported yet")
 )

@@ -56,14 +56,17 @@ type stage struct {
 	parent  *stage // the stage that FROM names, if any
 	planned bool
 
-	cfg  stageConfig
-	tip  *node
-	args []dockerfile.ArgVar // in order of declaration, with values
+	cfg stageConfig
+	tip *node
+	// args are the ARGs declared here and in the stages below, in order, with values; one of each name.
+	args []dockerfile.ArgVar
+	// vars is what variables mean at this point: ENV and ARG in order, the last of a name counts.
+	vars dockerfile.List
 	// count and total number the steps that do work, FROM among them.
 	count, total int
 }
 
-// proxyArgs are build arguments that reach RUN without being declared, and neither keys nor history.
+// proxyArgs are build arguments that reach RUN without being declared, and then neither keys nor history.
 var proxyArgs = []string{"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"}
 
 func isProxy(name string) bool { return slices.Contains(proxyArgs, strings.ToLower(name)) }
@@ -111,8 +114,14 @@ func (p *planner) prepare() error {
 		}
 	}
 	for _, k := range slices.Sorted(maps.Keys(p.req.BuildArgs)) {
+		// Programs differ in which case they read, so both are set; a case that was given itself goes before.
 		if v := p.req.BuildArgs[k]; isProxy(k) && v != nil {
 			p.proxies = append(p.proxies, k+"="+*v)
+			for _, other := range []string{strings.ToLower(k), strings.ToUpper(k)} {
+				if given := p.req.BuildArgs[other]; given == nil {
+					p.proxies = append(p.proxies, other+"="+*v)
+				}
+			}
 		}
 	}
 	for i := range p.file.Stages {
@@ -190,7 +199,17 @@ func (p *planner) target() (*stage, error) {
 	if n, err := strconv.Atoi(p.req.Target); err == nil && n >= 0 && n < len(p.stages) {
 		return p.stages[n], nil
 	}
-	return nil, fmt.Errorf("target stage %q could not be found: %w", p.req.Target, ErrNoTarget)
+	var names []string
+	for _, s := range p.stages {
+		if s.spec.Name != "" {
+			names = append(names, s.spec.Name)
+		}
+	}
+	hint := "no stage has a name"
+	if len(names) > 0 {
+		hint = "the stages are " + strings.Join(names, ", ")
+	}
+	return nil, fmt.Errorf("%w: %q could not be found: %s", ErrNoTarget, p.req.Target, hint)
 }
 
 // preload resolves, side by side, the images that the target is known to need. Triggers may still ask for more.
@@ -313,6 +332,7 @@ func (p *planner) plan(ctx context.Context, s *stage) error {
 			return err
 		}
 		s.cfg, s.tip = s.parent.cfg.clone(), s.parent.tip
+		s.args, s.vars = slices.Clone(s.parent.args), slices.Clone(s.parent.vars)
 	case s.base == "scratch":
 		s.tip = &node{kind: kindScratch, op: "", fixed: &scratchResult}
 		s.cfg.image.OS, s.cfg.image.Architecture, s.cfg.image.Variant = p.platform.OS, p.platform.Architecture, p.platform.Variant
@@ -330,11 +350,11 @@ func (p *planner) plan(ctx context.Context, s *stage) error {
 		s.cfg = s.cfg.clone()
 		s.tip = b.node
 	}
-	if s.cfg.image.Config.WorkingDir == "" {
-		s.cfg.image.Config.WorkingDir = "/"
-	}
 	if !slices.ContainsFunc(s.cfg.image.Config.Env, func(e string) bool { return strings.HasPrefix(e, "PATH=") }) {
 		s.cfg.image.Config.Env = append(s.cfg.image.Config.Env, "PATH="+defaultPath)
+	}
+	if s.parent == nil {
+		s.vars = slices.Clone(s.cfg.image.Config.Env)
 	}
 	if on := s.cfg.image.Config.OnBuild; len(on) > 0 {
 		var extra []dockerfile.Step
@@ -382,25 +402,19 @@ func (p *planner) number(s *stage) string {
 	return fmt.Sprintf("[%s%*d/%d] ", label, len(strconv.Itoa(s.total)), s.count, s.total)
 }
 
-// env is what variables mean at this point of a stage: ENV over ARG.
-func (s *stage) env() dockerfile.List {
-	var l dockerfile.List
-	for _, a := range s.args {
-		if a.Value != nil {
-			l = append(l, a.Key+"="+*a.Value)
-		}
-	}
-	return append(l, s.cfg.image.Config.Env...)
-}
-
 // step plans one instruction.
 func (p *planner) step(ctx context.Context, s *stage, st dockerfile.Step, trigger bool) error {
-	env := s.env()
+	env := s.vars
 	in, err := p.file.Expand(st, env)
 	if err != nil {
 		return err
 	}
 	if handled, err := s.cfg.fold(in); handled || err != nil {
+		if e, ok := in.(*dockerfile.EnvVars); ok {
+			for _, v := range e.Vars {
+				s.vars = append(s.vars, v.String())
+			}
+		}
 		return err
 	}
 	title := st.Code
@@ -460,7 +474,8 @@ func absolute(dir, p string) (string, error) {
 	return path.Join(dir, p), nil
 }
 
-// declare adds ARGs to a stage: the value given, else the default here, else the global one.
+// declare adds ARGs to a stage: the value given, else the default here, else the global one. As in BuildKit an ARG hides an ENV that
+// stands above it, and reaches the stages that are built on this one.
 func (s *stage) declare(p *planner, a *dockerfile.Arg) error {
 	msg := "ARG"
 	for _, v := range a.Args {
@@ -469,7 +484,7 @@ func (s *stage) declare(p *planner, a *dockerfile.Arg) error {
 		case ok && given != nil:
 			v.Value = given
 		case v.Value != nil:
-			val, err := p.file.Word(*v.Value, s.env())
+			val, err := p.file.Word(*v.Value, s.vars)
 			if err != nil {
 				return err
 			}
@@ -479,14 +494,50 @@ func (s *stage) declare(p *planner, a *dockerfile.Arg) error {
 				v.Value = &val
 			}
 		}
-		s.args = append(s.args, v)
 		msg += " " + v.Key
-		if v.Value != nil && !isProxy(v.Key) {
+		if v.Value != nil {
+			s.vars = append(s.vars, v.Key+"="+*v.Value)
 			msg += "=" + *v.Value
+		}
+		if i := slices.IndexFunc(s.args, func(a dockerfile.ArgVar) bool { return a.Key == v.Key }); i < 0 {
+			s.args = append(s.args, v)
+		} else if v.Value != nil {
+			s.args[i] = v
 		}
 	}
 	s.cfg.note(msg)
 	return nil
+}
+
+// unconsumed names the build arguments that no ARG declares: most often a misspelling.
+func (p *planner) unconsumed() []string {
+	known := map[string]bool{"SOURCE_DATE_EPOCH": true}
+	for _, k := range p.global.Keys() {
+		known[k] = true
+	}
+	steps := p.file.Args
+	for _, s := range p.file.Stages {
+		steps = append(slices.Clip(steps), s.Steps...)
+	}
+	for _, st := range steps {
+		if a, ok := st.Instruction.(*dockerfile.Arg); ok {
+			for _, v := range a.Args {
+				known[v.Key] = true
+			}
+		}
+	}
+	for _, s := range p.stages { // ONBUILD brings ARGs too
+		for _, a := range s.args {
+			known[a.Key] = true
+		}
+	}
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(p.req.BuildArgs)) {
+		if !known[k] && !isProxy(k) && !strings.HasPrefix(k, "BUILDKIT_") {
+			out = append(out, k)
+		}
+	}
+	return out
 }
 
 // contextVertex is the display's line for reading the context: from the first hash to the last.

@@ -17,6 +17,7 @@ import (
 
 	"conex/internal/disk"
 	"conex/internal/dockerfile"
+	"conex/internal/linux/mount"
 	"conex/internal/network"
 	"conex/internal/ocispec"
 	"conex/internal/resolver"
@@ -84,29 +85,22 @@ func (p *planner) planRun(ctx context.Context, n *node, s *stage, r *dockerfile.
 		return "", errors.New("RUN needs a command")
 	}
 	var shown []string
-	seen := map[string]bool{}
-	secret := slices.Clone(p.proxies)
-	for i := len(s.args) - 1; i >= 0; i-- {
-		a := s.args[i]
-		if seen[a.Key] || a.Value == nil {
-			continue
+	for _, a := range s.args {
+		if v, ok := s.vars.Get(a.Key); ok {
+			shown = append(shown, a.Key+"="+v)
 		}
-		seen[a.Key] = true
-		if isProxy(a.Key) {
-			secret = append(secret, a.Key+"="+*a.Value)
-			continue
-		}
-		v := *a.Value
-		if e, ok := dockerfile.List(s.cfg.image.Config.Env).Get(a.Key); ok {
-			v = e // ENV stands above ARG
-		} else {
-			op.Env = append(op.Env, a.Key+"="+v)
-		}
-		shown = append(shown, a.Key+"="+v)
 	}
-	slices.Reverse(op.Env)
-	slices.Reverse(shown)
-	op.Env = append(op.Env, s.cfg.image.Config.Env...)
+	for _, k := range s.vars.Keys() {
+		v, _ := s.vars.Get(k)
+		if e := k + "=" + v; !slices.Contains(op.Env, e) {
+			op.Env = append(op.Env, e)
+		}
+	}
+	proxies := slices.DeleteFunc(slices.Clone(p.proxies), func(e string) bool {
+		k, _, _ := strings.Cut(e, "=")
+		_, declared := s.vars.Get(k)
+		return declared
+	})
 	for _, m := range r.Mounts {
 		if err := p.planMount(ctx, n, s, &op, m); err != nil {
 			return "", fmt.Errorf("RUN --mount=type=%s: %w", m.Type, err)
@@ -114,7 +108,7 @@ func (p *planner) planRun(ctx context.Context, n *node, s *stage, r *dockerfile.
 	}
 	n.kind, n.op = kindRun, op
 	n.run = func(ctx context.Context, n *node, in []result) (ocispec.Digest, error) {
-		x := &execution{b: p.b, op: op, in: in, vertex: n.vertex, script: scriptName, proxies: secret}
+		x := &execution{b: p.b, op: op, in: in, vertex: n.vertex, script: scriptName, proxies: proxies}
 		return x.run(ctx)
 	}
 	created := "RUN "
@@ -159,9 +153,6 @@ func (p *planner) planMount(ctx context.Context, n *node, s *stage, op *runOp, m
 			o.GID = int(*m.GID)
 		}
 	case "bind":
-		if !m.ReadOnly {
-			return fmt.Errorf("rw is %w", ErrUnsupported)
-		}
 		var from *node
 		var err error
 		if m.From == "" {
@@ -410,7 +401,7 @@ func (x *execution) mount(ctx context.Context, m mountOp, held *undo.Stack) (spe
 		}
 		return out, err
 	}
-	root, err := openStage(ctx, x.b.Layers, x.in[m.Input].layers)
+	root, err := x.tree(ctx, m)
 	if err != nil {
 		return out, err
 	}
@@ -435,8 +426,35 @@ func (x *execution) mount(ctx context.Context, m mountOp, held *undo.Stack) (spe
 	if err != nil {
 		return out, err
 	}
-	out.Type, out.Source, out.Options = "bind", filepath.Join(dir, real), []string{"bind", "ro"}
+	out.Type, out.Source, out.Options = "bind", filepath.Join(dir, real), []string{"bind"}
+	if m.ReadOnly {
+		out.Options = append(out.Options, "ro")
+	}
 	return out, nil
+}
+
+// tree is what a bind mount shows: read-only, or with a layer on top that goes with the step, so that the step may write there and
+// nothing stays. nil when there is nothing.
+func (x *execution) tree(ctx context.Context, m mountOp) (*os.File, error) {
+	ids := x.in[m.Input].layers
+	if m.ReadOnly || len(ids) == 0 {
+		return openStage(ctx, x.b.Layers, ids)
+	}
+	lower, err := x.b.Layers.Lower(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	top, err := os.MkdirTemp(x.dir, "bind-")
+	if err != nil {
+		return nil, err
+	}
+	upper, work := filepath.Join(top, "upper"), filepath.Join(top, "work")
+	for _, d := range []string{upper, work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	return mount.Overlay(mount.OverlayOptions{Lower: lower, Upper: upper, Work: work, Volatile: true})
 }
 
 // cacheDir is the folder of a cache mount. It outlives the build and is not part of any layer.

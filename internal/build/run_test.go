@@ -60,11 +60,13 @@ func TestRunMounts(t *testing.T) {
 RUN echo tool > /tool
 FROM busybox
 RUN --mount=type=bind,source=src,target=/src --mount=type=bind,from=tool,source=/tool,target=/t/tool cat /src/in /t/tool > /out; ls /src; ! touch /src/x
+RUN --mount=type=bind,source=src,target=/src,rw touch /src/x && rm /src/in && ls /src > /rw
+RUN --mount=type=bind,source=src,target=/src ls /src > /ro
 RUN --mount=type=cache,target=/cache echo 1 >> /cache/n; cat /cache/n > /n1
 RUN --mount=type=cache,target=/cache echo 2 >> /cache/n; cat /cache/n > /n2
 `)
 	tree := e.tree(img)
-	for p, want := range map[string]string{"out": "644 0:0 inputtool\n", "n1": "644 0:0 1\n", "n2": "644 0:0 1\n2\n", "cache/n": "", "src/in": "", "src": ""} {
+	for p, want := range map[string]string{"out": "644 0:0 inputtool\n", "n1": "644 0:0 1\n", "n2": "644 0:0 1\n2\n", "rw": "644 0:0 x\n", "ro": "644 0:0 in\n", "cache/n": "", "src/in": "", "src": ""} {
 		if tree[p] != want {
 			t.Errorf("%s: %q, want %q", p, tree[p], want)
 		}

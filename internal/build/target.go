@@ -237,6 +237,21 @@ func (t *target) lowerXattrs(p string) ([]string, error) {
 
 func notFolder(p string) error { return fmt.Errorf("%q is not a folder", "/"+p) }
 
+// replace is write for what an archive holds: as tar does, a file takes the place of a folder of the stage below with all that is in
+// it, and a folder that of a file or link.
+func (t *target) replace(h *tar.Header, content io.Reader) error {
+	if _, mine := t.made[h.Name]; !mine {
+		was, _, _, err := t.lookup(h.Name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err == nil && (was == unix.S_IFDIR) != (tarKind(h.Typeflag) == unix.S_IFDIR) {
+			return t.append(h, content, false)
+		}
+	}
+	return t.write(h, content)
+}
+
 // write appends an entry whose parents exist and whose name is resolved, after a look at what it would replace.
 func (t *target) write(h *tar.Header, content io.Reader) error {
 	kind := tarKind(h.Typeflag)
@@ -257,11 +272,16 @@ func (t *target) write(h *tar.Header, content io.Reader) error {
 			kept = !mine || e.kept
 		}
 	}
+	return t.append(h, content, kept)
+}
+
+// append writes an entry; kept says that what the stage has in the folder still shows.
+func (t *target) append(h *tar.Header, content io.Reader, kept bool) error {
 	if err := t.w.WriteEntry(h, content); err != nil {
 		return err
 	}
 	// A folder that takes new attributes is a change, though the stage's files in it stay.
-	t.made[h.Name] = madeEntry{mode: kind, link: h.Linkname, kept: kept}
+	t.made[h.Name] = madeEntry{mode: tarKind(h.Typeflag), link: h.Linkname, kept: kept}
 	if kept {
 		t.made[changed] = madeEntry{}
 	}

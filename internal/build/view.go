@@ -66,7 +66,7 @@ func (v *view) selection(ctx context.Context, patterns []string, opt selectOptio
 	var err error
 	if len(v.ignore) > 0 {
 		if w.ignore, err = patternmatcher.New(v.ignore); err != nil {
-			return nil, fmt.Errorf(".dockerignore: %w", err)
+			return nil, err // whoever read the patterns knows their file
 		}
 	}
 	if len(opt.exclude) > 0 {
@@ -79,7 +79,7 @@ func (v *view) selection(ctx context.Context, patterns []string, opt selectOptio
 		clean := strings.TrimPrefix(path.Clean("/"+p), "/")
 		paths := []string{clean}
 		if hasWildcard(clean) {
-			if paths, err = w.glob(clean); err != nil {
+			if paths, err = w.glob(clean, opt.parents); err != nil {
 				return nil, err
 			}
 		}
@@ -126,8 +126,8 @@ type walker struct {
 	ignore, exclude *patternmatcher.PatternMatcher
 }
 
-// glob lists the paths that match a pattern, in byte order.
-func (w *walker) glob(pattern string) ([]string, error) {
+// glob lists the paths that match a pattern, in byte order. With deep, as --parents has it, "**" stands for any number of folders.
+func (w *walker) glob(pattern string, deep bool) ([]string, error) {
 	found := []string{""}
 	for _, part := range strings.Split(pattern, "/") {
 		if _, err := path.Match(part, ""); err != nil {
@@ -135,7 +135,15 @@ func (w *walker) glob(pattern string) ([]string, error) {
 		}
 		var next []string
 		for _, dir := range found {
-			if !hasWildcard(part) {
+			switch {
+			case deep && part == "**":
+				below, err := w.folders(dir)
+				if err != nil {
+					return nil, err
+				}
+				next = append(append(next, dir), below...)
+				continue
+			case !hasWildcard(part):
 				next = append(next, path.Join(dir, part))
 				continue
 			}
@@ -154,11 +162,64 @@ func (w *walker) glob(pattern string) ([]string, error) {
 		}
 		found = next
 	}
-	// What a literal part after a wildcard leads to may not exist; what is ignored does not count.
+	slices.Sort(found)
+	found = slices.Compact(found)
+	// What a literal part after a wildcard leads to may not exist; what is ignored does not count. A link that leads nowhere was
+	// meant, though: leaving it out in silence would hide that.
 	return slices.DeleteFunc(found, func(p string) bool {
 		_, err := w.source1(p)
-		return err != nil
+		return err != nil && !(errors.Is(err, fs.ErrNotExist) && w.isLink(p))
 	}), nil
+}
+
+// folders lists the folders below dir, links not followed.
+func (w *walker) folders(dir string) ([]string, error) {
+	if err := w.ctx.Err(); err != nil {
+		return nil, err
+	}
+	names, err := w.names(dir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, n := range names {
+		p := join(dir, n)
+		f, err := safepath.Open(w.v.root, p, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			continue // no folder, or gone
+		}
+		f.Close()
+		below, err := w.folders(p)
+		if err != nil {
+			return nil, err
+		}
+		out = append(append(out, p), below...)
+	}
+	return out, nil
+}
+
+// isLink reports whether p, which is not ignored, is a symbolic link.
+func (w *walker) isLink(p string) bool {
+	if w.v.root == nil {
+		return false
+	}
+	f, err := safepath.Open(w.v.root, p, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return false
+	}
+	if w.ignore == nil {
+		return true
+	}
+	ignored, err := w.ignore.MatchesOrParentMatches(p)
+	return err == nil && !ignored
 }
 
 func (w *walker) names(dir string) ([]string, error) {

@@ -3,6 +3,7 @@ package dockerfile
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"path"
 	"slices"
 	"strconv"
@@ -160,6 +161,8 @@ func (ch *changer) expose(ports []string) error {
 	return nil
 }
 
+// portRange reads what EXPOSE takes: port[-last][/protocol]. What `run -p` takes before it, [ip:][port[-last]:], may stand there as in
+// Docker and means nothing.
 func portRange(s string) (first, last int, proto string, err error) {
 	nums, proto, ok := strings.Cut(s, "/")
 	if !ok {
@@ -169,14 +172,32 @@ func portRange(s string) (first, last int, proto string, err error) {
 	if proto != "tcp" && proto != "udp" && proto != "sctp" {
 		return 0, 0, "", fmt.Errorf("invalid proto: %q", proto)
 	}
-	a, b, isRange := strings.Cut(nums, "-")
-	if !isRange {
-		b = a
+	fail := func() (int, int, string, error) { return 0, 0, "", fmt.Errorf("invalid containerPort: %s", s) }
+	ports := func(r string) (lo, hi uint64, ok bool) {
+		a, b, isRange := strings.Cut(r, "-")
+		if !isRange {
+			b = a
+		}
+		lo, err1 := strconv.ParseUint(a, 10, 16)
+		hi, err2 := strconv.ParseUint(b, 10, 16)
+		return lo, hi, err1 == nil && err2 == nil && lo > 0 && hi >= lo
 	}
-	lo, err1 := strconv.ParseUint(a, 10, 16)
-	hi, err2 := strconv.ParseUint(b, 10, 16)
-	if err1 != nil || err2 != nil || lo == 0 || hi < lo {
-		return 0, 0, "", fmt.Errorf("invalid containerPort: %s", s)
+	if i := strings.LastIndexByte(nums, ':'); i >= 0 {
+		host := nums[:i]
+		nums = nums[i+1:]
+		if j := strings.LastIndexByte(host, ':'); j >= 0 {
+			if _, err := netip.ParseAddr(strings.Trim(host[:j], "[]")); err != nil {
+				return fail()
+			}
+			host = host[j+1:]
+		}
+		if _, _, ok := ports(host); host != "" && !ok {
+			return fail()
+		}
+	}
+	lo, hi, ok := ports(nums)
+	if !ok {
+		return fail()
 	}
 	return int(lo), int(hi), proto, nil
 }

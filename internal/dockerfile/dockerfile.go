@@ -231,6 +231,10 @@ func bare(err error) error {
 			msg = m
 		}
 	}
+	// What the substitution's parser says where the text ends: the modifier is no character.
+	if rest, ok := strings.CutSuffix(msg, "unsupported modifier (\uFFFD) in substitution"); ok {
+		msg = rest + "the closing } is missing"
+	}
 	return errors.New(msg)
 }
 
@@ -269,7 +273,7 @@ func (f *File) Word(word string, env Env) (string, error) {
 	}
 	out, _, err := shell.NewLex(f.escape).ProcessWord(word, env)
 	if err != nil {
-		return "", errors.New(err.Error())
+		return "", bare(err)
 	}
 	return out, nil
 }
@@ -278,7 +282,7 @@ func (f *File) Word(word string, env Env) (string, error) {
 func (f *File) words(word string, env Env) ([]string, error) {
 	out, err := shell.NewLex(f.escape).ProcessWords(word, env)
 	if err != nil {
-		return nil, errors.New(err.Error())
+		return nil, bare(err)
 	}
 	return out, nil
 }
@@ -289,7 +293,7 @@ func (f *File) Text(text string, env Env) (string, error) {
 	lex.SkipProcessQuotes = true
 	out, _, err := lex.ProcessWord(text, env)
 	if err != nil {
-		return "", errors.New(err.Error())
+		return "", bare(err)
 	}
 	return out, nil
 }

@@ -119,3 +119,15 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestWordErrors(t *testing.T) {
+	f, err := Parse("Dockerfile", []byte("FROM x\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for word, want := range map[string]string{"${A": `failed to process "${A": the closing } is missing`, "${A:?must}": "A: must", `"a`: "unexpected end of statement"} {
+		if got, err := f.Word(word, List{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %q, %v, want %q", word, got, err, want)
+		}
+	}
+}
