@@ -68,7 +68,9 @@ func (e *Engine) containerTest(key string, values []string, all []*container.Sna
 			return n.Status() == apic.StateExited && slices.Contains(values, strconv.Itoa(n.Exit.Code))
 		}), nil
 	case "is-task": // there are none: no swarm
-		return either(func(*container.Snapshot) bool { return slices.Contains(values, "false") || slices.Contains(values, "0") }), nil
+		return either(func(*container.Snapshot) bool {
+			return slices.Contains(values, "false") || slices.Contains(values, "0")
+		}), nil
 	case "health":
 		for _, v := range values {
 			if err := apic.ValidateHealthStatus(apic.HealthStatus(v)); err != nil {
