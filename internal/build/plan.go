@@ -209,7 +209,7 @@ func (p *planner) target() (*stage, error) {
 	if len(names) > 0 {
 		hint = "the stages are " + strings.Join(names, ", ")
 	}
-	return nil, fmt.Errorf("%w: %q could not be found: %s", ErrNoTarget, p.req.Target, hint)
+	return nil, fmt.Errorf("%w %q could not be found: %s", ErrNoTarget, p.req.Target, hint)
 }
 
 // preload resolves, side by side, the images that the target is known to need. Triggers may still ask for more.
