@@ -515,7 +515,7 @@ func (c *copier) unpackFile(f *os.File, when time.Time, name string) (done bool,
 	if err != nil {
 		return false, err
 	}
-	if err := c.t.mkdirAll(at, c.dirOwner(), c.dirMode(), when); err != nil {
+	if err := c.t.mkdirAll(at, c.dirOwner(), 0o755, when); err != nil {
 		return false, err
 	}
 	tr := tar.NewReader(br)
@@ -568,7 +568,7 @@ func (c *copier) entry(h *tar.Header, content io.Reader, at string, when time.Ti
 		}
 	}
 	if parent := path.Dir(p); parent != "." {
-		if err := c.t.mkdirAll(parent, c.dirOwner(), c.dirMode(), when); err != nil {
+		if err := c.t.mkdirAll(parent, c.dirOwner(), 0o755, when); err != nil {
 			return err
 		}
 	}

@@ -272,6 +272,9 @@ func TestAdd(t *testing.T) {
 			t.Errorf("%s is missing", p)
 		}
 	}
+	if got := e.tree(e.must("FROM scratch\nADD --chmod=600 x.tar /n/\n")); got["n"] != "755 0:0" || got["n/p/f"] != "644 9:8 F" {
+		t.Errorf("--chmod reached what an archive holds: %v", got)
+	}
 	// As with tar, what the archive holds takes the place of what is there.
 	e.write("old/p", "file")
 	e.write("old2/p/f/in", "in a folder that a file replaces")
