@@ -133,7 +133,8 @@ func findDockerfile(dir, name string) (string, error) {
 	}
 	for _, c := range candidates {
 		st, err := os.Stat(c)
-		if err == nil && !st.Mode().IsRegular() {
+		// A pipe is one that a shell makes of <(...), or /dev/stdin.
+		if err == nil && !st.Mode().IsRegular() && st.Mode()&(fs.ModeNamedPipe|fs.ModeCharDevice) == 0 {
 			return "", fmt.Errorf("%w: %s is not a file", ErrNoDockerfile, c)
 		}
 		if err == nil {

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -170,4 +171,26 @@ func FuzzContext(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		_ = extract(t, data) // whatever it says, nothing may appear outside
 	})
+}
+
+// A shell's <(...) is a pipe.
+func TestDockerfileFromPipe(t *testing.T) {
+	e := newEnv(t)
+	e.write("a", "A")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString("FROM scratch\nCOPY a /b\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	img, err := e.request(t.Context(), Request{Context: e.ctx, Dockerfile: fmt.Sprintf("/dev/fd/%d", r.Fd())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.wantTree(img, map[string]string{"b": "644 0:0 A"})
 }

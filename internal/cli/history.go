@@ -50,10 +50,11 @@ type historyRow struct {
 }
 
 func historyRows(items []apii.HistoryResponseItem, trunc, human bool, now time.Time) []historyRow {
+	oneLine := strings.NewReplacer("\t", " ", "\r\n", " ", "\n", " ", "\r", " ")
 	rows := make([]historyRow, len(items))
 	for i, h := range items {
 		created := time.Unix(h.Created, 0)
-		r := historyRow{ID: h.ID, Comment: h.Comment, CreatedBy: strings.ReplaceAll(h.CreatedBy, "\t", " "), Size: strconv.FormatInt(h.Size, 10)}
+		r := historyRow{ID: h.ID, Comment: oneLine.Replace(h.Comment), CreatedBy: oneLine.Replace(h.CreatedBy), Size: strconv.FormatInt(h.Size, 10)}
 		if h.Created > 0 {
 			r.CreatedAt = created.Format(time.RFC3339)
 			r.CreatedSince = r.CreatedAt

@@ -122,13 +122,13 @@ func TestHistoryRows(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	items := []apii.HistoryResponseItem{
 		{ID: "sha256:" + strings.Repeat("ab", 32), Created: now.Unix() - 7200, CreatedBy: "RUN /bin/sh -c a command of more than\tforty-five characters", Size: 12345},
-		{ID: "<missing>", Size: 0, Comment: "c"},
+		{ID: "<missing>", Size: 0, Comment: "c", CreatedBy: "RUN a\r\nb\tc\n"},
 	}
 	rows := historyRows(items, true, true, now)
 	if r := rows[0]; r.ID != "abababababab" || r.CreatedSince != "2 hours ago" || r.Size != "12.3kB" || r.CreatedBy != "RUN /bin/sh -c a command of more than forty-…" {
 		t.Errorf("%+v", r)
 	}
-	if r := rows[1]; r.ID != "<missing>" || r.CreatedSince != "N/A" || r.Size != "0B" {
+	if r := rows[1]; r.ID != "<missing>" || r.CreatedSince != "N/A" || r.Size != "0B" || r.CreatedBy != "RUN a b c " {
 		t.Errorf("%+v", r)
 	}
 	if r := historyRows(items, false, false, now)[0]; r.Size != "12345" || len(r.ID) != 71 || !strings.HasSuffix(r.CreatedBy, "characters") {

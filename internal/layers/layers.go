@@ -40,7 +40,7 @@ import (
 // Sentinels of this package.
 var (
 	// ErrNotFound says that the store has no such layer, or had one that a power loss damaged.
-	ErrNotFound = errors.New("no such layer")
+	ErrNotFound = errors.New("the layer is not here: pull or build its image again")
 	// ErrDigest says that a tar is not the one that its name promised.
 	ErrDigest = errors.New("wrong digest")
 )
@@ -186,7 +186,7 @@ func (s *Store) load(id ocispec.Digest) (meta, error) {
 	return s.repair(context.Background(), id)
 }
 
-// read reads meta.json; trusted says that the layer was written in this boot or synced.
+// read reads meta.json; trusted says that the layer was written in this boot or synced, and that nobody deleted a file of it.
 func (s *Store) read(id ocispec.Digest) (m meta, trusted bool, err error) {
 	dir := s.dir(id)
 	if err := disk.ReadJSON(filepath.Join(dir, "meta.json"), &m); err != nil {
@@ -195,12 +195,20 @@ func (s *Store) read(id ocispec.Digest) (m meta, trusted bool, err error) {
 	if m.DiffID != id {
 		return m, false, fmt.Errorf("layer %s: meta.json speaks of %q", id, m.DiffID)
 	}
+	for _, name := range contents[m.Driver] {
+		if _, err := os.Lstat(filepath.Join(dir, name)); errors.Is(err, fs.ErrNotExist) {
+			return m, false, nil
+		}
+	}
 	if m.Boot == disk.BootID() {
 		return m, true, nil
 	}
 	_, err = os.Lstat(filepath.Join(dir, "synced"))
 	return m, err == nil, nil
 }
+
+// contents are what a driver's layers have in any case.
+var contents = map[string][]string{"erofs": {"layer.tar", "index.erofs"}, "dir": {"fs"}}
 
 // List describes all layers, oldest first.
 func (s *Store) List() ([]Info, error) {

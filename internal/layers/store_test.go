@@ -120,6 +120,33 @@ func TestVerifyFindsDamage(t *testing.T) {
 	})
 }
 
+// A file that somebody deleted by hand is made anew where the rest allows it; else the layer is not there any more, so that a pull
+// brings it again.
+func TestDeletedFiles(t *testing.T) {
+	eachDriver(t, func(t *testing.T, s *Store) {
+		files := map[string]bool{"layer.tar": false, "index.erofs": true, "meta.json": true}
+		if s.drv.name() == DriverDir {
+			files = map[string]bool{"fs": false}
+		}
+		for name, heals := range files {
+			data := tarOf(t, fileEntry("f", "content"))
+			id := mustImport(t, s, data).DiffID
+			must(t, os.RemoveAll(filepath.Join(s.dir(id), name)))
+			if _, err := s.Stat(id); heals && err != nil || !heals && !errors.Is(err, ErrNotFound) {
+				t.Errorf("without %s: %v", name, err)
+			}
+			if got := mustImport(t, s, data).DiffID; got != id {
+				t.Errorf("without %s: imported again as %s", name, got)
+			}
+			m, _ := mountChain(t, s, id)
+			if got := names(t, m); got != "f" {
+				t.Errorf("without %s, imported again: %s", name, got)
+			}
+			must(t, s.Remove(id))
+		}
+	})
+}
+
 func TestListRemove(t *testing.T) {
 	eachDriver(t, func(t *testing.T, s *Store) {
 		ctx := context.Background()
