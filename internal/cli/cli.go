@@ -192,7 +192,11 @@ func (a *app) report(err error) int {
 			fmt.Fprintf(a.err, "Error: %s\n", oe)
 			continue
 		}
-		fmt.Fprintf(a.err, "%s: %s\n", a.name, strings.TrimRight(e.Error(), "\n"))
+		hint := ""
+		if errors.Is(e, os.ErrPermission) && os.Geteuid() != 0 && !strings.Contains(e.Error(), "needs root") {
+			hint = " (conex needs root for now: try sudo)"
+		}
+		fmt.Fprintf(a.err, "%s: %s%s\n", a.name, strings.TrimRight(e.Error(), "\n"), hint)
 		if a.debug {
 			for c := e; c != nil; c = errors.Unwrap(c) {
 				fmt.Fprintf(a.err, "%s: debug: %T: %v\n", a.name, c, c)

@@ -101,7 +101,7 @@ type State struct {
 	// Pid is the container's first process, 0 while there is none.
 	Pid     int       `json:"pid,omitempty"`
 	Started time.Time `json:"started,omitzero"`
-	// Exit is the end of the run before, while restarting.
+	// Exit is the end of the run before, while restarting; with Exited the one that could not be written to the disk.
 	Exit     *Exit        `json:"exit,omitempty"`
 	Restarts int          `json:"restarts,omitempty"`
 	Health   *apic.Health `json:"health,omitempty"`

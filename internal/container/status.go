@@ -37,6 +37,9 @@ func (s *Store) Snapshot(id string) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
+	if st != nil && st.Status == Exited && st.Exit != nil && (e == nil || e.Finished.Before(st.Exit.Finished)) {
+		e = st.Exit // the disk had no room for it
+	}
 	return &Snapshot{Record: r, Desired: d, Exit: e, State: st}, nil
 }
 

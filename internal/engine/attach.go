@@ -133,14 +133,14 @@ func (e *Engine) orphaned(ctx context.Context, rec *container.Record, execID str
 	if execID != "" {
 		return ended{code: killed}, &ExitError{killed, fmt.Errorf("the monitor of container %s died, its processes were killed", rec.Name)}
 	}
-	x, err := e.Containers().Exit(rec.ID)
-	if err != nil {
+	n, err := e.Containers().Snapshot(rec.ID)
+	if err != nil && !errors.Is(err, container.ErrNotFound) {
 		return ended{}, err
 	}
-	if x == nil {
+	if n == nil || n.Exit == nil {
 		return ended{code: killed}, &ExitError{killed, fmt.Errorf("the monitor of container %s died, its processes were killed", rec.Name)}
 	}
-	return ended{code: x.Code}, nil
+	return ended{code: n.Exit.Code}, nil
 }
 
 // forward passes the terminal's sizes and the user's signals on until done is closed.

@@ -106,10 +106,25 @@ func (e *Engine) settleLocked(ctx context.Context, id string) error {
 		return err
 	}
 	if rec != nil && st.Status != container.Exited && st.Monitor != 0 { // no monitor: created by a client that died (see create)
-		if err := cs.SetExit(rec, deathOf(st)); err != nil {
+		err := cs.SetExit(rec, deathOf(st))
+		if errors.Is(err, syscall.ENOSPC) && !st.AutoRemove {
+			// The state folder is another disk: it says the end until this one has room.
+			x, last := deathOf(st), *st
+			last.Status, last.Pid, last.Endpoint, last.Health, last.ExecIDs, last.Exit = container.Exited, 0, nil, nil, nil, &x
+			return cs.SetState(id, &last)
+		}
+		if err != nil {
 			return err
 		}
 		e.event(rec, "die", map[string]string{"exitCode": fmt.Sprint(deathOf(st).Code)})
+	}
+	if rec != nil && st.Status == container.Exited && st.Exit != nil && !st.AutoRemove {
+		if err := cs.SetExit(rec, *st.Exit); err != nil {
+			if errors.Is(err, syscall.ENOSPC) {
+				return nil // still no room
+			}
+			return err
+		}
 	}
 	if st.AutoRemove {
 		trash, err := cs.Remove(id)

@@ -132,6 +132,9 @@ func startError(rep control.Report) error {
 	if rep.PortTaken {
 		return &kindError{ErrConflict, fmt.Errorf("failed to set up container networking: %s", rep.Error)}
 	}
+	if strings.Contains(rep.Error, "not supported as upperdir") {
+		return fmt.Errorf("%s: choose a data folder (--root) on another filesystem, such as ext4, xfs, btrfs or tmpfs", rep.Error)
+	}
 	return errors.New(rep.Error)
 }
 

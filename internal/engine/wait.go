@@ -27,9 +27,8 @@ func (e *Engine) Wait(ctx context.Context, name string) (exitCode int, err error
 			return 0, err
 		}
 	}
-	x, err := e.Containers().Exit(id)
-	if err != nil || x == nil {
-		return 0, err
+	if n, err = e.Containers().Snapshot(id); err != nil || n.Exit == nil {
+		return 0, classify(err)
 	}
-	return x.Code, nil
+	return n.Exit.Code, nil
 }

@@ -3,12 +3,16 @@ package monitor_test
 import (
 	"encoding/json"
 	"errors"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"conex/internal/engine"
 
 	apic "github.com/moby/moby/api/types/container"
+	"golang.org/x/sys/unix"
 )
 
 // TestInspectAsScriptsReadIt reads what scripts that were written for Docker read.
@@ -72,5 +76,76 @@ func TestReadOnlyHostsFiles(t *testing.T) {
 	r = request("sh", "-c", "echo x >>/etc/hosts && echo wrote")
 	if out, _, _, err := w.run(r); err != nil || out != "wrote\n" {
 		t.Errorf("%q %v", out, err)
+	}
+}
+
+// TestFullDisk ends containers while the disk has no room for the record of it: the end is known all the same, and written down
+// when there is room again.
+func TestFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=16m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	w := newWorldAt(t, filepath.Join(dir, "root"))
+	ended, killed := w.detached(request("sh", "-c", "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done")), w.detached(request("sleep", "1000"))
+	w.eventually("not up", func() bool {
+		var b strings.Builder
+		err := w.Logs(t.Context(), engine.LogsRequest{Container: ended, Tail: -1, Stdout: &b})
+		return err == nil && b.String() != ""
+	})
+	fill, err := os.Create(filepath.Join(dir, "fill"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fill.Close()
+	zero, err := os.Open("/dev/zero")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer zero.Close()
+	if _, err := io.Copy(fill, zero); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	if _, err := w.Create(t.Context(), request("true").CreateRequest); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("create: %v", err)
+	}
+	if err := w.Stop(t.Context(), ended, engine.StopRequest{}); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Kill(w.state(killed).Monitor, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("the killed one runs", func() bool {
+		code, err := w.Wait(t.Context(), killed)
+		return err == nil && code == 137
+	})
+	check := func() {
+		t.Helper()
+		for id, want := range map[string]int{ended: 7, killed: 137} {
+			c, err := w.InspectContainer(t.Context(), id, false)
+			if err != nil || c.State.Status != apic.StateExited || c.State.ExitCode != want {
+				t.Errorf("%+v %v, want %d", c.State, err, want)
+			}
+		}
+		if list, err := w.ListContainers(t.Context(), engine.ListRequest{All: true}); err != nil || len(list) != 2 {
+			t.Errorf("%+v %v", list, err)
+		}
+	}
+	check()
+	if err := fill.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("the monitor holds its lock", func() bool {
+		check()
+		x, err := w.Containers().Exit(ended)
+		return err == nil && x != nil && x.Code == 7
+	})
+	if x, err := w.Containers().Exit(killed); err != nil || x == nil || x.Code != 137 {
+		t.Errorf("%+v %v", x, err)
 	}
 }

@@ -197,7 +197,7 @@ func TestStop(t *testing.T) {
 	if _, err := w.Start(t.Context(), engine.StartRequest{Container: id}); err != nil {
 		t.Fatal(err)
 	}
-	w.ready(id)
+	w.ready(id, id)
 	if err := w.Restart(t.Context(), id, engine.StopRequest{Signal: "INT"}); err != nil {
 		t.Fatal(err)
 	}
@@ -223,14 +223,15 @@ func TestStop(t *testing.T) {
 }
 
 // ready waits until the log has the line "ready".
-func (w *world) ready(id string) {
+// ready waits until a container has said so in each of its runs: its id is given once a run.
+func (w *world) ready(runs ...string) {
 	w.t.Helper()
 	w.eventually("not ready", func() bool {
 		var out bytes.Buffer
-		if err := w.Logs(w.t.Context(), engine.LogsRequest{Container: id, Tail: 1, Stdout: &out}); err != nil {
+		if err := w.Logs(w.t.Context(), engine.LogsRequest{Container: runs[0], Tail: -1, Stdout: &out}); err != nil {
 			w.t.Fatal(err)
 		}
-		return out.String() == "ready\n"
+		return strings.Count(out.String(), "ready\n") == len(runs)
 	})
 }
 

@@ -52,6 +52,7 @@ type monitor struct {
 	sock  net.Listener
 	lock  *os.File
 	trash string // what remove left to delete
+	kept  bool   // the end could not be written to the disk: the state stays, and says it
 	// writers are the goroutines that still write to clients.
 	writers sync.WaitGroup
 
@@ -304,7 +305,9 @@ func (m *monitor) settled(r *run, e container.Exit) error {
 	d.Running = m.stopped && !m.byHand
 	m.mu.Unlock()
 	if !m.rec.HostConfig.AutoRemove {
-		errs = append(errs, m.store.SetExit(m.rec, e), m.store.SetDesired(m.rec, d))
+		err := errors.Join(m.store.SetExit(m.rec, e), m.store.SetDesired(m.rec, d))
+		m.kept = err != nil
+		errs = append(errs, err)
 	} else {
 		errs = append(errs, m.remove())
 	}
@@ -315,6 +318,9 @@ func (m *monitor) settled(r *run, e container.Exit) error {
 	}
 	errs = append(errs, m.setState(func(s *container.State) {
 		s.Status, s.Pid, s.Endpoint, s.Health, s.ExecIDs = container.Exited, 0, nil, nil, nil
+		if m.kept {
+			s.Exit = &e
+		}
 	}))
 	m.mu.Lock()
 	m.run, m.lastExit = nil, e
@@ -330,6 +336,9 @@ func (m *monitor) settled(r *run, e container.Exit) error {
 // sweep removes what is left when everybody has been told.
 func (m *monitor) sweep() error {
 	var errs []error
+	if m.kept {
+		return nil // a settler writes it down when the disk has room
+	}
 	if !m.rec.HostConfig.AutoRemove {
 		return errors.Join(append(errs, m.store.ClearState(m.rec.ID))...)
 	}

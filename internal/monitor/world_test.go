@@ -61,11 +61,17 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return newWorldAt(t, filepath.Join(t.TempDir(), "root"))
+}
+
+// newWorldAt is newWorld with its data folder at root.
+func newWorldAt(t *testing.T, root string) *world {
+	t.Helper()
 	bin, err := os.ReadFile(busybox)
 	if err != nil {
 		t.Skipf("skip: the tests' image is made of %s (package busybox-static): %v", busybox, err)
 	}
-	cfg := &config.Config{Root: filepath.Join(t.TempDir(), "root"), State: filepath.Join(t.TempDir(), "run")}
+	cfg := &config.Config{Root: root, State: filepath.Join(t.TempDir(), "run")}
 	e, err := engine.Open(cfg)
 	if err != nil {
 		t.Fatal(err)
