@@ -44,6 +44,14 @@ func (e *NameTakenError) Error() string {
 // Is makes errors.Is(err, ErrNameTaken) true.
 func (e *NameTakenError) Is(target error) bool { return target == ErrNameTaken }
 
+// sameNameError is ErrNameTaken by the container itself, in Docker's words.
+type sameNameError struct{}
+
+func (sameNameError) Error() string { return "Renaming a container with the same name as its current name" }
+
+// Is makes errors.Is(err, ErrNameTaken) true.
+func (sameNameError) Is(target error) bool { return target == ErrNameTaken }
+
 // NameError is ErrName, in Docker's words.
 type NameError struct{ Name string }
 
@@ -260,7 +268,7 @@ func (s *Store) Rename(id, name string) error {
 	}
 	old := r.Name
 	if old == name {
-		return fmt.Errorf("renaming a container with the same name as its current name: %w", ErrNameTaken)
+		return sameNameError{}
 	}
 	if err := s.link(name, id); err != nil {
 		return err

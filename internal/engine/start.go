@@ -135,6 +135,9 @@ func startError(rep control.Report) error {
 	if strings.Contains(rep.Error, "not supported as upperdir") {
 		return fmt.Errorf("%s: choose a data folder (--root) on another filesystem, such as ext4, xfs, btrfs or tmpfs", rep.Error)
 	}
+	if strings.Contains(rep.Error, ": attach mount ") && (strings.HasSuffix(rep.Error, syscall.EINVAL.Error()) || strings.HasSuffix(rep.Error, syscall.ENOTDIR.Error())) {
+		return fmt.Errorf("%s: is it a folder mounted onto a file, or a file onto a folder?", rep.Error)
+	}
 	return errors.New(rep.Error)
 }
 

@@ -149,3 +149,13 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("%+v %v", x, err)
 	}
 }
+
+// TestMountOfTheWrongKind says what is wrong with a folder that is mounted onto a file.
+func TestMountOfTheWrongKind(t *testing.T) {
+	w := newWorld(t)
+	r := request("true")
+	r.HostConfig.Binds = []string{t.TempDir() + ":/etc/passwd"}
+	if _, _, _, err := w.run(r); err == nil || !strings.HasSuffix(err.Error(), "is it a folder mounted onto a file, or a file onto a folder?") {
+		t.Errorf("got %v", err)
+	}
+}

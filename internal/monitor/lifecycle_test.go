@@ -222,7 +222,6 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// ready waits until the log has the line "ready".
 // ready waits until a container has said so in each of its runs: its id is given once a run.
 func (w *world) ready(runs ...string) {
 	w.t.Helper()
