@@ -47,7 +47,9 @@ func (e *NameTakenError) Is(target error) bool { return target == ErrNameTaken }
 // sameNameError is ErrNameTaken by the container itself, in Docker's words.
 type sameNameError struct{}
 
-func (sameNameError) Error() string { return "Renaming a container with the same name as its current name" }
+func (sameNameError) Error() string {
+	return "Renaming a container with the same name as its current name"
+}
 
 // Is makes errors.Is(err, ErrNameTaken) true.
 func (sameNameError) Is(target error) bool { return target == ErrNameTaken }
