@@ -204,6 +204,27 @@ func TestCopyHardLinks(t *testing.T) {
 	}
 }
 
+func TestFileThatVanishes(t *testing.T) {
+	e := newEnv(t)
+	e.write("a", "A")
+	root, err := openContext(e.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	v := &view{root: root}
+	sel, err := v.selection(t.Context(), []string{"a"}, selectOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(e.ctx, "a")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.fingerprint(t.Context(), sel); err == nil || !strings.Contains(err.Error(), `read "/a": it was there and is gone`) {
+		t.Errorf("error %v", err)
+	}
+}
+
 func tarball(t testing.TB, entries ...tar.Header) []byte {
 	t.Helper()
 	var b bytes.Buffer

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"runtime"
 	"sync"
@@ -112,8 +114,11 @@ func (v *view) contentSums(ctx context.Context, sel []source) ([][sha256.Size]by
 // open opens a regular file of a selection and brings its stat up to date: it may have changed since the walk.
 func (v *view) open(it *item) (*os.File, error) {
 	f, err := safepath.OpenNoLinks(v.root, it.path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read %q: it was there and is gone: the files must stay while they are copied", "/"+it.path)
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read %q: %w", "/"+it.path, err)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
@@ -122,7 +127,7 @@ func (v *view) open(it *item) (*os.File, error) {
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		f.Close()
-		return nil, fmt.Errorf("read %s: it was a file and is none any more", it.path)
+		return nil, fmt.Errorf("read %q: it was a file and is none any more", "/"+it.path)
 	}
 	it.st = st
 	return f, nil

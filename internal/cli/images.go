@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -32,9 +33,9 @@ func (a *app) imagesCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			sums, err := e.ListImages(cmd.Context(), req)
-			if err != nil {
-				return err
+			sums, damaged := e.ListImages(cmd.Context(), req)
+			if sums == nil {
+				return damaged
 			}
 			def := `{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{if .CreatedSince}}{{.CreatedSince}}{{else}}N/A{{end}}\t{{.Size}}`
 			if digests {
@@ -43,7 +44,9 @@ func (a *app) imagesCommand() *cobra.Command {
 			if quiet && (format == "" || format == "table" || strings.HasPrefix(format, "table ")) {
 				format = "{{.ID}}"
 			}
-			return writeList(a.out, format, def, imageHeadings(), imageRows(sums, !noTrunc, digests || strings.Contains(format, ".Digest"), time.Now()))
+			// One damaged image does not hide the others, nor do they hide it.
+			err = writeList(a.out, format, def, imageHeadings(), imageRows(sums, !noTrunc, digests || strings.Contains(format, ".Digest"), time.Now()))
+			return errors.Join(err, damaged)
 		},
 	}
 	f := cmd.Flags()

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -26,6 +27,7 @@ type ImagesRequest struct {
 }
 
 // ListImages lists images, newest first. Of an image that the filter reference selects by some of its names only these are shown.
+// An error that is image.ErrDamaged comes with all images but the damaged ones.
 func (e *Engine) ListImages(ctx context.Context, req ImagesRequest) ([]apii.Summary, error) {
 	images, err := e.Images()
 	if err != nil {
@@ -35,9 +37,9 @@ func (e *Engine) ListImages(ctx context.Context, req ImagesRequest) ([]apii.Summ
 	if err != nil {
 		return nil, err
 	}
-	list, err := images.List()
-	if err != nil {
-		return nil, err
+	list, damaged := images.List()
+	if damaged != nil && !errors.Is(damaged, image.ErrDamaged) {
+		return nil, damaged
 	}
 	var selected []image.Image
 	for _, img := range list {
@@ -64,7 +66,7 @@ func (e *Engine) ListImages(ctx context.Context, req ImagesRequest) ([]apii.Summ
 			Containers: -1, SharedSize: -1, // not counted, in Docker's way
 		})
 	}
-	return sums, nil
+	return sums, damaged
 }
 
 // notNil makes an empty list [] in JSON, as Docker's API has it.

@@ -31,11 +31,16 @@ func (s *Store) tags() (map[ocispec.Digest][]tagRecord, error) {
 			if errors.Is(err, fs.ErrNotExist) {
 				continue // untagged since ReadDir
 			}
-			return nil, err
+			return nil, tornTag(err)
 		}
 		m[rec.ID] = append(m[rec.ID], rec)
 	}
 	return m, nil
+}
+
+// tornTag says what to do about a tag's file that can't be read: only a hand can have made it so.
+func tornTag(err error) error {
+	return fmt.Errorf("the file of a tag is damaged: remove it, then tag, pull or build again: %w", err)
 }
 
 // idNames returns the hexadecimal ids of all images.
@@ -160,7 +165,7 @@ func (s *Store) IDOf(ref Reference) (ocispec.Digest, error) {
 		case errors.Is(err, fs.ErrNotExist):
 			return "", &NotFoundError{ref.Familiar()}
 		default:
-			return "", err
+			return "", tornTag(err)
 		}
 	}
 	want := ref.WithDigest(ref.Digest()).String()
@@ -243,7 +248,7 @@ func (s *Store) resolveID(nameOrID string) (ocispec.Digest, error) {
 	return ocispec.Digest("sha256:" + found), nil
 }
 
-// List returns all images, newest first.
+// List returns all images, newest first. With ErrDamaged these are all but the damaged ones.
 func (s *Store) List() ([]Image, error) {
 	// Records before tags: an image tagged in between then shows its tag, and a tag whose image came later is left out.
 	recs, err := s.ids()
@@ -255,20 +260,25 @@ func (s *Store) List() ([]Image, error) {
 		return nil, err
 	}
 	images := make([]Image, 0, len(recs))
+	var damaged []error
 	for _, rec := range recs {
 		img, err := s.load(rec, tags)
 		if err != nil {
 			if _, gone := s.record(rec.ID); errors.Is(gone, ErrNotFound) {
 				continue // deleted while we read
 			}
-			return nil, err
+			if !errors.Is(err, ErrDamaged) {
+				return nil, err
+			}
+			damaged = append(damaged, err)
+			continue
 		}
 		images = append(images, img)
 	}
 	slices.SortFunc(images, func(a, b Image) int {
 		return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID))
 	})
-	return images, nil
+	return images, errors.Join(damaged...)
 }
 
 // Tagged is one tag.

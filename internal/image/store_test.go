@@ -258,9 +258,32 @@ func TestDamagedConfigIsNoticed(t *testing.T) {
 	if !errors.Is(err, blobs.ErrMismatch) || !errors.Is(err, ErrDamaged) || got.ID != img.ID || !slices.Equal(got.RepoTags, []string{"a:latest"}) || got.RawConfig != nil {
 		t.Fatalf("got %+v, %v", got, err)
 	}
+	other := add(t, s, 2, "b")
+	if list, err := s.List(); !errors.Is(err, ErrDamaged) || len(list) != 1 || list[0].ID != other.ID {
+		t.Errorf("list beside a damaged one: %d, %v", len(list), err)
+	}
 	add(t, s, 1) // adding it again heals it
 	if got, err := s.Resolve("a"); err != nil || got.ID != img.ID {
 		t.Fatalf("after healing: %v", err)
+	}
+}
+
+func TestDamagedTag(t *testing.T) {
+	s, _, root := open(t)
+	add(t, s, 1, "a")
+	files, err := filepath.Glob(root.Path("images", "*.json"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	if err := os.WriteFile(files[0], []byte("junk"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const want = "the file of a tag is damaged: remove it"
+	if _, err := s.List(); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), files[0]) {
+		t.Errorf("list: %v", err)
+	}
+	if _, err := s.Resolve("a"); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("resolve: %v", err)
 	}
 }
 
