@@ -75,7 +75,7 @@ func TestImportRefuses(t *testing.T) {
 		want string
 	}{
 		"missing file": {ImportRequest{Source: "/no/such/file"}, "no such file"},
-		"no tar":       {ImportRequest{Source: "-", Stdin: strings.NewReader(strings.Repeat("no tar at all ", 100))}, ""},
+		"no tar":       {ImportRequest{Source: "-", Stdin: strings.NewReader(strings.Repeat("no tar at all ", 100))}, "no tar, or damaged at its beginning"},
 		"bad change":   {ImportRequest{Source: "-", Stdin: bytes.NewReader(tarOf(t, nil)), Changes: []string{"RUN x"}}, "RUN is not a valid change command"},
 		"bad name":     {ImportRequest{Source: "-", Stdin: bytes.NewReader(tarOf(t, nil)), Reference: "Bad"}, "must be lowercase"},
 		"no stdin":     {ImportRequest{Source: "-"}, "there is none"},

@@ -49,7 +49,12 @@ type EntryError struct {
 }
 
 // Error is one line.
-func (e *EntryError) Error() string { return fmt.Sprintf("tar entry %q: %v", e.Name, e.Err) }
+func (e *EntryError) Error() string {
+	if e.Name == "" { // not even a first entry
+		return fmt.Sprintf("no tar, or damaged at its beginning: %v", e.Err)
+	}
+	return fmt.Sprintf("tar entry %q: %v", e.Name, e.Err)
+}
 
 // Unwrap gives ErrRefused and the reason.
 func (e *EntryError) Unwrap() []error { return []error{ErrRefused, e.Err} }

@@ -61,7 +61,7 @@ func Scan(r io.Reader, spill io.Writer) (*Tree, error) {
 // plain says in one line what archive/tar found, at the entry that it stood at.
 func plain(err error) error {
 	if errors.Is(err, tar.ErrHeader) {
-		return errors.New("what follows it is no valid tar header")
+		return errors.New("no valid tar header follows")
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return errors.New("the tar is cut short here")
