@@ -472,6 +472,12 @@ func (x *execution) cacheDir(ctx context.Context, m mountOp, held *undo.Stack) (
 			return "", err
 		}
 		held.Add(l.Release)
+	} else {
+		l, err := disk.AcquireShared(dir + ".lock") // waits for a prune alone
+		if err != nil {
+			return "", err
+		}
+		held.Add(l.Release)
 	}
 	err := os.Mkdir(dir, 0o700)
 	if errors.Is(err, fs.ErrExist) {

@@ -37,11 +37,11 @@ func (a *app) systemGroup() *cobra.Command {
 }
 
 func (a *app) builderGroup() *cobra.Command {
-	return a.group("builder", "Manage builds", a.buildCommand())
+	return a.group("builder", "Manage builds", a.buildCommand(), a.builderPruneCommand())
 }
 
 func (a *app) buildxGroup() *cobra.Command {
-	return a.group("buildx", "Build with the flags of Docker's buildx", as(a.buildCommand(), "build", "b"))
+	return a.group("buildx", "Build with the flags of Docker's buildx", as(a.buildCommand(), "build", "b"), a.builderPruneCommand())
 }
 
 func (a *app) networkGroup() *cobra.Command {

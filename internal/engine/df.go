@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"conex/internal/build"
 	"conex/internal/container"
 	"conex/internal/layers"
 	"conex/internal/ocispec"
@@ -65,12 +66,40 @@ func (e *Engine) DiskUsage(ctx context.Context) (DiskUsage, error) {
 		}
 		u.Volumes.add(size, usedVolumes[name])
 	}
-	// The cache's content is layers, which are counted with the images; what is left are its records.
-	if u.BuildCache.Size, err = treeSize(e.root.Path("buildcache")); err != nil {
-		return u, err
-	}
-	u.BuildCache.Reclaimable = u.BuildCache.Size
 	return u, nil
+}
+
+// cacheUsage counts the layers that only the build cache holds, and its own files.
+func (e *Engine) cacheUsage(u *Usage, counted map[ocispec.Digest]bool, ls *layers.Store) error {
+	err := build.Mark(e.root, func(ids ...ocispec.Digest) {
+		for _, id := range ids {
+			if counted[id] {
+				continue
+			}
+			counted[id] = true
+			if info, err := ls.Stat(id); err == nil { // a lost layer takes no space
+				u.add(info.ContentSize, false)
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	size, err := treeSize(e.root.Path("buildcache"))
+	u.Size += size
+	u.Reclaimable += size
+	return err
+}
+
+// PruneBuildCache forgets all cached build steps and cache mounts, and removes the layers that nothing else uses. It returns the bytes
+// that came free; deferred says that a pull or build runs, and the layers go when it ends.
+func (e *Engine) PruneBuildCache(ctx context.Context) (freed int64, deferred bool, err error) {
+	n, err := build.Prune(e.root)
+	if err != nil {
+		return n, false, err
+	}
+	res, err := e.sweep(ctx)
+	return n + res.Bytes, res.Deferred, err
 }
 
 func (u *Usage) add(size int64, used bool) {
@@ -129,6 +158,12 @@ func (e *Engine) imageUsage(u *DiskUsage, usedImages, usedLayers map[ocispec.Dig
 				u.Images.Reclaimable += info.ContentSize
 			}
 		}
+	}
+	for d := range usedLayers {
+		seen[d] = true
+	}
+	if err := e.cacheUsage(&u.BuildCache, seen, ls); err != nil {
+		return err
 	}
 	stored, err := ls.List()
 	if err != nil {
