@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"io"
 	"sync"
 
 	"conex/internal/build"
@@ -12,36 +11,11 @@ import (
 	"conex/internal/runtime"
 )
 
-// BuildRequest says what to build; see build.Request, which has the same fields.
-type BuildRequest struct {
-	// Context is a folder, or "-" for a Dockerfile or a tar on Stdin.
-	Context string
-	Stdin   io.Reader
-	// Dockerfile is -f: a path, "-" for Stdin, "" for Dockerfile in the context.
-	Dockerfile string
-	// Tags are -t.
-	Tags []string
-	// BuildArgs are --build-arg; nil is a name without a value anywhere.
-	BuildArgs map[string]*string
-	// Target is the stage to build, "" the last.
-	Target string
-	// NoCache runs every step; Pull asks the registry for every base image.
-	NoCache, Pull bool
-	// Labels are --label.
-	Labels map[string]string
-	// Platform is os/arch; only this machine's is possible.
-	Platform string
-	// Display receives events, one at a time. Nil: nobody looks.
-	Display build.Display
-}
-
-// BuildResult is a finished build.
-type BuildResult struct {
-	// ID is the image's, "sha256:...".
-	ID string
-	// Cached says that no step had to run.
-	Cached bool
-}
+// BuildRequest says what to build, BuildResult what came of it.
+type (
+	BuildRequest = build.Request
+	BuildResult  = build.Result
+)
 
 // Build builds an image from a Dockerfile. A nil error promises that the image is recorded, tagged and survives a power loss. An error
 // that a place in the Dockerfile is to blame for is a *build.StepError or a *dockerfile.ParseError.
@@ -71,11 +45,7 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 		Root: e.root, State: e.cfg.State, Layers: ls, Images: images, Runtime: runtime.New(), Networks: e.Networks(),
 		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, Base: e.buildBase,
 	}
-	out, err := b.Build(ctx, build.Request{
-		Context: req.Context, Stdin: req.Stdin, Dockerfile: req.Dockerfile, Tags: req.Tags, BuildArgs: req.BuildArgs, Target: req.Target,
-		NoCache: req.NoCache, Pull: req.Pull, Labels: req.Labels, Platform: req.Platform, Display: req.Display,
-	})
-	return BuildResult{ID: string(out.ID), Cached: out.Cached}, err
+	return b.Build(ctx, req)
 }
 
 // buildBase finds the image that a FROM names: here, or in its registry.
