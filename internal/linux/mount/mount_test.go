@@ -1,7 +1,7 @@
 package mount
 
 import (
-	"bytes"
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -134,7 +134,8 @@ func TestReadOnlySelf(t *testing.T) {
 		if err := unix.Statfs("/proc/self/exe", &st); err != nil || st.Flags&unix.ST_RDONLY == 0 {
 			t.Fatalf("the program can be written to: flags %x, %v", st.Flags, err)
 		}
-		// The parent has forbidden it before it closed our input.
+		// The parent forbids it once it hears from us, and then closes our input.
+		fmt.Println("up")
 		if _, err := io.ReadAll(os.Stdin); err != nil {
 			t.Fatal(err)
 		}
@@ -154,15 +155,25 @@ func TestReadOnlySelf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out bytes.Buffer
-	c.Stdout, c.Stderr = &out, &out
+	stdout, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Stderr = os.Stderr
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if err := ForbidExecution(self); err != nil {
-		t.Error(err)
+	// Not before the child runs: until the kernel has mapped the program, forbidding its execution kills it.
+	var out strings.Builder
+	for lines := bufio.NewScanner(stdout); lines.Scan(); {
+		fmt.Fprintln(&out, lines.Text())
+		if lines.Text() == "up" {
+			if err := ForbidExecution(self); err != nil {
+				t.Error(err)
+			}
+			in.Close()
+		}
 	}
-	in.Close()
 	if err := c.Wait(); err != nil || !strings.Contains(out.String(), "PASS: TestReadOnlySelf") {
 		t.Fatalf("%v: %s", err, out.String())
 	}
