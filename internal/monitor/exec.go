@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"os"
 	"slices"
@@ -101,16 +102,15 @@ func (r *run) track(x *execution, add bool) error {
 	} else {
 		delete(r.execs, x.id)
 	}
-	ids := make([]string, 0, len(r.execs))
-	for id := range r.execs {
-		ids = append(ids, id)
-	}
 	r.mu.Unlock()
-	slices.Sort(ids)
+	// The list is read where it is written, under the state's lock: else of two that end at once the earlier list could win.
 	return r.m.setState(func(s *container.State) {
-		if s.Status == container.Running {
-			s.ExecIDs = ids
+		if s.Status != container.Running {
+			return
 		}
+		r.mu.Lock()
+		s.ExecIDs = slices.Sorted(maps.Keys(r.execs))
+		r.mu.Unlock()
 	})
 }
 
