@@ -133,12 +133,6 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, bo
 	return nil
 }
 
-// State asks for the container's state. ErrGone when it has ended.
-func (c *Client) State(ctx context.Context) (*container.State, error) {
-	st := &container.State{}
-	return st, c.call(ctx, "GET", "/state", nil, nil, st)
-}
-
 // Wait returns when the present run has ended. ErrGone when it had ended before.
 func (c *Client) Wait(ctx context.Context) (container.Exit, error) {
 	var e container.Exit

@@ -2,7 +2,6 @@
 //
 // It is HTTP/1.1 over the unix socket c/<id>/sock, in the manner of Docker's Engine API:
 //
-//	GET  /state                                  container.State
 //	GET  /wait                                   container.Exit, when the present run has ended
 //	POST /kill?signal=TERM
 //	POST /stop?signal=&t=10                      container.Exit

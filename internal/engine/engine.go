@@ -51,9 +51,6 @@ func Open(cfg *config.Config) (*Engine, error) {
 	return e, nil
 }
 
-// Config returns the configuration the engine was opened with.
-func (e *Engine) Config() *config.Config { return e.cfg }
-
 // Root returns the data folder.
 func (e *Engine) Root() *disk.Root { return e.root }
 

@@ -79,14 +79,14 @@ func (e *Engine) launch(ctx context.Context, rec *container.Record, lock *disk.L
 		if err := e.settleLocked(ctx, rec.ID); err != nil {
 			return nil, err
 		}
-	}
-	// Removed while we waited?
-	id := rec.ID
-	if rec, err = cs.Load(id); err != nil {
-		if errors.Is(err, container.ErrNotFound) {
-			err = errors.Join(err, cs.RemoveRun(id)) // which our lock has made
+		// Removed while we waited?
+		id := rec.ID
+		if rec, err = cs.Load(id); err != nil {
+			if errors.Is(err, container.ErrNotFound) {
+				err = errors.Join(err, cs.RemoveRun(id)) // which our lock has made
+			}
+			return nil, classify(err)
 		}
-		return nil, classify(err)
 	}
 	ls, err := e.Layers()
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"conex/internal/container"
 	"conex/internal/control"
+	"conex/internal/linux/tty"
 
 	"golang.org/x/sys/unix"
 )
@@ -79,11 +80,6 @@ func (s *server) close() {
 func (s *server) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	var err error
 	switch q.Method + " " + q.URL.Path {
-	case "GET /state":
-		s.m.mu.Lock()
-		st := s.m.state
-		s.m.mu.Unlock()
-		err = answer(w, st)
 	case "GET /wait":
 		err = s.wait(w, q)
 	case "GET /top":
@@ -257,7 +253,7 @@ func (s *server) resize(w http.ResponseWriter, q *http.Request) error {
 	}
 	var serr error
 	err = rc.Control(func(fd uintptr) {
-		serr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(h), Col: uint16(wd)})
+		serr = tty.SetSize(int(fd), tty.Size{Rows: uint16(h), Cols: uint16(wd)})
 	})
 	if err := errors.Join(err, serr); err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"conex/internal/linux/mount"
 	"conex/internal/linux/nsfork"
 	"conex/internal/linux/seccomp"
+	"conex/internal/linux/tty"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -29,7 +30,7 @@ type launch struct {
 	env     []string
 	stdio   [3]*os.File
 	console *console
-	filter  []unix.SockFilter
+	filter  seccompFilter
 }
 
 // fork makes the container's first process. It runs on the container's thread, which it leaves inside the new root.
@@ -128,24 +129,39 @@ func startError(err error, name string) error {
 	return fmt.Errorf("start container process: %w", err)
 }
 
-// filter is the seccomp program, nil for none.
-func filter(s *specs.Spec, byDefault bool, cache string) ([]unix.SockFilter, error) {
-	switch {
-	case s.Linux.Seccomp != nil && cache != "":
-		return seccomp.Cached(cache, s.Linux.Seccomp)
-	case s.Linux.Seccomp != nil:
-		return seccomp.Compile(s.Linux.Seccomp)
-	case !byDefault:
-		return nil, nil
+// seccompFilter is a compiled profile and the flags to load it with; without a program there is no filter.
+type seccompFilter struct {
+	program []unix.SockFilter
+	flags   uint
+}
+
+// filter compiles the profile of s, or with byDefault the default one.
+func filter(s *specs.Spec, byDefault bool, cache string) (f seccompFilter, err error) {
+	p := s.Linux.Seccomp
+	if p == nil && !byDefault {
+		return f, nil
 	}
-	var bounding []string
-	if c := s.Process.Capabilities; c != nil {
-		bounding = c.Bounding
+	if p == nil {
+		var bounding []string
+		if c := s.Process.Capabilities; c != nil {
+			bounding = c.Bounding
+		}
+		if cache != "" { // the common path: the big profile is not even built
+			f.flags = unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
+			f.program, err = seccomp.CachedDefault(cache, bounding)
+			return f, err
+		}
+		p = seccomp.Default(bounding)
+	}
+	if f.flags, err = seccomp.Flags(p); err != nil {
+		return f, err
 	}
 	if cache != "" {
-		return seccomp.CachedDefault(cache, bounding)
+		f.program, err = seccomp.Cached(cache, p)
+	} else {
+		f.program, err = seccomp.Compile(p)
 	}
-	return seccomp.Compile(seccomp.Default(bounding))
+	return f, err
 }
 
 // lateMounts adds the mounts that need the child's namespaces: /proc, what covers parts of it, and cgroup2.
@@ -274,11 +290,11 @@ func ownPipe(f *os.File, uid int) error {
 }
 
 func (l *launch) seccomp(prog *nsfork.Program) {
-	if len(l.filter) == 0 {
+	if len(l.filter.program) == 0 {
 		return
 	}
-	fprog := &unix.SockFprog{Len: uint16(len(l.filter)), Filter: &l.filter[0]}
-	prog.Call("load seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, unsafe.Pointer(fprog))
+	fprog := &unix.SockFprog{Len: uint16(len(l.filter.program)), Filter: &l.filter.program[0]}
+	prog.Call("load seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, l.filter.flags, unsafe.Pointer(fprog))
 }
 
 // privileges sets capabilities and ids (capabilities(7)).
@@ -484,9 +500,8 @@ func (b *box) execThread(init *process, root *os.File, cfg *ExecConfig, l *launc
 			return nil, fmt.Errorf("exec: give the terminal to user %d: %w", l.user.UID, err)
 		}
 		if s := cfg.Process.ConsoleSize; s != nil {
-			ws := &unix.Winsize{Row: uint16(s.Height), Col: uint16(s.Width)}
-			if err := unix.IoctlSetWinsize(int(l.console.slave.Fd()), unix.TIOCSWINSZ, ws); err != nil {
-				return nil, fmt.Errorf("exec: set terminal size: %w", err)
+			if err := tty.SetSize(int(l.console.slave.Fd()), tty.Size{Rows: uint16(s.Height), Cols: uint16(s.Width)}); err != nil {
+				return nil, fmt.Errorf("exec: %w", err)
 			}
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"conex/internal/linux/cgroup"
 	"conex/internal/linux/mount"
+	"conex/internal/linux/tty"
 	"conex/internal/safepath"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -305,9 +306,8 @@ func (r *rootfs) openConsole() error {
 	}
 	r.console = c
 	if s := r.cfg.Spec.Process.ConsoleSize; s != nil {
-		ws := &unix.Winsize{Row: uint16(s.Height), Col: uint16(s.Width)}
-		if err := unix.IoctlSetWinsize(int(c.slave.Fd()), unix.TIOCSWINSZ, ws); err != nil {
-			return fmt.Errorf("set terminal size: %w", err)
+		if err := tty.SetSize(int(c.slave.Fd()), tty.Size{Rows: uint16(s.Height), Cols: uint16(s.Width)}); err != nil {
+			return err
 		}
 	}
 	tree, err := mount.Clone(int(c.slave.Fd()), "", false)
@@ -326,35 +326,28 @@ func (r *rootfs) openConsole() error {
 // openTerminal opens a new terminal of the devpts at dev/pts inside root. Both ends come from handles: a container that puts
 // something else at a path of it gets nowhere (CVE-2025-52565).
 func openTerminal(root *os.File) (*console, error) {
+	// Non-blocking, so that it goes into the Go runtime's poller: reading costs no thread. Fd() would undo that.
 	ptmx, err := safepath.OpenNoLinks(root, "dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open terminal: %w", err)
 	}
+	rc, err := ptmx.SyscallConn()
+	if err != nil {
+		ptmx.Close()
+		return nil, fmt.Errorf("open terminal: %w", err)
+	}
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(ptmx.Fd()), &st); err != nil || st.Type != unix.DEVPTS_SUPER_MAGIC {
+	var serr error
+	if err := rc.Control(func(fd uintptr) { serr = unix.Fstatfs(int(fd), &st) }); err != nil || serr != nil || st.Type != unix.DEVPTS_SUPER_MAGIC {
 		ptmx.Close()
 		return nil, errors.New("open terminal: the container's /dev/pts is not a devpts")
 	}
-	if err := unix.IoctlSetPointerInt(int(ptmx.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		ptmx.Close()
-		return nil, fmt.Errorf("unlock terminal: %w", err)
-	}
-	fd, _, errno := unix.Syscall(unix.SYS_IOCTL, ptmx.Fd(), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
-	if errno != 0 {
-		ptmx.Close()
-		return nil, fmt.Errorf("open terminal: %w", errno)
-	}
-	// A second handle of the same open file, non-blocking, goes into the runtime's poller: reading costs no thread.
-	dup, err := unix.FcntlInt(ptmx.Fd(), unix.F_DUPFD_CLOEXEC, 3)
-	ptmx.Close()
-	if err == nil {
-		err = unix.SetNonblock(dup, true)
-	}
+	slave, _, err := tty.OpenPTY(ptmx)
 	if err != nil {
-		unix.Close(int(fd))
+		ptmx.Close()
 		return nil, fmt.Errorf("open terminal: %w", err)
 	}
-	return &console{os.NewFile(uintptr(dup), "/dev/ptmx"), os.NewFile(fd, "/dev/console")}, nil
+	return &console{ptmx, slave}, nil
 }
 
 // network sets the namespaced sysctls and names. The calling thread is in the container's namespaces and sees the host's /proc.

@@ -127,6 +127,12 @@ func TestIsolation(t *testing.T) {
 		{"default capabilities", "grep CapEff /proc/self/status", "CapEff:\t00000000a80425fb\n", nil},
 		{"no capabilities for a user", "grep CapEff /proc/self/status; grep CapBnd /proc/self/status", "CapEff:\t0000000000000000\nCapBnd:\t00000000a80425fb\n", func(c *Config) { c.User = "app" }},
 		{"seccomp filter", "grep '^Seccomp:' /proc/self/status", "Seccomp:\t2\n", nil},
+		{"profile with flags", "grep '^Seccomp:' /proc/self/status; mkdir /tmp/q 2>/dev/null || echo refused", "Seccomp:\t2\nrefused\n", func(c *Config) {
+			c.Spec.Linux.Seccomp = &specs.LinuxSeccomp{
+				DefaultAction: specs.ActAllow, Flags: []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog, specs.LinuxSeccompFlagSpecAllow},
+				Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir", "mkdirat"}, Action: specs.ActErrno}},
+			}
+		}},
 		{"no new privileges", "grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1\n", func(c *Config) { c.Spec.Process.NoNewPrivileges = true }},
 		{"descriptors", "ls /proc/self/fd | grep -c .", "4\n", nil},
 		{"devices", "ls /dev", "core\nfd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n", nil},
@@ -213,6 +219,9 @@ func TestRefusals(t *testing.T) {
 		"host sysctl":          func(c *Config) { c.Spec.Linux.Sysctl["vm.swappiness"] = "1" },
 		"missing bind source": func(c *Config) {
 			c.Spec.Mounts = append(c.Spec.Mounts, specs.Mount{Destination: "/x", Type: "bind", Source: "/no/such/source"})
+		},
+		"unknown seccomp flag": func(c *Config) {
+			c.Spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Flags: []specs.LinuxSeccompFlag{"SECCOMP_FILTER_FLAG_NONE_SUCH"}}
 		},
 		"unknown user": func(c *Config) { c.User = "nobody-here" },
 		"no command":   func(c *Config) { c.Spec.Process.Args = nil },

@@ -116,11 +116,3 @@ func peer(fd int) (int, error) {
 		}
 	}
 }
-
-// SetControlling makes fd the controlling terminal of the calling process, which must be the leader of a session without one.
-func SetControlling(fd int) error {
-	if err := unix.IoctlSetInt(fd, unix.TIOCSCTTY, 0); err != nil {
-		return fmt.Errorf("set controlling terminal: %w", err)
-	}
-	return nil
-}
