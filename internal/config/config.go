@@ -38,6 +38,10 @@ type Config struct {
 	DNS []string `toml:"dns"`
 	// DNSSearch lists search domains for containers, instead of the host's.
 	DNSSearch []string `toml:"dns-search"`
+	// KeepBlobs says what becomes of layers' compressed blobs: KeepAuto, KeepAlways or KeepNever.
+	KeepBlobs string `toml:"keep-blobs"`
+	// GC bounds what is kept for later.
+	GC GC `toml:"gc"`
 }
 
 // Registry says how one registry is reached.
@@ -83,6 +87,9 @@ func Load(path string) (*Config, error) {
 	if c.State == "" {
 		c.State = DefaultState
 	}
+	if c.KeepBlobs == "" {
+		c.KeepBlobs = KeepAuto
+	}
 	return c, nil
 }
 
@@ -121,6 +128,11 @@ func (c *Config) check() error {
 	case "", "erofs", "dir":
 	default:
 		return fmt.Errorf("storage-driver: %q is none of erofs, dir", c.StorageDriver)
+	}
+	switch c.KeepBlobs {
+	case "", KeepAuto, KeepAlways, KeepNever:
+	default:
+		return fmt.Errorf("keep-blobs: %q is none of auto, always, never", c.KeepBlobs)
 	}
 	for name, r := range c.Registry {
 		for _, m := range r.Mirrors {

@@ -19,7 +19,7 @@ func write(t *testing.T, text string) string {
 
 func TestLoad(t *testing.T) {
 	c, err := Load(filepath.Join(t.TempDir(), "none"))
-	if err != nil || !reflect.DeepEqual(c, &Config{Root: DefaultRoot, State: DefaultState}) {
+	if err != nil || !reflect.DeepEqual(c, &Config{Root: DefaultRoot, State: DefaultState, KeepBlobs: KeepAuto}) {
 		t.Fatalf("defaults: %+v, %v", c, err)
 	}
 	c, err = Load(write(t, `
@@ -35,7 +35,7 @@ driver = "json-file"
 options = {max-size = "10m"}
 `))
 	want := &Config{
-		Root: "/data", State: DefaultState, StorageDriver: "dir", DNS: []string{"9.9.9.9", "::1"},
+		Root: "/data", State: DefaultState, StorageDriver: "dir", KeepBlobs: KeepAuto, DNS: []string{"9.9.9.9", "::1"},
 		Registry: map[string]Registry{
 			"docker.io":    {Mirrors: []string{"http://127.0.0.1:5000", "https://mirror.example.com/hub"}},
 			"reg.lan:5000": {PlainHTTP: true},
@@ -56,6 +56,9 @@ func TestErrorsNameThePlace(t *testing.T) {
 		"root =":                                           ":1:",
 		"root = \"x\"":                                     `root: "x" is not an absolute path`,
 		"storage-driver = \"zfs\"":                         `storage-driver: "zfs" is none of`,
+		"keep-blobs = \"maybe\"":                           `keep-blobs: "maybe" is none of`,
+		"[gc]\nbudget = \"a lot\"\n":                       `:2:`,
+		"[gc]\nbudgets = \"1GB\"\n":                        `:2: unknown key "gc.budgets"`,
 		"dns = [\"dns.example.com\"]":                      "dns: ",
 		"[registry.\"a.b\"]\nmirrors=[\"a.b:5000\"]\n":     "is not of the form http(s)://host",
 		"[registry.\"a.b\"]\nmirrors=[\"ftp://a.b/\"]\n":   "is not of the form http(s)://host",
@@ -77,5 +80,33 @@ func TestPath(t *testing.T) {
 	t.Setenv("CONEX_CONFIG", "/x.toml")
 	if Path() != "/x.toml" {
 		t.Error(Path())
+	}
+}
+
+func TestAmount(t *testing.T) {
+	const total = 1000e9
+	for text, want := range map[string]int64{
+		"10%": 100e9, "20GB": 20e9, "10%, 20GB": 20e9, "1%,20GB": 10e9, "1GiB": 1 << 30, "1.5g": 15e8, "512": 512, "4KiB": 4096, "0": 0, "0%": 0, "100%": 1000e9,
+	} {
+		var a Amount
+		if err := a.UnmarshalText([]byte(text)); err != nil || a.Of(total) != want {
+			t.Errorf("%s: %d, %v; want %d", text, a.Of(total), err, want)
+		}
+	}
+	for _, text := range []string{"", "x", "-1GB", "101%", "NaN%", "1%,2%", "1GB,2GB", "1GB,2%,3", "9999999TB", "1XB", "1ib", "inf"} {
+		var a Amount
+		if err := a.UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q: %d", text, a.Of(total))
+		}
+	}
+	c, err := Load(write(t, "keep-blobs = \"never\"\n[gc]\nauto = false\nbudget = \"5%\"\nmin-free = \"0\"\n"))
+	if err != nil || c.KeepBlobs != KeepNever || c.GC.On() {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	if b, m := c.GC.Limits(total); b != 50e9 || m != 0 {
+		t.Errorf("limits %d, %d", b, m)
+	}
+	if b, m := (GC{}).Limits(50e9); b != 5e9 || m != 1e9 {
+		t.Errorf("default limits of 50 GB: %d, %d", b, m)
 	}
 }
