@@ -29,6 +29,10 @@ type app struct {
 	root, state, config, driver string
 	debug                       bool
 
+	// progress is the value of --progress, for the commands that have it; with json errJSON is where errors go as objects too.
+	progress string
+	errJSON  io.Writer
+
 	eng *engine.Engine
 	// interrupted is the signal that ended the context of a long operation, 0 if none did.
 	interrupted syscall.Signal
@@ -168,6 +172,9 @@ func (a *app) report(err error) int {
 		return 0
 	}
 	if a.interrupted != 0 && errors.Is(err, context.Canceled) {
+		if a.errJSON != nil {
+			a.reportJSON(errors.New("interrupted"), 128+int(a.interrupted))
+		}
 		return 128 + int(a.interrupted)
 	}
 	code := 1
@@ -186,6 +193,12 @@ func (a *app) report(err error) int {
 			return code
 		}
 	}
+	if a.errJSON != nil {
+		a.reportJSON(err, code)
+		if a.errJSON == a.err {
+			return code
+		}
+	}
 	for _, e := range flatten(err) {
 		var oe *objectError
 		if errors.As(e, &oe) {
@@ -196,7 +209,7 @@ func (a *app) report(err error) int {
 		if errors.Is(e, os.ErrPermission) && os.Geteuid() != 0 && !strings.Contains(e.Error(), "needs root") {
 			hint = " (conex needs root for now: try sudo)"
 		}
-		fmt.Fprintf(a.err, "%s: %s%s\n", a.name, strings.TrimRight(e.Error(), "\n"), hint)
+		fmt.Fprintf(a.err, "%s: %s%s\n", a.name, cleanLines(strings.TrimRight(e.Error(), "\n")), hint)
 		if a.debug {
 			for c := e; c != nil; c = errors.Unwrap(c) {
 				fmt.Fprintf(a.err, "%s: debug: %T: %v\n", a.name, c, c)
@@ -207,6 +220,12 @@ func (a *app) report(err error) int {
 		fmt.Fprintf(a.err, "See '%s --help'.\n", help)
 	}
 	return code
+}
+
+// reportJSON prints err as the last object of --progress json. Where that is standard output, standard error has the line for people.
+func (a *app) reportJSON(err error, code int) {
+	text := cleanLines(strings.TrimRight(err.Error(), "\n"))
+	writeJSON(a.errJSON, jsonMessage{Error: text, Why: &jsonError{Code: code, Message: text}})
 }
 
 // flatten returns the errors that errors.Join has put together.

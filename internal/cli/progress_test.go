@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"conex/internal/build"
-	"conex/internal/engine"
 )
 
 func TestPlainDisplay(t *testing.T) {
@@ -92,50 +91,6 @@ func TestTTYDisplayLines(t *testing.T) {
 	last := strings.Join(d.lines(t0.Add(5*time.Second), 40, 24), "\n")
 	if !strings.HasPrefix(last, "[+] Building 5.0s (3/3) FINISHED\n") || strings.Contains(last, "20%") || !strings.Contains(last, "CANCELED [3/3]") {
 		t.Errorf("at the end:\n%s", last)
-	}
-}
-
-func TestPullProgressPlain(t *testing.T) {
-	var b bytes.Buffer
-	a := &app{}
-	p := a.pullProgress(&b, false)
-	for _, ev := range []engine.Event{
-		{ID: "latest", Action: "Pulling from library/x"},
-		{ID: "abc", Action: "Pulling fs layer"},
-		{ID: "abc", Action: "Downloading", Current: 1, Total: 10},
-		{ID: "abc", Action: "Downloading", Current: 5, Total: 10},
-		{ID: "abc", Action: "Pull complete", Current: 10, Total: 10},
-		{Message: "Digest: sha256:d"},
-	} {
-		p.event(ev)
-	}
-	p.close()
-	p.event(engine.Event{Message: "too late"})
-	want := "latest: Pulling from library/x\nabc: Pulling fs layer\nabc: Pull complete\nDigest: sha256:d\n"
-	if b.String() != want {
-		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
-	}
-	b.Reset()
-	q := a.pullProgress(&b, true)
-	q.event(engine.Event{Message: "x"})
-	if b.Len() != 0 {
-		t.Errorf("quiet, and yet: %s", b.String())
-	}
-}
-
-func TestPullLine(t *testing.T) {
-	ev := engine.Event{ID: "abc", Action: "Downloading", Current: 50e6, Total: 100e6}
-	if got := pullLine(ev, 120); got != "abc: Downloading [========================>                         ]     50MB/100MB" {
-		t.Errorf("%q", got)
-	}
-	if got := pullLine(ev, 60); got != "abc: Downloading     50MB/100MB" {
-		t.Errorf("%q", got)
-	}
-	if got := pullLine(engine.Event{Action: "Importing", Current: 1e6}, 80); got != "Importing 1MB" {
-		t.Errorf("%q", got)
-	}
-	for _, n := range []int64{0, 1, 99, 100, 101} { // the bar never breaks
-		pullLine(engine.Event{Action: "Downloading", Current: n, Total: 100}, 120)
 	}
 }
 

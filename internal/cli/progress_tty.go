@@ -195,26 +195,6 @@ func timed(s string, took time.Duration, cols int) string {
 	return s + strings.Repeat(" ", width-len([]rune(s))) + t
 }
 
-// clean makes a build's output harmless in a line of ours: escape sequences go, tabs become spaces.
-func clean(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		switch c := s[i]; {
-		case c == 0x1b:
-			i++
-			if i < len(s) && s[i] == '[' {
-				for i++; i < len(s) && (s[i] < 0x40 || s[i] > 0x7e); i++ {
-				}
-			}
-		case c == '\t':
-			b.WriteString("    ")
-		case c >= 0x20 && c != 0x7f:
-			b.WriteByte(c)
-		}
-	}
-	return strings.ToValidUTF8(b.String(), "?")
-}
-
 // close paints the last picture and ends the display: idempotent.
 func (d *ttyDisplay) close() {
 	d.mu.Lock()

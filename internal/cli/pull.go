@@ -23,26 +23,27 @@ func (a *app) pullCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if ref.Digest() == "" && !req.Quiet && ref.Familiar() != args[0] && ref.Tag() == image.DefaultTag && ref.String() != args[0] {
-				fmt.Fprintf(a.out, "Using default tag: %s\n", image.DefaultTag)
+			progress := a.transferProgress(a.out, req.Quiet)
+			defer progress.close()
+			if ref.Digest() == "" && ref.Familiar() != args[0] && ref.Tag() == image.DefaultTag && ref.String() != args[0] {
+				progress.event(engine.Event{Message: "Using default tag: " + image.DefaultTag})
 			}
 			ctx, stop := a.interruptible(cmd.Context())
 			defer stop()
-			progress := a.pullProgress(a.out, req.Quiet)
-			defer progress.close()
 			req.Reference, req.Progress = args[0], progress.event
 			_, _, err = e.Pull(ctx, req)
 			progress.close()
 			if err != nil {
 				return err
 			}
-			fmt.Fprintln(a.out, ref)
+			progress.result("Reference", ref.String())
 			return nil
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&req.Platform, "platform", "", "Pull the image for this platform instead of "+runtime.GOOS+"/"+runtime.GOARCH)
 	f.BoolVarP(&req.Quiet, "quiet", "q", false, "Suppress verbose output")
+	a.progressFlag(f, a.out)
 	refuseAll(f, "a|all-tags?", "disable-content-trust?")
 	return cmd
 }
@@ -66,7 +67,7 @@ func (a *app) importCommand() *cobra.Command {
 			}
 			ctx, stop := a.interruptible(cmd.Context())
 			defer stop()
-			progress := a.pullProgress(a.err, false)
+			progress := a.transferProgress(a.err, false)
 			defer progress.close()
 			req.Progress = progress.event
 			id, err := e.Import(ctx, req)
@@ -82,5 +83,6 @@ func (a *app) importCommand() *cobra.Command {
 	f.VarP(&changes, "change", "c", "Apply Dockerfile instruction to the created image")
 	f.StringVarP(&req.Message, "message", "m", "", "Set commit message for imported image")
 	f.StringVar(&req.Platform, "platform", "", "Set the platform of the image")
+	a.progressFlag(f, a.err)
 	return cmd
 }
