@@ -90,6 +90,11 @@ func (s Stores) mark(marks map[ocispec.Digest]bool, markers []Marker) error {
 		mark(img.ID, img.Manifest)
 		mark(img.Layers()...)
 	}
+	indexes, err := s.Images.Indexes()
+	if err != nil {
+		return err
+	}
+	mark(indexes...)
 	for _, m := range markers {
 		if err := m(mark); err != nil {
 			return err
@@ -106,6 +111,14 @@ func (s Stores) remove(marks map[ocispec.Digest]bool, res *Result) error {
 	}
 	for _, l := range ls {
 		if marks[l.DiffID] {
+			// The compressed forms of a layer stay with it, so that it can be pushed bit by bit.
+			forms, err := s.Layers.Blobs(l.DiffID)
+			if err != nil {
+				return err
+			}
+			for _, b := range forms {
+				marks[b.Digest] = true
+			}
 			continue
 		}
 		if err := s.Layers.Remove(l.DiffID); err != nil {

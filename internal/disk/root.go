@@ -37,7 +37,7 @@ func OpenRoot(dir string) (*Root, error) {
 	}
 	// Root's alone: containers, volumes and layers hold set-user-id programs of the images' making, which must be out of the
 	// reach of the host's users (CVE-2021-41091).
-	for _, d := range []string{"blobs/sha256", "images", "layers", "containers", "names", "networks", "volumes", "buildcache", "leases", "staging", "trash"} {
+	for _, d := range []string{"blobs/sha256", "downloads", "images", "layers", "containers", "names", "networks", "volumes", "buildcache", "leases", "staging", "trash"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			return nil, fmt.Errorf("open root: %w", err)
 		}

@@ -174,7 +174,7 @@ func (e *Engine) imageFor(ctx context.Context, req CreateRequest) (image.Image, 
 		} else {
 			img, err = images.Find(name)
 			if err == nil && !fits(img, req.Platform) {
-				err = &image.NotFoundError{Name: name + " for platform " + req.Platform}
+				img, err = variantFor(images, name, req.Platform)
 			}
 			if errors.Is(err, image.ErrNotFound) && req.Pull != "never" {
 				if ref, rerr := image.ParseReference(name); rerr == nil {
@@ -201,6 +201,15 @@ func (e *Engine) imageFor(ctx context.Context, req CreateRequest) (image.Image, 
 		}
 		return img, lease, nil
 	}
+}
+
+// variantFor finds the image of another platform that a name leads to as well.
+func variantFor(images *image.Store, name, platform string) (image.Image, error) {
+	want, err := registry.ParsePlatform(platform)
+	if err != nil {
+		return image.Image{}, &kindError{ErrInvalid, err}
+	}
+	return images.ResolvePlatform(name, want)
 }
 
 // fits reports whether an image is of a platform that was asked for.

@@ -5,11 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
 
+	"conex/internal/blobs"
 	"conex/internal/collect"
 	"conex/internal/compress"
+	"conex/internal/config"
 	"conex/internal/image"
 	"conex/internal/layers"
 	"conex/internal/ocispec"
@@ -65,7 +69,7 @@ func (e *Engine) Pull(ctx context.Context, req PullRequest) (image.Image, PullSt
 	if err := e.root.Sweep(); err != nil {
 		return image.Image{}, PullStatus{}, err
 	}
-	p := &puller{e: e, ref: ref, client: registry.New(e.cfg.Registry), images: images, layers: ls, progress: req.Progress.serial(req.Quiet)}
+	p := &puller{e: e, ref: ref, client: e.registryClient(), images: images, layers: ls, progress: req.Progress.serial(req.Quiet)}
 	defer p.client.Close()
 	img, status, err := p.pull(ctx, want, req.Platform != "")
 	if err != nil {
@@ -121,6 +125,28 @@ type puller struct {
 	ep       registry.Endpoint // where the manifest was found; the blobs come from there too
 }
 
+// pulled is what a reference leads to in its registry, for one platform.
+type pulled struct {
+	// top is the manifest or index that the reference names, index its bytes if it is one.
+	top   ocispec.Descriptor
+	index []byte
+	// desc and raw are the platform's manifest.
+	desc     ocispec.Descriptor
+	raw      []byte
+	manifest ocispec.Manifest
+	conf     []byte
+	diffIDs  []ocispec.Digest
+}
+
+// digests are all that must stay while the image is not recorded.
+func (m *pulled) digests() []ocispec.Digest {
+	ds := append([]ocispec.Digest{m.manifest.Config.Digest, m.desc.Digest, m.top.Digest}, m.diffIDs...)
+	for _, l := range m.manifest.Layers {
+		ds = append(ds, l.Digest)
+	}
+	return ds
+}
+
 func (p *puller) pull(ctx context.Context, want ocispec.Platform, explicit bool) (image.Image, PullStatus, error) {
 	fail := func(err error) (image.Image, PullStatus, error) { return image.Image{}, PullStatus{}, err }
 	name := p.ref.Tag()
@@ -128,70 +154,88 @@ func (p *puller) pull(ctx context.Context, want ocispec.Platform, explicit bool)
 		name = string(p.ref.Digest())
 	}
 	p.progress.emit(Event{ID: name, Action: "Pulling from " + p.ref.Path()})
-	top, raw, ep, err := p.client.Resolve(ctx, p.ref.Domain(), p.ref.Path(), name)
+	m, err := p.resolve(ctx, name, want, explicit)
 	if err != nil {
 		return fail(err)
-	}
-	p.ep = ep
-	desc := top
-	if registry.IsIndex(top.MediaType) {
-		if desc, err = registry.Select(raw, want); err != nil {
-			return fail(err)
-		}
-		if raw, err = p.client.Manifest(ctx, ep, p.ref.Path(), desc); err != nil {
-			return fail(err)
-		}
-	}
-	m, err := registry.DecodeManifest(raw)
-	if err != nil {
-		return fail(err)
-	}
-	conf, err := p.config(ctx, m.Config)
-	if err != nil {
-		return fail(err)
-	}
-	c, err := image.ParseConfig(conf)
-	if err != nil {
-		return fail(err)
-	}
-	if explicit && registry.Fits(want, c.Platform) < 0 {
-		return fail(fmt.Errorf("%w: the image is for %s, not for %s", registry.ErrNoPlatform, registry.FormatPlatform(c.Platform), registry.FormatPlatform(want)))
-	}
-	if len(c.RootFS.DiffIDs) != len(m.Layers) {
-		return fail(fmt.Errorf("manifest has %d layers, its config %d: %w", len(m.Layers), len(c.RootFS.DiffIDs), registry.ErrMismatch))
 	}
 	// The lease comes before the look at what exists, so that no sweep can take a layer between look and record.
-	lease, err := collect.Hold(p.e.root, append([]ocispec.Digest{m.Config.Digest, desc.Digest}, c.RootFS.DiffIDs...)...)
+	lease, err := collect.Hold(p.e.root, m.digests()...)
 	if err != nil {
 		return fail(err)
 	}
 	defer lease.Close()
-	before, err := p.images.IDOf(p.ref)
-	if err != nil && !errors.Is(err, image.ErrNotFound) {
+	before, _, err := p.images.Variants(p.ref.String())
+	if err != nil && !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrDamaged) {
 		return fail(err)
 	}
-	if err := p.fetchLayers(ctx, m.Layers, c.RootFS.DiffIDs); err != nil {
+	if err := p.fetchLayers(ctx, m); err != nil {
 		return fail(err)
 	}
-	if err := p.layers.Sync(c.RootFS.DiffIDs...); err != nil {
+	if m.index != nil {
+		if _, err := p.e.Blobs().PutBytes(m.index); err != nil {
+			return fail(err)
+		}
+	}
+	if _, err := p.e.Blobs().PutBytes(m.raw); err != nil {
 		return fail(err)
 	}
-	if _, err := p.e.Blobs().PutBytes(raw); err != nil {
-		return fail(err)
-	}
-	img, err := p.images.Add(ctx, conf, desc.Digest, p.ref.WithDigest(top.Digest).String())
+	img, err := p.images.Add(ctx, m.conf, m.desc.Digest, p.ref.WithDigest(m.top.Digest).String())
 	if err != nil {
 		return fail(err)
 	}
 	if p.ref.Digest() == "" {
-		if err := p.images.Tag(img.ID, p.ref); err != nil {
+		index := ocispec.Digest("")
+		if m.index != nil {
+			index = m.top.Digest
+		}
+		if err := p.images.TagIndex(p.ref, index, img.ID); err != nil {
 			return fail(err)
 		}
 	}
 	if img, err = p.images.Get(img.ID); err != nil {
 		return fail(err)
 	}
-	return img, PullStatus{Digest: top.Digest, Downloaded: before != img.ID}, nil
+	known := slices.ContainsFunc(before, func(b image.Image) bool { return b.ID == img.ID })
+	return img, PullStatus{Digest: m.top.Digest, Downloaded: !known}, nil
+}
+
+// resolve finds out what the reference means for a platform. Manifests and configs that are here already are not fetched.
+func (p *puller) resolve(ctx context.Context, name string, want ocispec.Platform, explicit bool) (*pulled, error) {
+	m := &pulled{}
+	var err error
+	if m.top, m.raw, p.ep, err = p.client.Resolve(ctx, p.ref.Domain(), p.ref.Path(), name); err != nil {
+		return nil, err
+	}
+	m.desc = m.top
+	if registry.IsIndex(m.top.MediaType) {
+		m.index = m.raw
+		if m.desc, err = registry.Select(m.index, want); err != nil {
+			return nil, err
+		}
+		if m.raw, err = p.e.Blobs().ReadAll(m.desc.Digest, registry.MaxManifest); err != nil {
+			if m.raw, err = p.client.Manifest(ctx, p.ep, p.ref.Path(), m.desc); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if m.manifest, err = registry.DecodeManifest(m.raw); err != nil {
+		return nil, err
+	}
+	if m.conf, err = p.config(ctx, m.manifest.Config); err != nil {
+		return nil, err
+	}
+	c, err := image.ParseConfig(m.conf)
+	if err != nil {
+		return nil, err
+	}
+	if explicit && registry.Fits(want, c.Platform) < 0 {
+		return nil, fmt.Errorf("%w: the image is for %s, not for %s", registry.ErrNoPlatform, registry.FormatPlatform(c.Platform), registry.FormatPlatform(want))
+	}
+	m.diffIDs = c.RootFS.DiffIDs
+	if len(m.diffIDs) != len(m.manifest.Layers) {
+		return nil, fmt.Errorf("manifest has %d layers, its config %d: %w", len(m.manifest.Layers), len(m.diffIDs), registry.ErrMismatch)
+	}
+	return m, nil
 }
 
 // config fetches the image's config, or reads it when an image here has it.
@@ -210,43 +254,97 @@ func (p *puller) config(ctx context.Context, desc ocispec.Descriptor) ([]byte, e
 	return io.ReadAll(rc)
 }
 
-// fetchLayers makes all layers be there. One that occurs twice in an image is fetched once.
-func (p *puller) fetchLayers(ctx context.Context, descs []ocispec.Descriptor, diffIDs []ocispec.Digest) error {
-	g, ctx := errgroup.WithContext(ctx)
+// fetchLayers makes all layers be there, on the disk, and notes in which compressed forms they came. A layer that occurs twice in an
+// image is fetched once.
+func (p *puller) fetchLayers(ctx context.Context, m *pulled) error {
+	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(maxDownloads)
 	seen := map[ocispec.Digest]bool{}
 	var todo []int
-	for i, id := range diffIDs {
+	for i, id := range m.diffIDs {
 		if seen[id] {
 			continue
 		}
 		seen[id] = true
+		desc := m.manifest.Layers[i]
 		_, err := p.layers.Stat(id)
 		if err == nil {
-			p.progress.emit(Event{ID: shortDigest(descs[i].Digest), Action: "Already exists"})
+			p.progress.emit(Event{ID: shortDigest(desc.Digest), Action: "Already exists"})
 			continue
 		}
 		if !errors.Is(err, layers.ErrNotFound) {
 			return err
 		}
-		p.progress.emit(Event{ID: shortDigest(descs[i].Digest), Action: "Pulling fs layer"})
+		p.progress.emit(Event{ID: shortDigest(desc.Digest), Action: "Pulling fs layer", Total: desc.Size})
 		todo = append(todo, i)
 	}
 	for _, i := range todo {
-		g.Go(func() error { return p.fetchLayer(ctx, descs[i], diffIDs[i]) })
+		g.Go(func() error { return p.fetchLayer(gctx, m.manifest.Layers[i], m.diffIDs[i]) })
 	}
-	return g.Wait()
-}
-
-// fetchLayer streams one layer from the registry through the decompressor into the layer store; nothing lies on disk twice.
-func (p *puller) fetchLayer(ctx context.Context, desc ocispec.Descriptor, diffID ocispec.Digest) error {
-	id := shortDigest(desc.Digest)
-	rc, err := p.client.Blob(ctx, p.ep, p.ref.Path(), desc)
-	if err != nil {
+	if err := g.Wait(); err != nil {
 		return err
 	}
-	defer rc.Close()
-	counted := &readCounter{r: rc, tell: func(n int64) {
+	if err := p.layers.Sync(m.diffIDs...); err != nil {
+		return err
+	}
+	for _, i := range todo {
+		// Only now: a blob in the store is one that survives a power loss.
+		if err := p.e.keepDownload(m.manifest.Layers[i].Digest); err != nil {
+			return err
+		}
+	}
+	for i, id := range m.diffIDs {
+		d := m.manifest.Layers[i]
+		if err := p.layers.AddBlob(id, layers.Blob{Digest: d.Digest, Size: d.Size, MediaType: d.MediaType, Sources: []string{p.ref.Name()}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepDownload makes a blob of a complete download, or removes it where the configuration wants no compressed layers.
+func (e *Engine) keepDownload(d ocispec.Digest) error {
+	if e.cfg.KeepBlobs == config.KeepNever {
+		return e.Blobs().DropDownload(d)
+	}
+	return e.Blobs().Keep(d)
+}
+
+// fetchLayer makes one layer be there. What a try that was interrupted has left of its blob is not fetched again; should that turn out
+// to be damaged, the layer is fetched once more from its beginning.
+func (p *puller) fetchLayer(ctx context.Context, desc ocispec.Descriptor, diffID ocispec.Digest) error {
+	for {
+		dl, err := p.e.Blobs().Download(ctx, desc.Digest, desc.Size, func() {
+			p.progress.emit(Event{ID: shortDigest(desc.Digest), Action: "Waiting"}) // another process fetches it
+		})
+		if err != nil {
+			return fmt.Errorf("layer %s: %w", desc.Digest, err)
+		}
+		resumed := dl.Have() > 0
+		err = p.receive(ctx, dl, desc, diffID)
+		switch {
+		case err == nil:
+			return dl.Close()
+		case (dl.Broken() || ctx.Err() != nil) && !errors.Is(err, registry.ErrMismatch) && !errors.Is(err, syscall.ENOSPC):
+			return errors.Join(err, dl.Close()) // the next try goes on here
+		}
+		if derr := dl.Discard(); derr != nil || !resumed || errors.Is(err, syscall.ENOSPC) {
+			return errors.Join(err, derr)
+		}
+	}
+}
+
+// receive streams a blob through the decompressor into the layer store.
+func (p *puller) receive(ctx context.Context, dl *blobs.Download, desc ocispec.Descriptor, diffID ocispec.Digest) error {
+	id := shortDigest(desc.Digest)
+	done := func() { p.progress.emit(Event{ID: id, Action: "Pull complete", Current: desc.Size, Total: desc.Size}) }
+	if _, err := p.layers.Stat(diffID); err == nil {
+		done() // by the process that we waited for
+		return nil
+	}
+	src := dl.Reader(func(off int64) (io.ReadCloser, error) { return p.client.RawBlob(ctx, p.ep, p.ref.Path(), desc, off) })
+	defer src.Close()
+	counted := &readCounter{r: src, tell: func(n int64) {
 		p.progress.emit(Event{ID: id, Action: "Downloading", Current: n, Total: desc.Size})
 	}}
 	r, _, err := compress.Reader(counted)
@@ -254,10 +352,14 @@ func (p *puller) fetchLayer(ctx context.Context, desc ocispec.Descriptor, diffID
 		return fmt.Errorf("layer %s: %w", desc.Digest, err)
 	}
 	defer r.Close()
-	if _, err := p.layers.Import(ctx, r, diffID); err != nil {
+	_, err = p.layers.Import(ctx, r, diffID)
+	if errors.Is(err, blobs.ErrMismatch) {
+		err = fmt.Errorf("%s: %w (%w)", p.ep, registry.ErrMismatch, err)
+	}
+	if err != nil {
 		return fmt.Errorf("layer %s: %w", desc.Digest, err)
 	}
-	p.progress.emit(Event{ID: id, Action: "Pull complete", Current: desc.Size, Total: desc.Size})
+	done()
 	return nil
 }
 

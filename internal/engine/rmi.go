@@ -138,28 +138,49 @@ func (r *imageRemoval) byName(ctx context.Context, name string) error {
 		return &ImageConflictError{fmt.Sprintf("conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s",
 			name, r.users[0].id[:12], shortDigest(r.img.ID)), true}
 	}
-	if err := r.untag(ref); err != nil {
-		return err
-	}
-	if ref.Digest() == "" {
-		// The last tag of a repository takes its digests along.
-		if err := r.untagDigests(ref.Name()); err != nil {
-			return err
-		}
-	}
-	img, err := r.images.Get(r.img.ID)
+	variants, _, err := r.images.Variants(name)
 	if err != nil && !errors.Is(err, image.ErrDamaged) {
 		return err
 	}
-	if len(img.RepoTags)+len(img.RepoDigests) > 0 || len(r.users) > 0 {
-		return nil // named otherwise, or kept for its containers without a name
+	if err := r.untag(ref); err != nil {
+		return err
 	}
-	return r.delete(ctx)
+	for _, v := range variants {
+		if ref.Digest() == "" {
+			// The last tag of a repository takes its digests along.
+			if err := r.untagDigests(v.ID, ref.Name()); err != nil {
+				return err
+			}
+		}
+		img, err := r.images.Get(v.ID)
+		if errors.Is(err, image.ErrNotFound) {
+			continue
+		}
+		if err != nil && !errors.Is(err, image.ErrDamaged) {
+			return err
+		}
+		if len(img.RepoTags)+len(img.RepoDigests) > 0 {
+			continue // named otherwise
+		}
+		if users, err := r.e.containersOf(ctx, v.ID); err != nil || len(users) > 0 {
+			if err != nil {
+				return err
+			}
+			continue // kept for its containers without a name
+		}
+		if err := r.delete(ctx, v.ID); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// untagDigests removes the image's digests in a repository that has no tag of it any more.
-func (r *imageRemoval) untagDigests(repo string) error {
-	img, err := r.images.Get(r.img.ID)
+// untagDigests removes an image's digests in a repository that has no tag of it any more.
+func (r *imageRemoval) untagDigests(id ocispec.Digest, repo string) error {
+	img, err := r.images.Get(id)
+	if errors.Is(err, image.ErrNotFound) {
+		return nil
+	}
 	if err != nil && !errors.Is(err, image.ErrDamaged) {
 		return err
 	}
@@ -206,7 +227,7 @@ func (r *imageRemoval) byID(ctx context.Context) error {
 			return imageConflict(r.img.ID, true, "image is being used by stopped container "+r.users[0].id[:12])
 		}
 	}
-	return r.delete(ctx)
+	return r.delete(ctx, r.img.ID)
 }
 
 // untag removes one reference and says so.
@@ -221,23 +242,17 @@ func (r *imageRemoval) untag(ref image.Reference) error {
 	return nil
 }
 
-// delete removes what references are left, the image, and the layers that nobody else uses.
-func (r *imageRemoval) delete(ctx context.Context) error {
-	img, err := r.images.Get(r.img.ID)
+// delete removes an image with the references that are left, and the layers that nobody else uses.
+func (r *imageRemoval) delete(ctx context.Context, id ocispec.Digest) error {
+	img, err := r.images.Get(id)
 	if err != nil && !errors.Is(err, image.ErrDamaged) {
 		return err
 	}
-	for _, s := range slices.Concat(img.RepoTags, img.RepoDigests) {
-		ref, err := image.ParseReference(s)
-		if err != nil {
-			return err
-		}
-		if err := r.untag(ref); err != nil {
-			return err
-		}
-	}
 	if err := r.images.Delete(img.ID); err != nil {
 		return err
+	}
+	for _, s := range slices.Concat(img.RepoTags, img.RepoDigests) {
+		r.done = append(r.done, apii.DeleteResponse{Untagged: s})
 	}
 	r.done = append(r.done, apii.DeleteResponse{Deleted: string(img.ID)})
 	// The image is gone: what follows is cleaning up, which a Ctrl-C shall not leave half done.

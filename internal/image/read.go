@@ -33,7 +33,9 @@ func (s *Store) tags() (map[ocispec.Digest][]tagRecord, error) {
 			}
 			return nil, tornTag(err)
 		}
-		m[rec.ID] = append(m[rec.ID], rec)
+		for _, id := range rec.variants() {
+			m[id] = append(m[id], rec)
+		}
 	}
 	return m, nil
 }
@@ -168,17 +170,11 @@ func (s *Store) IDOf(ref Reference) (ocispec.Digest, error) {
 			return "", tornTag(err)
 		}
 	}
-	want := ref.WithDigest(ref.Digest()).String()
-	recs, err := s.ids()
+	ids, err := s.byDigest(ref)
 	if err != nil {
 		return "", err
 	}
-	for _, rec := range recs {
-		if slices.Contains(rec.RepoDigests, want) {
-			return rec.ID, nil
-		}
-	}
-	return "", &NotFoundError{ref.Familiar()}
+	return s.prefer(ids), nil
 }
 
 // Resolve returns the image that people mean by nameOrID: a full id (with or without sha256:), a reference by tag or digest, or
@@ -298,6 +294,9 @@ func (s *Store) References() ([]Tagged, error) {
 	var all []Tagged
 	for id, recs := range tags {
 		for _, t := range recs {
+			if t.ID != id {
+				continue // another platform's image of the same tag
+			}
 			ref, err := ParseReference(t.Reference)
 			if err != nil {
 				return nil, fmt.Errorf("tag %q: %w", t.Reference, err)

@@ -3,7 +3,7 @@
 // An image is named by the digest of its config, as Docker's classic store does; config and manifest bytes lie in the blob
 // store, layers in the layer store. Files, all JSON:
 //
-//	images/<escaped reference>.json  {"reference","id","tagged"}: one per tag, "/" written as %2F
+//	images/<escaped reference>.json  {"reference","id","index","others","tagged"}: one per tag, "/" written as %2F
 //	images/by-id/<hex>.json          {"id","manifest","repoDigests","added"}: one per image; an image without tags has only this
 //	images/lock                      flock: every change holds it; readers take no lock
 package image
@@ -88,9 +88,19 @@ func Open(root *disk.Root, bs *blobs.Store, ls *layers.Store) *Store {
 
 // tagRecord is images/<escaped reference>.json.
 type tagRecord struct {
-	Reference string         `json:"reference"`
-	ID        ocispec.Digest `json:"id"`
-	Tagged    time.Time      `json:"tagged"`
+	Reference string `json:"reference"`
+	// ID is the image that the tag means where no platform is asked for.
+	ID ocispec.Digest `json:"id"`
+	// Index is the image index that the tag leads to in its registry or archive, "" for none.
+	Index ocispec.Digest `json:"index,omitempty"`
+	// Others are the images of further platforms of Index that are here.
+	Others []ocispec.Digest `json:"others,omitempty"`
+	Tagged time.Time        `json:"tagged"`
+}
+
+// variants are all images that the tag leads to.
+func (t tagRecord) variants() []ocispec.Digest {
+	return append([]ocispec.Digest{t.ID}, t.Others...)
 }
 
 // idRecord is images/by-id/<hex>.json.
@@ -238,10 +248,10 @@ func (s *Store) Tag(id ocispec.Digest, ref Reference) error {
 		return err
 	}
 	var old tagRecord
-	if err := disk.ReadJSON(path, &old); err == nil && old.ID == id && old.Reference == ref.String() {
+	if err := disk.ReadJSON(path, &old); err == nil && old.ID == id && old.Reference == ref.String() && old.Index == "" {
 		return nil
 	}
-	return disk.WriteJSON(path, tagRecord{ref.String(), id, time.Now().UTC()}, disk.Durable)
+	return disk.WriteJSON(path, tagRecord{Reference: ref.String(), ID: id, Tagged: time.Now().UTC()}, disk.Durable)
 }
 
 // Untag removes a tag, or with a digest in ref that digest from its image's RepoDigests, and returns the id it led to. The image
@@ -265,11 +275,13 @@ func (s *Store) Untag(ref Reference) (ocispec.Digest, error) {
 	return rec.ID, s.root.Trash(s.tagPath(ref))
 }
 
+// forgetDigest takes a digest off all images that were pulled by it: the platforms of one index share it.
 func (s *Store) forgetDigest(ref Reference) (ocispec.Digest, error) {
 	recs, err := s.ids()
 	if err != nil {
 		return "", err
 	}
+	id := ocispec.Digest("")
 	for _, rec := range recs {
 		i := slices.Index(rec.RepoDigests, ref.String())
 		if i < 0 {
@@ -280,9 +292,15 @@ func (s *Store) forgetDigest(ref Reference) (ocispec.Digest, error) {
 		if err != nil {
 			return "", err
 		}
-		return rec.ID, s.writeID(path, rec)
+		if err := s.writeID(path, rec); err != nil {
+			return "", err
+		}
+		id = rec.ID
 	}
-	return "", &NotFoundError{ref.Familiar()}
+	if id == "" {
+		return "", &NotFoundError{ref.Familiar()}
+	}
+	return id, nil
 }
 
 // Delete removes the image's record and every tag that points to it. Config, manifest and layers stay until package collect
@@ -306,11 +324,7 @@ func (s *Store) Delete(id ocispec.Digest) error {
 	}
 	// Tags go first: after a crash in between, the image is dangling rather than a tag leading nowhere.
 	for _, t := range tags[id] {
-		ref, err := ParseReference(t.Reference)
-		if err != nil {
-			return err
-		}
-		if err := s.root.Trash(s.tagPath(ref)); err != nil {
+		if err := s.dropVariant(t, id); err != nil {
 			return err
 		}
 	}

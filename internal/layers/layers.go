@@ -4,6 +4,7 @@
 //
 //	meta.json      what Info says, the driver, and the boot in which it was written
 //	synced         empty: everything else is known to be on the disk (see Store.Sync)
+//	blobs.json     only if known: the compressed forms of the tar, and which repositories have them (see Blob)
 //	implied.json   only if the tar uses folders that it does not name: their paths
 //	layer.tar      driver erofs: the tar itself
 //	index.erofs    driver erofs: names, attributes and where in layer.tar the contents lie (package erofsindex)

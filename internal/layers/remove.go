@@ -184,6 +184,9 @@ func (s *Store) rebuild(ctx context.Context, id ocispec.Digest, old meta) (bad, 
 	if err := os.Link(filepath.Join(dir, "layer.tar"), filepath.Join(st.Dir, "layer.tar")); err != nil {
 		return nil, err
 	}
+	if err := os.Link(s.blobsPath(id), filepath.Join(st.Dir, "blobs.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	f, err := os.Open(filepath.Join(dir, "layer.tar"))
 	if err != nil {
 		return nil, err

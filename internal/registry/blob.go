@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"time"
 
 	"conex/internal/blobs"
@@ -20,16 +19,26 @@ func (c *Client) Blob(ctx context.Context, ep Endpoint, path string, desc ocispe
 	if err := checkDescriptor(desc); err != nil {
 		return nil, err
 	}
-	b := &blob{c: c, ctx: ctx, ep: ep, path: path, desc: desc}
-	if err := b.open(); err != nil {
-		return nil, b.wrap(err)
+	rc, err := c.RawBlob(ctx, ep, path, desc, 0)
+	if err != nil {
+		return nil, err
 	}
+	b := rc.(*blob)
 	v, err := blobs.Verify(b, desc.Digest)
 	if err != nil {
 		b.Close()
 		return nil, b.wrap(err)
 	}
 	return &verified{v, b}, nil
+}
+
+// RawBlob is Blob from the byte at off on, for who has the bytes before and verifies the whole.
+func (c *Client) RawBlob(ctx context.Context, ep Endpoint, path string, desc ocispec.Descriptor, off int64) (io.ReadCloser, error) {
+	b := &blob{c: c, ctx: ctx, ep: ep, path: path, desc: desc, off: off}
+	if err := b.open(); err != nil {
+		return nil, b.wrap(err)
+	}
+	return b, nil
 }
 
 // verified translates the verifier's sentinel into this package's.
@@ -69,10 +78,15 @@ func (b *blob) wrap(err error) error {
 func (b *blob) open() error {
 	ctx, cancel := context.WithCancel(b.ctx)
 	h := http.Header{"Accept": {"*/*"}}
-	if b.off > 0 {
-		h.Set("Range", "bytes="+strconv.FormatInt(b.off, 10)+"-")
+	if b.off > 0 { // to the end in numbers: some registries understand no other form
+		h.Set("Range", fmt.Sprintf("bytes=%d-%d", b.off, max(b.off, b.desc.Size-1)))
 	}
 	resp, err := b.c.send(ctx, b.ep, b.path, b.ep.url(b.path, "blobs", string(b.desc.Digest)), h)
+	if err == nil && resp.StatusCode == http.StatusRequestedRangeNotSatisfiable {
+		drop(resp)
+		h.Del("Range")
+		resp, err = b.c.send(ctx, b.ep, b.path, b.ep.url(b.path, "blobs", string(b.desc.Digest)), h)
+	}
 	if err != nil {
 		cancel()
 		return err
