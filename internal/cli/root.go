@@ -40,6 +40,7 @@ func commands() []command {
 
 		{name: "attach", build: (*app).attachCommand},
 		{name: "create", build: (*app).createCommand},
+		{name: "export", build: (*app).exportCommand},
 		{name: "history", build: (*app).historyCommand},
 		{name: "import", build: (*app).importCommand},
 		{name: "inspect", build: (*app).inspectCommand},
@@ -60,7 +61,7 @@ func commands() []command {
 }
 
 // notYet are Docker's commands that conex will have, to tell them from typing errors.
-var notYet = []string{"commit", "compose", "context", "cp", "diff", "events", "export", "load", "login", "logout", "pause", "push", "save", "search",
+var notYet = []string{"commit", "compose", "context", "cp", "diff", "events", "load", "login", "logout", "pause", "push", "save", "search",
 	"stats", "unpause", "update", "volume"}
 
 // rootCommand builds the tree that args need.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sort"
 	"strings"
@@ -36,27 +37,44 @@ func (s *Store) WriteUpper(ctx context.Context, upper string, exclude func(path 
 
 // AddUpper appends what WriteUpper says to a layer in the making.
 func (w *Writer) AddUpper(upper string, exclude func(path string) bool) error {
+	return w.addUpper(&treeWalk{exclude: exclude}, upper)
+}
+
+// AddLiveUpper is AddUpper for a folder that may change meanwhile, as WriteTree has it.
+func (w *Writer) AddLiveUpper(upper string, exclude func(path string) bool, changed func(path string)) error {
+	return w.addUpper(&treeWalk{exclude: exclude, changed: changed}, upper)
+}
+
+func (w *Writer) addUpper(u *treeWalk, upper string) error {
 	dir, err := os.OpenFile(upper, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	if exclude == nil {
-		exclude = func(string) bool { return false }
-	}
-	u := &upperWalk{w: w, exclude: exclude, seen: map[[2]uint64]string{}}
+	u.write, u.upper, u.seen = w.WriteEntry, true, map[[2]uint64]string{}
 	return u.walk(dir, "")
 }
 
-type upperWalk struct {
-	w       *Writer
+// treeWalk turns a folder into entries.
+type treeWalk struct {
+	write func(h *tar.Header, content io.Reader) error
+	// upper says that the folder is an overlay's upper one: overlayfs's marks become OCI's.
+	upper bool
+	// exclude leaves a path out; nil: nothing.
 	exclude func(string) bool
+	// changed is told of each file that was cut off while it was read; nil: nobody may change anything.
+	changed func(path string)
 	seen    map[[2]uint64]string // device and inode of files with several names, and their first name
+}
+
+// gone reports whether err only says that somebody else removed or replaced what a live tree had there.
+func (u *treeWalk) gone(err error) bool {
+	return u.changed != nil && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ESTALE))
 }
 
 // walk writes what is in a folder, in byte order. It opens every name relative to the folder's handle and follows no link:
 // what ran in the container chose the names.
-func (u *upperWalk) walk(dir *os.File, path string) error {
+func (u *treeWalk) walk(dir *os.File, path string) error {
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return err
@@ -67,7 +85,7 @@ func (u *upperWalk) walk(dir *os.File, path string) error {
 		if path != "" {
 			p = path + "/" + name
 		}
-		if u.exclude(p) {
+		if u.exclude != nil && u.exclude(p) {
 			continue
 		}
 		if err := u.entry(dir, name, p); err != nil {
@@ -77,10 +95,13 @@ func (u *upperWalk) walk(dir *os.File, path string) error {
 	return nil
 }
 
-func (u *upperWalk) entry(dir *os.File, name, path string) error {
+func (u *treeWalk) entry(dir *os.File, name, path string) error {
 	fd := int(dir.Fd())
 	var st unix.Stat_t
 	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if u.gone(err) {
+			return nil
+		}
 		return err
 	}
 	h := &tar.Header{
@@ -90,15 +111,21 @@ func (u *upperWalk) entry(dir *os.File, name, path string) error {
 	if kind == unix.S_IFSOCK {
 		return nil
 	}
-	if kind == unix.S_IFCHR && st.Rdev == 0 {
+	if kind == unix.S_IFCHR && st.Rdev == 0 && u.upper {
 		return u.whiteout(path, name)
 	}
-	if strings.HasPrefix(name, layertar.WhiteoutPrefix) {
+	if strings.HasPrefix(name, layertar.WhiteoutPrefix) && u.upper {
 		return fmt.Errorf("a file name in a layer can't begin with %q, which marks deleted files there", layertar.WhiteoutPrefix)
 	}
 	x, mark, err := readXattrs(fmt.Sprintf("/proc/self/fd/%d/%s", fd, name))
 	if err != nil {
+		if u.gone(err) {
+			return nil
+		}
 		return err
+	}
+	if !u.upper {
+		mark = marks{} // overlayfs's own, of a folder that is looked at past it
 	}
 	if mark.whiteout && kind == unix.S_IFREG && st.Size == 0 {
 		return u.whiteout(path, name)
@@ -110,11 +137,11 @@ func (u *upperWalk) entry(dir *os.File, name, path string) error {
 	if kind == unix.S_IFDIR {
 		return u.folder(fd, name, path, h, mark.opaque)
 	}
+	key := [2]uint64{st.Dev, st.Ino}
 	if st.Nlink > 1 {
-		key := [2]uint64{st.Dev, st.Ino}
 		if first, ok := u.seen[key]; ok {
 			h.Typeflag, h.Linkname, h.PAXRecords = tar.TypeLink, first, nil
-			return u.w.WriteEntry(h, nil)
+			return u.write(h, nil)
 		}
 		u.seen[key] = path
 	}
@@ -122,15 +149,25 @@ func (u *upperWalk) entry(dir *os.File, name, path string) error {
 	case unix.S_IFREG:
 		f, err := open(fd, name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
 		if err != nil {
+			if u.gone(err) {
+				delete(u.seen, key)
+				return nil
+			}
 			return err
 		}
 		defer f.Close()
 		h.Typeflag, h.Size = tar.TypeReg, st.Size
-		return u.w.WriteEntry(h, f)
+		if u.changed != nil {
+			return u.live(f, h, path)
+		}
+		return u.write(h, f)
 	case unix.S_IFLNK:
 		buf := make([]byte, unix.PathMax)
 		n, err := unix.Readlinkat(fd, name, buf)
 		if err != nil {
+			if u.gone(err) || u.changed != nil && err == unix.EINVAL {
+				return nil
+			}
 			return err
 		}
 		h.Typeflag, h.Linkname = tar.TypeSymlink, string(buf[:n])
@@ -145,30 +182,78 @@ func (u *upperWalk) entry(dir *os.File, name, path string) error {
 	default:
 		return fmt.Errorf("unknown file type %o", kind)
 	}
-	return u.w.WriteEntry(h, nil)
+	return u.write(h, nil)
 }
 
-func (u *upperWalk) folder(fd int, name, path string, h *tar.Header, opaque bool) error {
+func (u *treeWalk) folder(fd int, name, path string, h *tar.Header, opaque bool) error {
 	h.Typeflag = tar.TypeDir
-	if err := u.w.WriteEntry(h, nil); err != nil {
+	if err := u.write(h, nil); err != nil {
 		return err
 	}
 	if opaque {
-		if err := u.w.WriteEntry(&tar.Header{Typeflag: tar.TypeReg, Name: path + "/" + layertar.OpaqueName}, nil); err != nil {
+		if err := u.write(&tar.Header{Typeflag: tar.TypeReg, Name: path + "/" + layertar.OpaqueName}, nil); err != nil {
 			return err
 		}
 	}
 	sub, err := open(fd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
+		if u.gone(err) {
+			return nil
+		}
 		return err
 	}
 	defer sub.Close()
 	return u.walk(sub, path)
 }
 
-func (u *upperWalk) whiteout(path, name string) error {
+// live writes a file that somebody may be writing to: as long as it is when it is opened, and with zeros for what was cut off since.
+func (u *treeWalk) live(f *os.File, h *tar.Header, path string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil // something else has taken its name
+	}
+	h.Size = st.Size
+	p := &padded{r: f, left: st.Size}
+	if err := u.write(h, p); err != nil {
+		return err
+	}
+	if p.short {
+		u.changed(path)
+	}
+	return nil
+}
+
+// padded reads left bytes, zeros once r has ended.
+type padded struct {
+	r     io.Reader
+	left  int64
+	short bool
+}
+
+func (p *padded) Read(b []byte) (int, error) {
+	if p.left == 0 {
+		return 0, io.EOF
+	}
+	b = b[:min(int64(len(b)), p.left)]
+	if !p.short {
+		n, err := p.r.Read(b)
+		p.left -= int64(n)
+		if n > 0 || err != io.EOF {
+			return n, err
+		}
+		p.short = true
+	}
+	clear(b)
+	p.left -= int64(len(b))
+	return len(b), nil
+}
+
+func (u *treeWalk) whiteout(path, name string) error {
 	p := strings.TrimSuffix(path, name) + layertar.WhiteoutPrefix + name
-	return u.w.WriteEntry(&tar.Header{Typeflag: tar.TypeReg, Name: p}, nil)
+	return u.write(&tar.Header{Typeflag: tar.TypeReg, Name: p}, nil)
 }
 
 // marks are overlayfs's own extended attributes of a file.
