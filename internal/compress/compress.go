@@ -9,7 +9,8 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
+	"conex/internal/compress/inflate"
+
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -61,13 +62,14 @@ func Reader(r io.Reader) (io.ReadCloser, Kind, error) {
 	kind := Detect(head)
 	switch kind {
 	case Gzip:
-		z, err := gzip.NewReader(br)
+		z, err := inflate.NewReader(br)
 		if err != nil {
-			return nil, kind, fmt.Errorf("gzip: %w", err)
+			return nil, kind, err
 		}
-		return &reader{z, z.Close, br}, kind, nil
+		return &reader{z, func() error { return nil }, br}, kind, nil
 	case Zstd:
-		z, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(MaxWindow), zstd.WithDecoderConcurrency(2))
+		// One goroutine, the caller's: more of them take more time altogether, and layers are read several at a time anyway.
+		z, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(MaxWindow), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, kind, fmt.Errorf("zstd: %w", err)
 		}
