@@ -21,7 +21,7 @@ func as(cmd *cobra.Command, name string, aliases ...string) *cobra.Command {
 
 func (a *app) containerGroup() *cobra.Command {
 	return a.group("container", "Manage containers",
-		a.attachCommand(), a.createCommand(), a.execCommand(), a.exportCommand(), a.containerInspect(), a.killCommand(), a.logsCommand(), as(a.psCommand(), "ls", "list", "ps"),
+		a.attachCommand(), a.commitCommand(), a.createCommand(), a.execCommand(), a.exportCommand(), a.containerInspect(), a.killCommand(), a.logsCommand(), as(a.psCommand(), "ls", "list", "ps"),
 		a.portCommand(), a.renameCommand(), a.restartCommand(), as(a.rmCommand(), "rm", "remove"), a.runCommand(), a.startCommand(), a.stopCommand(),
 		a.topCommand(), a.waitCommand())
 }

@@ -39,6 +39,7 @@ func commands() []command {
 		{name: "system", build: (*app).systemGroup},
 
 		{name: "attach", build: (*app).attachCommand},
+		{name: "commit", build: (*app).commitCommand},
 		{name: "create", build: (*app).createCommand},
 		{name: "export", build: (*app).exportCommand},
 		{name: "history", build: (*app).historyCommand},
@@ -61,7 +62,7 @@ func commands() []command {
 }
 
 // notYet are Docker's commands that conex will have, to tell them from typing errors.
-var notYet = []string{"commit", "compose", "context", "cp", "diff", "events", "load", "login", "logout", "pause", "push", "save", "search",
+var notYet = []string{"compose", "context", "cp", "diff", "events", "load", "login", "logout", "pause", "push", "save", "search",
 	"stats", "unpause", "update", "volume"}
 
 // rootCommand builds the tree that args need.

@@ -107,6 +107,8 @@ type State struct {
 	Health   *apic.Health `json:"health,omitempty"`
 	// Endpoint is the container's place in the bridge network, nil without.
 	Endpoint *Endpoint `json:"endpoint,omitempty"`
+	// Paused says that every process stands still for now: somebody commits the container.
+	Paused bool `json:"paused,omitempty"`
 	// ExecIDs are the running execs.
 	ExecIDs []string `json:"execIDs,omitempty"`
 	// Cgroup is the container's cgroup, relative to each hierarchy's root.

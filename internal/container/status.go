@@ -52,9 +52,12 @@ func (n *Snapshot) Alive() *State {
 	return nil
 }
 
-// Status returns Docker's word for the container's state: created, running, restarting, exited.
+// Status returns Docker's word for the container's state: created, running, paused, restarting, exited.
 func (n *Snapshot) Status() apic.ContainerState {
 	if a := n.Alive(); a != nil {
+		if a.Paused {
+			return apic.StatePaused
+		}
 		return apic.ContainerState(a.Status)
 	}
 	if n.Exit == nil || n.Exit.Started.IsZero() {
@@ -75,6 +78,9 @@ func (n *Snapshot) StatusText(now time.Time) string {
 		return fmt.Sprintf("Restarting (%d) %s ago", code, ago(now, at))
 	case a != nil:
 		s := "Up " + ago(now, a.Started)
+		if a.Paused {
+			return s + " (Paused)"
+		}
 		if a.Health != nil {
 			switch a.Health.Status {
 			case apic.Starting:

@@ -176,6 +176,34 @@ func (c *Client) Top(ctx context.Context) ([]int, error) {
 	return p.Pids, err
 }
 
+// Freeze stops every process in the container. They go on at Frozen.Thaw, at the latest at the end of this process, and when somebody
+// stops or kills the container.
+func (c *Client) Freeze(ctx context.Context) (*Frozen, error) {
+	conn, br, _, err := c.send(ctx, "POST", "/freeze", nil, nil, true)
+	if err != nil {
+		return nil, err
+	}
+	return &Frozen{conn, br}, nil
+}
+
+// Frozen is a container that stands still.
+type Frozen struct {
+	conn *net.UnixConn
+	r    *bufio.Reader
+}
+
+// Thaw lets the container go on. ErrThawed says that it did not stand still until now.
+func (f *Frozen) Thaw() error {
+	defer f.conn.Close()
+	// An error means that the other side is gone, which the read says too.
+	_ = f.conn.CloseWrite()
+	b, _ := io.ReadAll(io.LimitReader(f.r, int64(len(Thawed))))
+	if string(b) != Thawed {
+		return ErrThawed
+	}
+	return nil
+}
+
 // Attach connects to the container's streams.
 func (c *Client) Attach(ctx context.Context, stdin bool) (*Stream, error) {
 	q := url.Values{"stdout": {"1"}, "stderr": {"1"}, "framed": {"1"}}

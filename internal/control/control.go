@@ -8,6 +8,7 @@
 //	POST /resize?h=&w=[&exec=id]
 //	POST /attach?stdin=1&stdout=1&stderr=1[&framed=1]   101, then streams
 //	POST /exec                                   ExecRequest; 101 with the id in the header Conex-Exec-Id, then streams
+//	POST /freeze                                 101 when every process stands still; they do until the client closes its half, or dies
 //	GET  /top                                    {"pids": [...]}, host process ids
 //
 // An error has a status of 400 or more and a body {"message", "exitCode"}.
@@ -32,6 +33,9 @@ const (
 	FrameEnd    = 4
 )
 
+// Thawed is what the monitor sends at the end of a /freeze that lasted until the client ended it.
+const Thawed = "thawed\n"
+
 // HeaderExecID is the response header with an exec's id.
 const HeaderExecID = "Conex-Exec-Id"
 
@@ -51,6 +55,9 @@ func Header(kind byte, n int) [HeaderLen]byte {
 
 // ErrGone says that no monitor answers: the container does not run.
 var ErrGone = errors.New("container is not running")
+
+// ErrThawed says that a container which was frozen ran again before its time: somebody stopped or killed it, or it ended.
+var ErrThawed = errors.New("it was stopped or killed meanwhile")
 
 // Error is what the monitor answered instead of doing what it was asked.
 type Error struct {

@@ -59,6 +59,8 @@ func (e *Engine) Info(ctx context.Context) (Info, error) {
 		switch n.Status() {
 		case apic.StateRunning, apic.StateRestarting:
 			i.ContainersRunning++
+		case apic.StatePaused:
+			i.ContainersPaused++
 		default:
 			i.ContainersStopped++
 		}

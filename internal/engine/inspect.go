@@ -80,7 +80,7 @@ func stateOf(n *container.Snapshot) *apic.State {
 	if a == nil {
 		return s
 	}
-	s.Running, s.Restarting, s.Pid, s.Health = true, a.Status == container.Restarting, a.Pid, a.Health
+	s.Running, s.Paused, s.Restarting, s.Pid, s.Health = true, a.Paused, a.Status == container.Restarting, a.Pid, a.Health
 	if a.Status == container.Running {
 		s.ExitCode, s.OOMKilled, s.Error, s.StartedAt = 0, false, "", timeText(a.Started)
 	}

@@ -29,7 +29,7 @@ func (e *Engine) RemoveContainer(ctx context.Context, req RemoveRequest) error {
 	for {
 		if a := n.Alive(); a != nil {
 			if !req.Force {
-				return conflict("cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+rec.Name, a.Status)
+				return conflict("cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+rec.Name, n.Status())
 			}
 			now := 0
 			_, err := e.client(rec.ID).Stop(ctx, "KILL", &now)

@@ -26,6 +26,7 @@ type Writer struct {
 	tar   *tar.Writer
 	tree  *layertar.Tree
 	buf   []byte
+	n     int   // entries so far
 	err   error // the first failure: the tar is unusable from then on
 }
 
@@ -71,6 +72,7 @@ func (w *Writer) write(h *tar.Header, content io.Reader) error {
 	if _, err := w.tree.Add(n, w.sink.n); err != nil {
 		return err
 	}
+	w.n++
 	if n.Size == 0 {
 		return nil
 	}
@@ -98,6 +100,9 @@ func (w *Writer) write(h *tar.Header, content io.Reader) error {
 	}
 	return nil
 }
+
+// Entries returns how many entries were written.
+func (w *Writer) Entries() int { return w.n }
 
 // normal returns the header as it goes into the tar: equal files give equal bytes.
 func normal(h *tar.Header) (*tar.Header, error) {

@@ -70,7 +70,9 @@ func (r *run) exec(ctx context.Context, q control.ExecRequest, ready func(x *exe
 			x.io.setStdin(pipes.parent[0])
 		}
 	}
+	r.freezing.gate.RLock() // waits while the container is frozen
 	x.proc, err = r.ct.Exec(ctx, cfg)
+	r.freezing.gate.RUnlock()
 	if err != nil {
 		x.close()
 		return nil, err

@@ -44,6 +44,8 @@ type run struct {
 	started time.Time
 	cleaned bool // used by main alone
 	health  *health
+	// freezing keeps the processes still while somebody wants it.
+	freezing freezing
 
 	mu    sync.Mutex
 	execs map[string]*execution
@@ -54,6 +56,7 @@ type run struct {
 // nothing does.
 func (m *monitor) start(first *client) (*run, error) {
 	r := &run{m: m, execs: map[string]*execution{}, done: make(chan struct{})}
+	r.freezing.r = r
 	ctx := context.Background() // a start is short, and whoever asked for it may leave
 	hc := m.rec.HostConfig
 	bridged := !hc.NetworkMode.IsHost() && !hc.NetworkMode.IsNone()
@@ -180,6 +183,7 @@ func (m *monitor) running(r *run) error {
 func (r *run) wait() container.Exit {
 	status, err := r.proc.Wait()
 	close(r.done)
+	r.freezing.dropAll(true)
 	if r.health != nil {
 		r.health.end()
 	}
@@ -260,6 +264,7 @@ func (r *run) clean() error {
 func (r *run) terminate(sig unix.Signal, timeout time.Duration) {
 	// An error means that it has ended, which the channel says too.
 	_ = r.proc.Signal(sig)
+	r.freezing.dropAll(false)
 	if timeout >= 0 {
 		t := time.NewTimer(timeout)
 		defer t.Stop()

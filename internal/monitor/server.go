@@ -92,6 +92,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		err = s.resize(w, q)
 	case "POST /attach":
 		err = s.attach(w, q)
+	case "POST /freeze":
+		err = s.freeze(w)
 	case "POST /exec":
 		err = s.exec(w, q)
 	default:
@@ -187,6 +189,9 @@ func (s *server) kill(w http.ResponseWriter, q *http.Request) error {
 			}
 		}
 		return err
+	}
+	if last {
+		r.freezing.dropAll(false)
 	}
 	s.m.event("kill", map[string]string{"signal": strconv.Itoa(int(sig))})
 	return answer(w, struct{}{})
