@@ -168,6 +168,57 @@ func (s *Store) Keep(d ocispec.Digest) error {
 	return nil
 }
 
+// Settle ends the download of d, of size bytes, that a killed process left and that nobody needs to go on with: whole and right it becomes
+// a blob, else it is removed. It is left alone while somebody is fetching it.
+func (s *Store) Settle(d ocispec.Digest, size int64) error {
+	path, err := s.downloadPath(d)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	l, err := disk.TryAcquire(path + ".lock")
+	if errors.Is(err, disk.ErrLocked) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("settle download %s: %w", d, err)
+	}
+	whole, err := isWhole(path, d, size)
+	if err == nil && whole {
+		err = s.Keep(d)
+	} else if err == nil {
+		err = os.Remove(path)
+	}
+	os.Remove(path + ".lock")
+	l.Release()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("settle download %s: %w", d, err)
+	}
+	return nil
+}
+
+// isWhole verifies a download, and sees to it that it is on the disk if it is whole.
+func isWhole(path string, d ocispec.Digest, size int64) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || fi.Size() != size {
+		return false, err
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return false, err
+	}
+	if ocispec.Digest("sha256:"+hex.EncodeToString(h.Sum(nil))) != d {
+		return false, nil
+	}
+	return true, f.Sync()
+}
+
 // DropDownload removes what has come of d, unless somebody is fetching it.
 func (s *Store) DropDownload(d ocispec.Digest) error {
 	path, err := s.downloadPath(d)

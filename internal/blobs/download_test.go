@@ -163,6 +163,40 @@ func TestDownloadOfWrongBytes(t *testing.T) {
 	}
 }
 
+// TestSettle ends downloads whose processes were killed.
+func TestSettle(t *testing.T) {
+	s, root := downloadStore(t)
+	d := ocispec.FromBytes([]byte("right"))
+	for _, tt := range []struct {
+		left string
+		kept bool
+	}{{"rig", false}, {"wrong", false}, {"right", true}} {
+		if err := os.WriteFile(root.Path("downloads", d.Encoded()), []byte(tt.left), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Settle(d, 5); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.ReadAll(d, 10); (err == nil) != tt.kept {
+			t.Errorf("%q: %v", tt.left, err)
+		}
+		if left, err := os.ReadDir(root.Path("downloads")); err != nil || len(left) != 0 {
+			t.Errorf("%q leaves %v, %v", tt.left, left, err)
+		}
+	}
+	if err := s.Settle(d, 5); err != nil { // nothing there
+		t.Error(err)
+	}
+	other := ocispec.FromBytes([]byte("x"))
+	dl := begin(t, s, other, 1)
+	if err := s.Settle(other, 1); err != nil { // busy
+		t.Error(err)
+	}
+	if err := dl.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestDownloadIsShared lets a second one wait for the first, and give up waiting.
 func TestDownloadIsShared(t *testing.T) {
 	s, _ := downloadStore(t)

@@ -260,7 +260,7 @@ func (p *puller) fetchLayers(ctx context.Context, m *pulled) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(maxDownloads)
 	seen := map[ocispec.Digest]bool{}
-	var todo []int
+	var had, todo []int
 	for i, id := range m.diffIDs {
 		if seen[id] {
 			continue
@@ -270,6 +270,7 @@ func (p *puller) fetchLayers(ctx context.Context, m *pulled) error {
 		_, err := p.layers.Stat(id)
 		if err == nil {
 			p.progress.emit(Event{ID: shortDigest(desc.Digest), Action: "Already exists"})
+			had = append(had, i)
 			continue
 		}
 		if !errors.Is(err, layers.ErrNotFound) {
@@ -277,6 +278,9 @@ func (p *puller) fetchLayers(ctx context.Context, m *pulled) error {
 		}
 		p.progress.emit(Event{ID: shortDigest(desc.Digest), Action: "Pulling fs layer", Total: desc.Size})
 		todo = append(todo, i)
+	}
+	for _, i := range todo[min(maxDownloads, len(todo)):] {
+		p.progress.emit(Event{ID: shortDigest(m.manifest.Layers[i].Digest), Action: "Waiting", Total: m.manifest.Layers[i].Size})
 	}
 	for _, i := range todo {
 		g.Go(func() error { return p.fetchLayer(gctx, m.manifest.Layers[i], m.diffIDs[i]) })
@@ -290,6 +294,12 @@ func (p *puller) fetchLayers(ctx context.Context, m *pulled) error {
 	for _, i := range todo {
 		// Only now: a blob in the store is one that survives a power loss.
 		if err := p.e.keepDownload(m.manifest.Layers[i].Digest); err != nil {
+			return err
+		}
+	}
+	for _, i := range had {
+		// A pull that was killed may have left what it made these layers of.
+		if err := p.e.settleDownload(m.manifest.Layers[i]); err != nil {
 			return err
 		}
 	}
@@ -308,6 +318,14 @@ func (e *Engine) keepDownload(d ocispec.Digest) error {
 		return e.Blobs().DropDownload(d)
 	}
 	return e.Blobs().Keep(d)
+}
+
+// settleDownload is keepDownload for what a killed process has left.
+func (e *Engine) settleDownload(d ocispec.Descriptor) error {
+	if e.cfg.KeepBlobs == config.KeepNever {
+		return e.Blobs().DropDownload(d.Digest)
+	}
+	return e.Blobs().Settle(d.Digest, d.Size)
 }
 
 // fetchLayer makes one layer be there. What a try that was interrupted has left of its blob is not fetched again; should that turn out
@@ -344,8 +362,11 @@ func (p *puller) receive(ctx context.Context, dl *blobs.Download, desc ocispec.D
 	}
 	src := dl.Reader(func(off int64) (io.ReadCloser, error) { return p.client.RawBlob(ctx, p.ep, p.ref.Path(), desc, off) })
 	defer src.Close()
+	had := dl.Have()
 	counted := &readCounter{r: src, tell: func(n int64) {
-		p.progress.emit(Event{ID: id, Action: "Downloading", Current: n, Total: desc.Size})
+		if n > had { // what was here before does not come now
+			p.progress.emit(Event{ID: id, Action: "Downloading", Current: n, Total: desc.Size})
+		}
 	}}
 	r, _, err := compress.Reader(counted)
 	if err != nil {
