@@ -282,7 +282,7 @@ func TestPullInterrupted(t *testing.T) {
 				if strings.Contains(req.URL.Path, "/blobs/") {
 					c.pace = line
 					mu.Lock()
-					if how == "dropped connections" && rng.IntN(2) == 0 {
+					if how == "dropped connections" && cuts < 20 {
 						c.cut = 1 + rng.Int64N(4<<20)
 						cuts++
 					}

@@ -358,32 +358,6 @@ func (r *registry) put(s string, what remote.Taggable) {
 	}
 }
 
-// tool runs another program in the world's network namespace and fails the test unless it succeeds.
-func (w *world) tool(name string, args ...string) string {
-	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir = w.dir
-	cmd.WaitDelay = 5 * time.Second
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	w.start(cmd)
-	if err := cmd.Wait(); err != nil {
-		w.t.Fatalf("%s %s: %v\n%s", filepath.Base(name), strings.Join(args, " "), err, out.String())
-	}
-	return strings.TrimSpace(out.String())
-}
-
-// podman runs podman with data folders of its own, on plain http.
-func (w *world) podman(args ...string) string {
-	w.t.Helper()
-	bin := need(w.t, "podman", "podman")
-	dir := filepath.Join(w.dir, "podman")
-	return w.tool(bin, append([]string{"--root", dir + "/root", "--runroot", dir + "/run", "--tmpdir", dir + "/tmp", "--storage-driver", "vfs",
-		"--events-backend", "none", "--cgroup-manager", "cgroupfs"}, args...)...)
-}
-
 // form is how an image is written down: the kind of its manifest and the compression of its layers.
 type form struct {
 	docker bool
