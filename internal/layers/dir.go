@@ -426,7 +426,9 @@ type joiner struct {
 	root  *os.File
 	split *bufio.Reader
 	raw   int64    // left of the bytes in tar.split
-	cur   *os.File // the file whose content comes now
+	in    bool     // a file's content comes now
+	path  string   // of that file
+	cur   *os.File // nil until somebody reads it
 	left  int64
 	last  bool
 }
@@ -447,60 +449,111 @@ func (j *joiner) next() (err error) {
 
 // Read gives the tar's next bytes.
 func (j *joiner) Read(p []byte) (int, error) {
-	for {
-		switch {
-		case len(p) == 0:
-			return 0, nil
-		case j.raw > 0:
-			n, err := j.split.Read(p[:min(int64(len(p)), j.raw)])
-			j.raw -= int64(n)
-			if err != nil {
-				return n, errSplit
-			}
-			return n, nil
-		case j.last:
-			return 0, io.EOF
-		case j.cur == nil:
-			if err := j.open(); err != nil {
-				return 0, err
-			}
-		case j.left > 0:
-			n, err := j.cur.Read(p[:min(int64(len(p)), j.left)])
-			j.left -= int64(n)
-			if err == io.EOF {
-				return n, fmt.Errorf("%s is too short: %w", j.cur.Name(), errSplit)
-			}
-			return n, err
-		default:
-			if err := j.cur.Close(); err != nil {
-				return 0, err
-			}
-			j.cur = nil
-			if err := j.next(); err != nil {
-				return 0, err
-			}
-		}
+	if len(p) == 0 {
+		return 0, nil
 	}
+	if err := j.piece(); err != nil {
+		return 0, err
+	}
+	if j.raw > 0 {
+		n, err := j.split.Read(p[:min(int64(len(p)), j.raw)])
+		j.raw -= int64(n)
+		if err != nil {
+			return n, errSplit
+		}
+		return n, nil
+	}
+	if err := j.seek(0); err != nil {
+		return 0, err
+	}
+	n, err := j.cur.Read(p[:min(int64(len(p)), j.left)])
+	j.left -= int64(n)
+	if err == io.EOF {
+		return n, fmt.Errorf("%s is too short: %w", j.cur.Name(), errSplit)
+	}
+	return n, err
 }
 
-func (j *joiner) open() error {
-	n, err := j.number()
-	if err != nil || n > layertar.MaxPath {
-		return errSplit
+// Discard skips n bytes, fewer at the end only, which is io.EOF. Files that are skipped as a whole are not even opened.
+func (j *joiner) Discard(n int64) (int64, error) {
+	var done int64
+	for done < n {
+		if err := j.piece(); err != nil {
+			return done, err
+		}
+		if j.raw > 0 {
+			k, err := j.split.Discard(int(min(n-done, j.raw, 1<<30)))
+			j.raw -= int64(k)
+			done += int64(k)
+			if err != nil {
+				return done, errSplit
+			}
+			continue
+		}
+		k := min(n-done, j.left)
+		if j.cur != nil || k < j.left { // the rest of it may be read after all
+			if err := j.seek(k); err != nil {
+				return done, err
+			}
+		}
+		j.left -= k
+		done += k
 	}
-	path := make([]byte, n)
-	if _, err := io.ReadFull(j.split, path); err != nil {
-		return errSplit
+	return done, nil
+}
+
+// seek opens the file, if it is not open, and skips k bytes of it.
+func (j *joiner) seek(k int64) error {
+	if j.cur == nil {
+		var err error
+		if j.cur, err = safepath.OpenNoLinks(j.root, j.path, unix.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
+			return err
+		}
 	}
-	if j.left, err = j.number(); err != nil {
-		return err
-	}
-	if n == 0 {
-		j.last = true
+	if k == 0 {
 		return nil
 	}
-	j.cur, err = safepath.OpenNoLinks(j.root, string(path), unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	_, err := j.cur.Seek(k, io.SeekCurrent)
 	return err
+}
+
+// piece goes on to a piece with something left in it: raw bytes if raw is above 0, else a file. The end is io.EOF.
+func (j *joiner) piece() error {
+	for j.raw == 0 && (!j.in || j.left == 0) {
+		if j.in {
+			j.in = false
+			if j.cur != nil {
+				err := j.cur.Close()
+				if j.cur = nil; err != nil {
+					return err
+				}
+			}
+			if err := j.next(); err != nil {
+				return err
+			}
+			continue
+		}
+		if j.last {
+			return io.EOF
+		}
+		n, err := j.number()
+		if err != nil || n > layertar.MaxPath {
+			return errSplit
+		}
+		path := make([]byte, n)
+		if _, err := io.ReadFull(j.split, path); err != nil {
+			return errSplit
+		}
+		if j.left, err = j.number(); err != nil {
+			return err
+		}
+		if n == 0 {
+			j.last = true
+			continue
+		}
+		j.in, j.path = true, string(path)
+	}
+	return nil
 }
 
 // Close releases the files.
