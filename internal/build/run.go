@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"conex/internal/disk"
 	"conex/internal/dockerfile"
@@ -478,6 +479,10 @@ func (x *execution) cacheDir(ctx context.Context, m mountOp, held *undo.Stack) (
 			return "", err
 		}
 		held.Add(l.Release)
+	}
+	now := time.Now() // of the last use: Entries tells what is old by it
+	if err := os.Chtimes(dir+".lock", now, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
 	}
 	err := os.Mkdir(dir, 0o700)
 	if errors.Is(err, fs.ErrExist) {

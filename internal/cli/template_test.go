@@ -162,7 +162,7 @@ func TestInspectTemplates(t *testing.T) {
 
 func TestDfRows(t *testing.T) {
 	rows := dfRows(engine.DiskUsage{Images: engine.Usage{Total: 3, Active: 1, Size: 1000000, Reclaimable: 250000}})
-	if r := rows[0]; r != (dfRow{Type: "Images", TotalCount: "3", Active: "1", Size: "1MB", Reclaimable: "250kB (25%)"}) {
+	if r := rows[0]; r != (dfRow{Type: "Images", TotalCount: "3", Active: "1", Size: "1MB", SizeBytes: 1000000, Reclaimable: "250kB (25%)", ReclaimableBytes: 250000}) {
 		t.Errorf("%+v", r)
 	}
 	if r := rows[3]; r.Type != "Build Cache" || r.Reclaimable != "0B" {

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
@@ -227,5 +229,76 @@ func TestRootIsRootsAlone(t *testing.T) {
 		if i, err := e.Info(); err != nil || e.IsDir() && i.Mode().Perm() != 0o700 {
 			t.Errorf("%s: %v, %v", e.Name(), i.Mode(), err)
 		}
+	}
+}
+
+// TestMeter compares with du: sparse files, hard links, deep and wide folders, links.
+func TestMeter(t *testing.T) {
+	dir := t.TempDir()
+	// Longer than the kernel takes in one piece: made step by step.
+	at, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 40 {
+		name := fmt.Sprintf("%0120d", i)
+		if err := unix.Mkdirat(int(at.Fd()), name, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.Openat(int(at.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at.Close()
+		at = os.NewFile(uintptr(fd), name)
+		f, err := unix.Openat(fd, "f", unix.O_CREAT|unix.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Write(f, make([]byte, 5000)); err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(f)
+	}
+	at.Close()
+	for i := range 300 {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprint("file", i)), make([]byte, i*100), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Link(filepath.Join(dir, "file299"), filepath.Join(dir, "again")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("file1", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "sparse"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(filepath.Join(dir, "sparse"), 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("du", "-s", "--block-size=1", dir).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := strconv.ParseInt(string(bytes.Fields(out)[0]), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m Meter
+	got, err := m.Tree(dir)
+	if err != nil || got.Disk != want || got.Size != 1<<30+40*5000+100*299*300/2 || got.Files != 40+300+2 {
+		t.Errorf("%+v, %v; du says %d", got, err, want)
+	}
+	if again, err := m.Tree(filepath.Join(dir, "again")); err != nil || again.Disk != 0 {
+		t.Errorf("a file counted twice: %+v, %v", again, err)
+	}
+	if none, err := m.Tree(filepath.Join(dir, "none")); err != nil || none != (Space{}) {
+		t.Errorf("%+v, %v", none, err)
+	}
+	free, total, err := Free(dir)
+	if err != nil || free <= 0 || total < free {
+		t.Errorf("%d of %d free, %v", free, total, err)
 	}
 }

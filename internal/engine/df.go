@@ -2,93 +2,122 @@ package engine
 
 import (
 	"context"
-	"errors"
+	"time"
 
 	"conex/internal/build"
-	"conex/internal/container"
-	"conex/internal/layers"
 	"conex/internal/ocispec"
-	"conex/internal/volume"
 )
 
-// Usage is one row of `system df`. Sizes are in bytes.
+// Usage is one row of `system df`. Sizes are bytes that are allocated on the disk, as du counts them.
 type Usage struct {
 	// Total and Active count things, and those of them that something uses.
 	Total, Active int
-	// Size is what they take, Reclaimable what would be freed by removing those that nothing uses.
+	// Size is what they take, Reclaimable what would come free by removing those that nothing uses.
 	Size, Reclaimable int64
 }
 
-// DiskUsage says where the disk space goes.
+// DiskUsage says where the disk space goes. Every file below the root counts in one of the rows, so Size is what du says of the root.
 type DiskUsage struct {
-	Images, Containers, Volumes, BuildCache Usage
-	// LayersSize is what all layers take on disk, each counted once.
+	// Images are layers, configs, manifests and records of images. Reclaimable is what `image prune -a` frees.
+	Images Usage
+	// Containers are writable layers, logs and records, and layers whose image is gone; active ones run.
+	Containers Usage
+	// Volumes are active while a container names them.
+	Volumes Usage
+	// BuildCache is cached steps with the layers that no image or container has, and cache mounts. Reclaimable is what `builder prune`
+	// frees.
+	BuildCache Usage
+	// Other is everything else.
+	Other Usage
+	// Size is the sum of the rows; Reclaimable is what removing stopped containers, unused images, the build cache and unused volumes
+	// frees together. That may be more than the rows' sum: a layer can be held by an unused image and the build cache both.
+	Size, Reclaimable int64
+	// LayersSize is what all layers take, each counted once.
 	LayersSize int64
+
+	ImageList     []ImageUsage
+	ContainerList []ContainerUsage
+	VolumeList    []VolumeUsage
+	CacheList     []CacheUsage
+	OtherList     []OtherUsage
 }
 
-// DiskUsage adds up. Layers that several images share count once.
+// ImageUsage is one image. Size, Shared and Unique are the sizes of files, as `images` shows them; Disk is what the layers that no other
+// image has, and the image's own records, take on the disk.
+type ImageUsage struct {
+	ID                   ocispec.Digest
+	RepoTags             []string
+	RepoDigests          []string
+	Created              time.Time
+	Size, Shared, Unique int64
+	Disk                 int64
+	Containers           int
+}
+
+// ContainerUsage is one container. Size is the length of the files in its writable layer, Disk what all of its folder takes.
+type ContainerUsage struct {
+	ID, Name, Image, Command string
+	Created                  time.Time
+	Status                   string
+	LocalVolumes             int
+	Size, Disk               int64
+}
+
+// VolumeUsage is one volume. Links counts the containers that name it.
+type VolumeUsage struct {
+	Name       string
+	Links      int
+	Size, Disk int64
+}
+
+// CacheUsage is one cached step or cache mount. Shared says that an image or container has its layer too, whose space counts there.
+type CacheUsage struct {
+	ID, Type, Title   string
+	Created, LastUsed time.Time
+	Size, Disk        int64
+	Shared            bool
+}
+
+// OtherUsage is a kind of files that belong to none of the other rows. What says what, in plain words.
+type OtherUsage struct {
+	What string
+	Usage
+}
+
+// Words of the rows of OtherUsage, in their order.
+const (
+	otherBlobs      = "compressed layers, kept for a push"
+	otherDownloads  = "downloads"
+	otherLayers     = "layers that nothing uses, until the next sweep"
+	otherLoose      = "blobs that nothing uses, until the next sweep"
+	otherStaging    = "being made"
+	otherTrash      = "being deleted"
+	otherLeases     = "leases"
+	otherQuarantine = "quarantine, of system check --repair"
+	otherRecords    = "folders, locks and records"
+	otherUnknown    = "not conex's: system check lists it"
+)
+
+var otherOrder = []string{otherBlobs, otherDownloads, otherLayers, otherLoose, otherStaging, otherTrash, otherLeases, otherQuarantine, otherRecords, otherUnknown}
+
+// DiskUsage adds up. Layers that several things share count once: for an image, else a container, else the build cache.
 func (e *Engine) DiskUsage(ctx context.Context) (DiskUsage, error) {
-	var u DiskUsage
 	if err := e.Settle(ctx); err != nil {
-		return u, err
+		return DiskUsage{}, err
 	}
-	all, err := e.snapshots(ctx)
-	if err != nil {
-		return u, err
+	a := &account{e: e, other: map[string]*Usage{}}
+	for _, w := range otherOrder {
+		a.other[w] = &Usage{}
 	}
-	usedImages, usedLayers, usedVolumes := map[ocispec.Digest]bool{}, map[ocispec.Digest]bool{}, map[string]bool{}
-	for _, n := range all {
-		usedImages[n.Record.ImageID] = true
-		for _, d := range n.Record.Layers {
-			usedLayers[d] = true
-		}
-		for _, m := range n.Record.Mounts {
-			if m.Name != "" {
-				usedVolumes[m.Name] = true
-			}
-		}
-		if err := u.Containers.addContainer(e, n); err != nil {
-			return u, err
+	for _, step := range []func(context.Context) error{
+		a.read, a.addLayers, a.addImages, a.addContainers, a.addVolumes, a.addCache, a.addBlobs, a.addRest,
+	} {
+		if err := step(ctx); err != nil {
+			return DiskUsage{}, err
 		}
 	}
-	if err := e.imageUsage(&u, usedImages, usedLayers); err != nil {
-		return u, err
-	}
-	vols := volume.Open(e.root)
-	names, err := vols.List()
-	if err != nil {
-		return u, err
-	}
-	for _, name := range names {
-		size, err := treeSize(vols.Data(name))
-		if err != nil {
-			return u, err
-		}
-		u.Volumes.add(size, usedVolumes[name])
-	}
-	return u, nil
-}
-
-// cacheUsage counts the layers that only the build cache holds, and its own files.
-func (e *Engine) cacheUsage(u *Usage, counted map[ocispec.Digest]bool, ls *layers.Store) error {
-	err := build.Mark(e.root, func(ids ...ocispec.Digest) {
-		for _, id := range ids {
-			if counted[id] {
-				continue
-			}
-			counted[id] = true
-			if info, err := ls.Stat(id); err == nil { // a lost layer takes no space
-				u.add(info.ContentSize, false)
-			}
-		}
-	})
-	if err != nil {
-		return err
-	}
-	size, err := treeSize(e.root.Path("buildcache"))
-	u.Size += size
-	u.Reclaimable += size
-	return err
+	a.total()
+	return a.u, nil
 }
 
 // PruneBuildCache forgets all cached build steps and cache mounts, and removes the layers that nothing else uses. It returns the bytes
@@ -110,67 +139,4 @@ func (u *Usage) add(size int64, used bool) {
 	} else {
 		u.Reclaimable += size
 	}
-}
-
-func (u *Usage) addContainer(e *Engine, n *container.Snapshot) error {
-	size, err := treeSize(e.Containers().Dir(n.Record.ID, "upper"))
-	if err != nil {
-		return err
-	}
-	u.add(size, n.Alive() != nil)
-	return nil
-}
-
-// imageUsage counts images, and each layer of theirs once; a layer is reclaimable when no container stands on it.
-func (e *Engine) imageUsage(u *DiskUsage, usedImages, usedLayers map[ocispec.Digest]bool) error {
-	images, err := e.Images()
-	if err != nil {
-		return err
-	}
-	ls, err := e.Layers()
-	if err != nil {
-		return err
-	}
-	list, err := images.List()
-	if err != nil {
-		return err
-	}
-	seen := map[ocispec.Digest]bool{}
-	for _, img := range list {
-		u.Images.Total++
-		if usedImages[img.ID] {
-			u.Images.Active++
-		}
-		for _, d := range img.Layers() {
-			if seen[d] {
-				continue
-			}
-			seen[d] = true
-			info, err := ls.Stat(d)
-			if errors.Is(err, layers.ErrNotFound) {
-				continue // a lost layer takes no space
-			}
-			if err != nil {
-				return err
-			}
-			u.Images.Size += info.ContentSize
-			if !usedLayers[d] {
-				u.Images.Reclaimable += info.ContentSize
-			}
-		}
-	}
-	for d := range usedLayers {
-		seen[d] = true
-	}
-	if err := e.cacheUsage(&u.BuildCache, seen, ls); err != nil {
-		return err
-	}
-	stored, err := ls.List()
-	if err != nil {
-		return err
-	}
-	for _, l := range stored {
-		u.LayersSize += l.DiskSize
-	}
-	return nil
 }
