@@ -168,6 +168,9 @@ func overrun(r io.Reader, size, limit, n int64) error {
 	return nil
 }
 
+// Intact reports whether the blob is there in its full length. Of a large one the bytes are looked at only when it is read.
+func (s *Store) Intact(d ocispec.Digest, size int64) bool { return s.intact(d, size) }
+
 // intact reports whether the stored blob d is n bytes long and, when small, still hashes to d.
 func (s *Store) intact(d ocispec.Digest, n int64) bool {
 	rc, size, err := s.Open(d)

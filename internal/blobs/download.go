@@ -11,10 +11,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"conex/internal/disk"
 	"conex/internal/ocispec"
+
+	"golang.org/x/sys/unix"
 )
 
 // Download is a blob on its way here. What has come lies in downloads/<hex> and stays there when its process ends, however it ends: the
@@ -87,11 +90,19 @@ func (s *Store) Download(ctx context.Context, d ocispec.Digest, size int64, wait
 // Have is how many bytes are here.
 func (dl *Download) Have() int64 { return dl.have }
 
-// Reader reads the whole blob, once: what is here from the file, the rest from what open returns for the offset at which it is to begin;
-// that is stored on the way. Where others report io.EOF it reports ErrMismatch unless size and digest are right. Close ends what
-// open began.
-func (dl *Download) Reader(open func(off int64) (io.ReadCloser, error)) io.ReadCloser {
-	return &downloadReader{dl: dl, open: open, h: sha256.New(), file: io.NewSectionReader(dl.f, 0, dl.have)}
+// Reader reads the whole blob, once: what is here from the file, the rest as it comes from what open returns for the offset at which it is
+// to begin. A goroutine fetches and stores as fast as it can, however slowly the caller reads: what has come shall not wait in a
+// socket, where a kill would lose it. Where others report io.EOF the reader reports ErrMismatch unless size and digest are right. Close
+// ends the context of open and waits for the goroutine.
+func (dl *Download) Reader(ctx context.Context, open func(ctx context.Context, off int64) (io.ReadCloser, error)) io.ReadCloser {
+	ctx, cancel := context.WithCancel(ctx)
+	r := &downloadReader{dl: dl, open: open, cancel: cancel, have: dl.have, done: make(chan struct{})}
+	r.more.L = &r.mu
+	go func() { // Close waits for it
+		defer close(r.done)
+		r.finish(r.fetch(ctx))
+	}()
+	return r
 }
 
 // Broken reports whether the last Reader was ended by its source rather than by what the bytes are or by who read them: then what has
@@ -278,74 +289,128 @@ func (s *Store) Downloads() ([]Partial, error) {
 
 // downloadReader is Download.Reader's.
 type downloadReader struct {
-	dl   *Download
-	open func(off int64) (io.ReadCloser, error)
-	h    hash.Hash
-	file *io.SectionReader // what was here before; nil when it is read
-	net  io.ReadCloser
-	err  error // sticky
+	dl     *Download
+	open   func(ctx context.Context, off int64) (io.ReadCloser, error)
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the goroutine has ended
+	off    int64         // what was read
+
+	mu     sync.Mutex
+	more   sync.Cond // have or err has changed
+	have   int64     // what may be read
+	err    error     // how it ended, io.EOF for well
+	closed bool
 }
 
+// Read gives what is there, and waits if nothing is.
 func (r *downloadReader) Read(p []byte) (int, error) {
-	if r.err != nil || len(p) == 0 {
-		return 0, r.err
+	if len(p) == 0 {
+		return 0, nil
 	}
-	n, last, err := r.read(p)
-	r.h.Write(p[:n])
-	if last {
-		err = io.EOF
-		if got := ocispec.Digest("sha256:" + hex.EncodeToString(r.h.Sum(nil))); got != r.dl.d {
-			err = fmt.Errorf("got %s, want %s: %w", got, r.dl.d, ErrMismatch)
-		}
+	r.mu.Lock()
+	for r.off == r.have && r.err == nil {
+		r.more.Wait()
 	}
-	r.err = err
-	return n, err
-}
-
-// read returns the next bytes; last says that the blob ends with them.
-func (r *downloadReader) read(p []byte) (n int, last bool, err error) {
-	dl := r.dl
-	if r.file != nil {
-		n, err := r.file.Read(p)
-		if n > 0 || err != io.EOF {
-			return n, false, err
-		}
-		r.file = nil
+	have, err := r.have, r.err
+	r.mu.Unlock()
+	if r.off == have {
+		return 0, err
 	}
-	if dl.have == dl.size {
-		return 0, true, nil
-	}
-	if r.net == nil {
-		if r.net, err = r.open(dl.have); err != nil {
-			dl.src = err
-			return 0, false, err
-		}
-	}
-	n, err = r.net.Read(p[:min(int64(len(p)), dl.size-dl.have)])
-	if n > 0 {
-		if _, werr := dl.f.WriteAt(p[:n], dl.have); werr != nil {
-			return 0, false, fmt.Errorf("download %s: %w", dl.d, werr)
-		}
-		dl.have += int64(n)
-	}
-	if dl.have == dl.size && (err == nil || err == io.EOF) {
-		return n, true, nil // what a source has beyond the size does not matter: the digest decides about what we took
-	}
-	if err == io.EOF {
-		err = fmt.Errorf("ended after %d of %d bytes: %w", dl.have, dl.size, io.ErrUnexpectedEOF)
-	}
+	n, err := r.dl.f.ReadAt(p[:min(int64(len(p)), have-r.off)], r.off)
+	r.off += int64(n)
 	if err != nil {
-		dl.src = err
+		return n, fmt.Errorf("download %s: %w", r.dl.d, err)
 	}
-	return n, false, err
+	return n, nil
 }
 
-// Close ends the connection.
+// Close ends the download where it is.
 func (r *downloadReader) Close() error {
-	if r.net == nil {
-		return nil
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	r.cancel()
+	<-r.done
+	return nil
+}
+
+// finish tells the reader how the goroutine ended.
+func (r *downloadReader) finish(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.err = err
+	r.more.Broadcast()
+}
+
+// chunk is how much is taken from the network at a time, flushEvery how much is left to the kernel before it is told to write it out: so
+// the sync at the end of a pull finds little to do. In bytes.
+const (
+	chunk      = 256 << 10
+	flushEvery = 8 << 20
+)
+
+// fetch gets what is missing. It returns io.EOF when all is there and right.
+func (r *downloadReader) fetch(ctx context.Context) error {
+	dl, h, buf := r.dl, sha256.New(), make([]byte, chunk)
+	if dl.have > 0 {
+		if _, err := io.CopyBuffer(h, struct{ io.Reader }{io.NewSectionReader(dl.f, 0, dl.have)}, buf); err != nil {
+			return fmt.Errorf("download %s: %w", dl.d, err)
+		}
 	}
-	err := r.net.Close()
-	r.net = nil
+	if dl.have < dl.size {
+		if err := r.copy(ctx, h, buf); err != nil {
+			return err
+		}
+	}
+	if got := ocispec.Digest("sha256:" + hex.EncodeToString(h.Sum(nil))); got != dl.d {
+		return fmt.Errorf("got %s, want %s: %w", got, dl.d, ErrMismatch)
+	}
+	return io.EOF
+}
+
+// copy stores and hashes what comes from the network until the blob is whole.
+func (r *downloadReader) copy(ctx context.Context, h hash.Hash, buf []byte) error {
+	dl := r.dl
+	src, err := r.open(ctx, dl.have)
+	if err != nil {
+		return r.broken(err)
+	}
+	defer src.Close() // only read from
+	flushed := dl.have
+	for dl.have < dl.size { // what a source has beyond the size does not matter: the digest decides about what we took
+		n, err := src.Read(buf[:min(int64(len(buf)), dl.size-dl.have)])
+		if n > 0 {
+			if _, werr := dl.f.WriteAt(buf[:n], dl.have); werr != nil {
+				return fmt.Errorf("download %s: %w", dl.d, werr)
+			}
+			h.Write(buf[:n])
+			dl.have += int64(n)
+			r.mu.Lock()
+			r.have = dl.have
+			r.more.Signal()
+			r.mu.Unlock()
+			if dl.have-flushed >= flushEvery {
+				// Only a hint: the sync at the end writes what this did not.
+				_ = unix.SyncFileRange(int(dl.f.Fd()), flushed, dl.have-flushed, unix.SYNC_FILE_RANGE_WRITE)
+				flushed = dl.have
+			}
+		}
+		if err == io.EOF && dl.have < dl.size {
+			err = fmt.Errorf("ended after %d of %d bytes: %w", dl.have, dl.size, io.ErrUnexpectedEOF)
+		}
+		if err != nil && err != io.EOF {
+			return r.broken(err)
+		}
+	}
+	return nil
+}
+
+// broken notes that the source failed, unless it did because nobody wants to read any more.
+func (r *downloadReader) broken(err error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.closed {
+		r.dl.src = err
+	}
 	return err
 }

@@ -15,8 +15,8 @@ import (
 )
 
 // source is a network that serves b and breaks after cut bytes.
-func source(b []byte, cut int, asked *[]int64) func(int64) (io.ReadCloser, error) {
-	return func(off int64) (io.ReadCloser, error) {
+func source(b []byte, cut int, asked *[]int64) func(context.Context, int64) (io.ReadCloser, error) {
+	return func(_ context.Context, off int64) (io.ReadCloser, error) {
 		*asked = append(*asked, off)
 		r := io.Reader(bytes.NewReader(b[off:]))
 		if cut >= 0 {
@@ -66,7 +66,7 @@ func TestDownloadGoesOn(t *testing.T) {
 		if dl.Have() != int64(got) {
 			t.Fatalf("has %d bytes, want %d", dl.Have(), got)
 		}
-		r := dl.Reader(source(b, 70<<10, &asked))
+		r := dl.Reader(t.Context(), source(b, 70<<10, &asked))
 		all, err := io.ReadAll(r)
 		got = min(got+70<<10, len(b))
 		if got < len(b) && (!errors.Is(err, errCable) || !dl.Broken()) {
@@ -80,7 +80,7 @@ func TestDownloadGoesOn(t *testing.T) {
 		}
 	}
 	dl := begin(t, s, d, len(b))
-	all, err := io.ReadAll(dl.Reader(source(b, -1, &asked)))
+	all, err := io.ReadAll(dl.Reader(t.Context(), source(b, -1, &asked)))
 	if err != nil || !bytes.Equal(all, b) || dl.Broken() {
 		t.Fatalf("%d bytes, %v", len(all), err)
 	}
@@ -115,20 +115,20 @@ func TestDownloadOfWrongBytes(t *testing.T) {
 	d := ocispec.FromBytes([]byte("right"))
 	var asked []int64
 	dl := begin(t, s, d, 5)
-	if _, err := io.ReadAll(dl.Reader(source([]byte("wrong"), -1, &asked))); !errors.Is(err, ErrMismatch) || dl.Broken() {
+	if _, err := io.ReadAll(dl.Reader(t.Context(), source([]byte("wrong"), -1, &asked))); !errors.Is(err, ErrMismatch) || dl.Broken() {
 		t.Fatalf("%v, broken %v", err, dl.Broken())
 	}
 	if err := dl.Reset(); err != nil {
 		t.Fatal(err)
 	}
-	if b, err := io.ReadAll(dl.Reader(source([]byte("right and more than that"), -1, &asked))); err != nil || string(b) != "right" {
+	if b, err := io.ReadAll(dl.Reader(t.Context(), source([]byte("right and more than that"), -1, &asked))); err != nil || string(b) != "right" {
 		t.Fatalf("%q, %v", b, err)
 	}
 	if err := dl.Discard(); err != nil {
 		t.Fatal(err)
 	}
 	dl = begin(t, s, d, 5)
-	if _, err := io.ReadAll(dl.Reader(source([]byte("rig"), -1, &asked))); !errors.Is(err, io.ErrUnexpectedEOF) || !dl.Broken() {
+	if _, err := io.ReadAll(dl.Reader(t.Context(), source([]byte("rig"), -1, &asked))); !errors.Is(err, io.ErrUnexpectedEOF) || !dl.Broken() {
 		t.Fatalf("a source that ends early: %v", err)
 	}
 	if err := dl.Discard(); err != nil {
@@ -139,7 +139,7 @@ func TestDownloadOfWrongBytes(t *testing.T) {
 		t.Fatal(err)
 	}
 	dl = begin(t, s, d, 5)
-	if _, err := io.ReadAll(dl.Reader(source([]byte("right"), -1, &asked))); !errors.Is(err, ErrMismatch) {
+	if _, err := io.ReadAll(dl.Reader(t.Context(), source([]byte("right"), -1, &asked))); !errors.Is(err, ErrMismatch) {
 		t.Fatalf("a damaged beginning: %v", err)
 	}
 	if err := dl.Close(); err != nil {
@@ -223,7 +223,7 @@ func TestDownloadIsShared(t *testing.T) {
 		second <- dl
 	}()
 	var asked []int64
-	if _, err := io.ReadAll(first.Reader(source([]byte("x"), -1, &asked))); err != nil {
+	if _, err := io.ReadAll(first.Reader(t.Context(), source([]byte("x"), -1, &asked))); err != nil {
 		t.Fatal(err)
 	}
 	if err := first.Close(); err != nil {

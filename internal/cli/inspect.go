@@ -25,11 +25,11 @@ func (a *app) inspectCommand() *cobra.Command {
 			var find []func(context.Context, string) (any, error)
 			switch kind {
 			case "":
-				find = append(find, a.findContainer(size), a.findImage)
+				find = append(find, a.findContainer(size), a.findImage(""))
 			case "container":
 				find = append(find, a.findContainer(size))
 			case "image":
-				find = append(find, a.findImage)
+				find = append(find, a.findImage(""))
 			case "network", "volume", "config", "node", "plugin", "secret", "service", "swarm", "task":
 				return fmt.Errorf("--type %s is not supported yet: must be one of \"container\", \"image\"", kind)
 			default:
@@ -74,15 +74,15 @@ func (a *app) containerInspect() *cobra.Command {
 }
 
 func (a *app) imageInspect() *cobra.Command {
-	var format string
+	var format, platform string
 	cmd := &cobra.Command{
 		Use: "inspect [OPTIONS] IMAGE [IMAGE...]", Short: "Display detailed information on one or more images", Args: a.atLeast(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.inspect(cmd.Context(), args, format, a.findImage)
+			return a.inspect(cmd.Context(), args, format, a.findImage(platform))
 		},
 	}
 	cmd.Flags().StringVarP(&format, "format", "f", "", inspectHelp)
-	refuseAll(cmd.Flags(), "platform")
+	cmd.Flags().StringVar(&platform, "platform", "", "Inspect the image of a platform that the name leads to (os[/arch[/variant]])")
 	return cmd
 }
 
@@ -96,12 +96,14 @@ func (a *app) findContainer(size bool) func(context.Context, string) (any, error
 	}
 }
 
-func (a *app) findImage(ctx context.Context, name string) (any, error) {
-	e, err := a.engine()
-	if err != nil {
-		return nil, err
+func (a *app) findImage(platform string) func(context.Context, string) (any, error) {
+	return func(ctx context.Context, name string) (any, error) {
+		e, err := a.engine()
+		if err != nil {
+			return nil, err
+		}
+		return e.InspectImage(ctx, name, platform)
 	}
-	return e.InspectImage(ctx, name)
 }
 
 func isNotFound(err error) bool {

@@ -25,7 +25,7 @@ func (a *app) pullCommand() *cobra.Command {
 			}
 			progress := a.transferProgress(a.out, req.Quiet)
 			defer progress.close()
-			if ref.Digest() == "" && ref.Familiar() != args[0] && ref.Tag() == image.DefaultTag && ref.String() != args[0] {
+			if !image.HasTag(args[0]) {
 				progress.event(engine.Event{Message: "Using default tag: " + image.DefaultTag})
 			}
 			ctx, stop := a.interruptible(cmd.Context())

@@ -44,7 +44,7 @@ func TestBuildPulls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err := e.InspectImage(bg, "mine"); err != nil || r.ID != first.ID.String() || len(r.RootFS.Layers) != 2 {
+	if r, err := e.InspectImage(bg, "mine", ""); err != nil || r.ID != first.ID.String() || len(r.RootFS.Layers) != 2 {
 		t.Errorf("%+v, %v", r, err)
 	}
 	newPushed(t, tarOf(t, map[string]string{"base": "2"})).push(t, host, "library/base", "latest")

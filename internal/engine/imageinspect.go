@@ -4,18 +4,25 @@ import (
 	"context"
 	"time"
 
+	"conex/internal/image"
+
 	apii "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/storage"
 )
 
-// InspectImage tells all about one image.
-func (e *Engine) InspectImage(_ context.Context, name string) (apii.InspectResponse, error) {
+// InspectImage tells all about one image; with a platform (os[/arch[/variant]]) about that of the images of a name which fits it.
+func (e *Engine) InspectImage(_ context.Context, name, platform string) (apii.InspectResponse, error) {
 	var r apii.InspectResponse
 	images, err := e.Images()
 	if err != nil {
 		return r, err
 	}
-	img, err := images.Resolve(name)
+	var img image.Image
+	if platform == "" {
+		img, err = images.Resolve(name)
+	} else {
+		img, err = variantFor(images, name, platform)
+	}
 	if err != nil {
 		return r, classify(err)
 	}

@@ -43,7 +43,7 @@ func TestImport(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		r, err := e.InspectImage(bg, id)
+		r, err := e.InspectImage(bg, id, "")
 		if err != nil || r.ID != id || !slices.Equal(r.RootFS.Layers, []string{string(ocispec.FromBytes(raw))}) || r.Size != 6 || r.Os != "linux" {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}

@@ -360,7 +360,9 @@ func (p *puller) receive(ctx context.Context, dl *blobs.Download, desc ocispec.D
 		done() // by the process that we waited for
 		return nil
 	}
-	src := dl.Reader(func(off int64) (io.ReadCloser, error) { return p.client.RawBlob(ctx, p.ep, p.ref.Path(), desc, off) })
+	src := dl.Reader(ctx, func(ctx context.Context, off int64) (io.ReadCloser, error) {
+		return p.client.RawBlob(ctx, p.ep, p.ref.Path(), desc, off)
+	})
 	defer src.Close()
 	had := dl.Have()
 	counted := &readCounter{r: src, tell: func(n int64) {

@@ -114,6 +114,11 @@ func (r Reference) Digest() ocispec.Digest { return r.digest }
 // Name returns domain/path.
 func (r Reference) Name() string { return r.domain + "/" + r.path }
 
+// HasTag reports whether a reference as people write it names a tag or digest, so that no default was taken.
+func HasTag(s string) bool {
+	return strings.ContainsAny(s[strings.LastIndexByte(s, '/')+1:], ":@")
+}
+
 // IsZero reports whether r names nothing.
 func (r Reference) IsZero() bool { return r == Reference{} }
 

@@ -21,6 +21,8 @@ type Blob struct {
 	Size   int64          `json:"size"`
 	// MediaType is what the manifest that brought it said, in OCI's or Docker's words.
 	MediaType string `json:"mediaType"`
+	// Recipe says how conex's own compressor made it and can make it again; "" for what somebody else made.
+	Recipe string `json:"recipe,omitempty"`
 	// Sources are the repositories that are known to hold it, "docker.io/library/nginx", the latest one first.
 	Sources []string `json:"sources,omitempty"`
 }
@@ -78,6 +80,9 @@ func (s *Store) AddBlob(id ocispec.Digest, b Blob) error {
 			if !slices.Contains(b.Sources, src) {
 				b.Sources = append(slices.Clone(b.Sources), src)
 			}
+		}
+		if b.Recipe == "" {
+			b.Recipe = list[k].Recipe
 		}
 		list = slices.Delete(list, k, k+1)
 	}

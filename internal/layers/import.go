@@ -36,7 +36,7 @@ func (s *Store) Import(ctx context.Context, tar io.Reader, want ocispec.Digest) 
 		return Info{}, err
 	}
 	defer st.Close() // nothing is in it when published; a failure to remove rubbish is the sweeper's business
-	c, id, err := receive(ctx, st.Dir, tar)
+	c, id, err := s.receive(ctx, st.Dir, tar)
 	if err != nil {
 		return Info{}, fmt.Errorf("import layer: %w", err)
 	}
@@ -47,12 +47,13 @@ func (s *Store) Import(ctx context.Context, tar io.Reader, want ocispec.Digest) 
 }
 
 // receive stores a tar and what is sparse in it in dir, and reads its tree.
-func receive(ctx context.Context, dir string, tar io.Reader) (content, ocispec.Digest, error) {
+func (s *Store) receive(ctx context.Context, dir string, tar io.Reader) (content, ocispec.Digest, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "layer.tar"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return content{}, "", err
 	}
 	out := newSink(f)
+	out.past = s.drv.name() == DriverEROFS
 	c, err := scan(&tee{ctx: ctx, src: tar, sink: out}, filepath.Join(dir, "sparse.data"))
 	id, serr := out.finish()
 	if err == nil {

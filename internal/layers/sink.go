@@ -25,10 +25,13 @@ type block struct {
 // sink stores a stream in a file and hashes it, both beside the caller's own work. What fits into one block is done in place, so
 // that a small layer costs no goroutines.
 type sink struct {
-	f    io.Writer
-	hash hash.Hash
-	n    int64
-	cur  *block
+	f io.Writer
+	// past allows writes past the page cache; direct is the file behind f while it is written so (see writePast).
+	past   bool
+	direct *os.File
+	hash   hash.Hash
+	n      int64
+	cur    *block
 
 	started bool
 	free    chan *block
@@ -51,7 +54,7 @@ func (s *sink) get() *block {
 			return b
 		default:
 			s.made++
-			return &block{data: make([]byte, 0, blockSize)}
+			return &block{data: alignedBlock()}
 		}
 	}
 	return <-s.free
@@ -68,6 +71,7 @@ func (s *sink) put(b *block) {
 func (s *sink) send(b *block, extra int32) {
 	if !s.started {
 		s.started = true
+		s.writePast()
 		s.free = make(chan *block, depth+1)
 		s.hashes = make(chan *block, depth+1)
 		s.writes = make(chan *block, depth+1)
@@ -83,7 +87,7 @@ func (s *sink) send(b *block, extra int32) {
 			defer s.wg.Done()
 			for b := range s.writes {
 				if s.err.Load() == nil {
-					if _, err := s.f.Write(b.data); err != nil {
+					if err := s.store(b.data); err != nil {
 						s.err.Store(&err)
 					}
 				}
@@ -138,7 +142,7 @@ func (s *sink) finish() (ocispec.Digest, error) {
 	}
 	if s.cur != nil {
 		s.hash.Write(s.cur.data)
-		if _, err := s.f.Write(s.cur.data); err != nil {
+		if err := s.store(s.cur.data); err != nil {
 			return "", err
 		}
 		s.cur = nil

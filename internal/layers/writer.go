@@ -41,6 +41,7 @@ func (s *Store) NewWriter(ctx context.Context) (*Writer, error) {
 		return nil, errors.Join(err, st.Close())
 	}
 	out := newSink(f)
+	out.past = s.drv.name() == DriverEROFS
 	return &Writer{ctx: ctx, store: s, stage: st, file: f, sink: out, tar: tar.NewWriter(out), tree: layertar.NewTree()}, nil
 }
 
