@@ -7,32 +7,72 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
 
-// token is an Authorization header's value for one repository of one endpoint.
+// token is an Authorization header's value and what it is good for.
 type token struct {
 	value   string
+	scopes  []string
 	expires time.Time
 }
 
-func tokenKey(ep Endpoint, path string) string { return ep.String() + " " + path }
-
-// token returns the Authorization header for a repository, "" if none is known.
-func (c *Client) token(ep Endpoint, path string) string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	t := c.tokens[tokenKey(ep, path)]
-	if t.value == "" || time.Now().After(t.expires) {
-		return ""
+// covers reports whether the token's scopes include a wanted one.
+func (t token) covers(want string) bool {
+	i := strings.LastIndexByte(want, ':') + 1
+	for _, s := range t.scopes {
+		if s == want {
+			return true
+		}
+		if !strings.HasPrefix(s, want[:i]) {
+			continue
+		}
+		has := strings.Split(s[i:], ",")
+		if !slices.ContainsFunc(strings.Split(want[i:], ","), func(a string) bool { return !slices.Contains(has, a) }) {
+			return true
+		}
 	}
-	return t.value
+	return false
 }
 
-// login answers a 401: it fetches an anonymous token for pulling path from the service that the challenge names. A registry that
-// wants a name and password is ErrDenied: logging in does not exist yet.
-func (c *Client) login(ctx context.Context, ep Endpoint, path string, challenges []string) error {
+// token returns the Authorization header for what scopes allow at ep, "" if none is known.
+func (c *Client) token(ep Endpoint, scopes []string) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	for _, t := range c.tokens[ep.String()] {
+		if now.Before(t.expires) && !slices.ContainsFunc(scopes, func(s string) bool { return !t.covers(s) }) {
+			return t.value
+		}
+	}
+	return ""
+}
+
+// keep remembers a token in place of those that it makes needless.
+func (c *Client) keep(ep Endpoint, t token) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	list := slices.DeleteFunc(c.tokens[ep.String()], func(old token) bool {
+		return !now.Before(old.expires) || !slices.ContainsFunc(old.scopes, func(s string) bool { return !t.covers(s) })
+	})
+	c.tokens[ep.String()] = append(list, t)
+}
+
+// login answers a 401: it fetches a token for scopes from the service that the challenge names. used is the Authorization that was
+// refused; when another goroutine has logged in meanwhile, its token is taken.
+func (c *Client) login(ctx context.Context, ep Endpoint, scopes []string, used string, challenges []string) error {
+	select {
+	case c.logins <- struct{}{}:
+		defer func() { <-c.logins }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if t := c.token(ep, scopes); t != "" && t != used {
+		return nil
+	}
 	for _, ch := range challenges {
 		scheme, params := parseChallenge(ch)
 		if !strings.EqualFold(scheme, "bearer") || params["realm"] == "" {
@@ -46,19 +86,14 @@ func (c *Client) login(ctx context.Context, ep Endpoint, path string, challenges
 		if params["service"] != "" {
 			q.Set("service", params["service"])
 		}
-		scope := params["scope"]
-		if scope == "" {
-			scope = "repository:" + ep.repo(path) + ":pull"
-		}
-		q["scope"] = strings.Fields(scope)
+		q["scope"] = scopes
 		realm.RawQuery = q.Encode()
 		t, err := c.fetchToken(ctx, realm.String())
 		if err != nil {
 			return fmt.Errorf("token from %s: %w", realm.Host, err)
 		}
-		c.mu.Lock()
-		c.tokens[tokenKey(ep, path)] = t
-		c.mu.Unlock()
+		t.scopes = scopes
+		c.keep(ep, t)
 		return nil
 	}
 	return &AnswerError{Status: http.StatusUnauthorized, Code: "UNAUTHORIZED", Message: "authentication required"}
@@ -100,7 +135,7 @@ func (c *Client) fetchToken(ctx context.Context, target string) (token, error) {
 		body.ExpiresIn = 60 // the specification's default; also keeps a nonsense value from overflowing
 	}
 	// Ten seconds early, so that it does not end between our look and the registry's.
-	return token{"Bearer " + body.Token, time.Now().Add(time.Duration(body.ExpiresIn-10) * time.Second)}, nil
+	return token{value: "Bearer " + body.Token, expires: time.Now().Add(time.Duration(body.ExpiresIn-10) * time.Second)}, nil
 }
 
 // parseChallenge splits a WWW-Authenticate value, RFC 9110 section 11.6.1: Bearer realm="https://a/token",service="b".

@@ -1,8 +1,7 @@
 // Package registry speaks the OCI distribution protocol with image registries: it finds an image's manifest, at a mirror or at
-// the registry itself, and streams verified blobs. It owns no files.
+// the registry itself, streams verified blobs, and uploads blobs and manifests. It owns no files.
 //
-// Pulling only, for now; what pushing and logging in will need is in place: one function sends every request (send), one holds
-// the tokens (auth.go).
+// One function sends every request (do, in send.go), one place holds the tokens (auth.go).
 package registry
 
 import (
@@ -50,9 +49,11 @@ type Client struct {
 	http    *http.Client
 	backoff func(attempt int) time.Duration // tests make it short
 	stall   time.Duration                   // a blob that delivers nothing for so long is asked for again
+	listing time.Duration                   // bounds the time of a list of tags or repositories
 
+	logins chan struct{} // held by who logs in, so that a token is fetched once
 	mu     sync.Mutex
-	tokens map[string]token // by endpoint and repository
+	tokens map[string][]token // by endpoint
 }
 
 // New returns a client that reaches registries as cfg says, by the names that references use ("docker.io"). A nil cfg is valid.
@@ -67,7 +68,9 @@ func New(cfg map[string]config.Registry) *Client {
 		http:    &http.Client{Transport: t, CheckRedirect: checkRedirect},
 		backoff: func(n int) time.Duration { return 250 * time.Millisecond << n },
 		stall:   time.Minute,
-		tokens:  map[string]token{},
+		listing: listingTime,
+		logins:  make(chan struct{}, 1),
+		tokens:  map[string][]token{},
 	}
 }
 
@@ -75,13 +78,20 @@ func New(cfg map[string]config.Registry) *Client {
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // checkRedirect lets blobs move to a storage host, but never from https to http: what the digest protects from changes would
-// still tell everybody on the way what is fetched.
+// still tell everybody on the way what is fetched. Credentials and the address that was asked stay behind.
 func checkRedirect(req *http.Request, via []*http.Request) error {
-	if len(via) >= 10 {
-		return errors.New("stopped after 10 redirects")
+	if len(via) >= maxHops {
+		return refused("stopped after %d redirects", maxHops)
 	}
 	if via[len(via)-1].URL.Scheme == "https" && req.URL.Scheme != "https" {
-		return fmt.Errorf("refused a redirect from https to %s://%s", req.URL.Scheme, req.URL.Host)
+		return refused("refused a redirect from https to %s://%s", oneLine(req.URL.Scheme), oneLine(req.URL.Host))
+	}
+	req.Header.Del("Referer")
+	for _, v := range append(via[1:], req) {
+		// The http package lets them go along to subdomains and other ports.
+		if v.URL.Host != via[0].URL.Host || v.URL.Scheme != via[0].URL.Scheme {
+			req.Header.Del("Authorization")
+		}
 	}
 	return nil
 }
@@ -163,17 +173,32 @@ var accept = []string{
 // then the registry. The raw bytes are verified against a digest that was asked for or announced. When all fail, the error tells
 // what each said; it is ErrManifestUnknown, ErrNameUnknown or ErrDenied if the registry itself said so.
 func (c *Client) Resolve(ctx context.Context, domain, path, tagOrDigest string) (ocispec.Descriptor, []byte, Endpoint, error) {
+	var desc ocispec.Descriptor
+	var raw []byte
+	ep, err := c.first(ctx, c.endpoints(domain), func(ep Endpoint) (err error) {
+		desc, raw, err = c.manifest(ctx, ep, path, tagOrDigest)
+		return err
+	})
+	if err != nil {
+		return ocispec.Descriptor{}, nil, Endpoint{}, err
+	}
+	return desc, raw, ep, nil
+}
+
+// first calls ask with one endpoint after another and returns that which answered without an error. When all fail, the error has
+// what each said.
+func (c *Client) first(ctx context.Context, eps []Endpoint, ask func(Endpoint) error) (Endpoint, error) {
 	var failed []error
-	for _, ep := range c.endpoints(domain) {
-		desc, raw, err := c.manifest(ctx, ep, path, tagOrDigest)
+	for _, ep := range eps {
+		err := ask(ep)
 		if err == nil {
-			return desc, raw, ep, nil
+			return ep, nil
 		}
 		if ctx.Err() != nil {
-			return ocispec.Descriptor{}, nil, Endpoint{}, ctx.Err()
+			return Endpoint{}, ctx.Err()
 		}
 		tryHTTP := ep.Scheme == "https" && !ep.Mirror && isLoopback(ep.Host)
-		if tryHTTP && (errors.Is(err, http.ErrSchemeMismatch) || errors.Is(err, syscall.ECONNREFUSED)) {
+		if tryHTTP && noTLS(err) {
 			continue // the same host is asked by http next; one report of it is enough
 		}
 		failed = append(failed, &endpointError{ep, err})
@@ -181,7 +206,12 @@ func (c *Client) Resolve(ctx context.Context, domain, path, tagOrDigest string) 
 			break
 		}
 	}
-	return ocispec.Descriptor{}, nil, Endpoint{}, joinLine(failed)
+	return Endpoint{}, joinLine(failed)
+}
+
+// noTLS reports whether https failed in a way that http may not.
+func noTLS(err error) bool {
+	return errors.Is(err, http.ErrSchemeMismatch) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // Manifest fetches the manifest that desc names, an entry of an index, from ep.

@@ -1,8 +1,9 @@
 package registry
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -23,25 +24,38 @@ const attempts = 5
 // maxWait bounds what a registry's Retry-After can make us wait.
 const maxWait = 30 * time.Second
 
-// send asks ep with GET for a resource of repository path. It logs in when asked to, and repeats after a dropped connection, 429
-// and 5xx. The answer's status is the caller's to judge; its body must be closed.
+// request is one thing to ask of an endpoint.
+type request struct {
+	ep             Endpoint
+	method, target string
+	header         http.Header
+	// scopes are the rights that a token for it must have, as in repository:team/app:pull,push.
+	scopes []string
+	// raw is a small body.
+	raw []byte
+	// open makes a large body, anew for every time that it is sent; nil for none. Such a request is not repeated after a failure:
+	// what the registry has of it by then is unknown, and only who uploads can begin again.
+	open func() (*sending, error)
+}
+
+// pull is the scope of reading a repository, push that of writing to it.
+func (e Endpoint) pull(path string) string { return "repository:" + e.repo(path) + ":pull" }
+func (e Endpoint) push(path string) string { return "repository:" + e.repo(path) + ":pull,push" }
+
+// send asks ep with GET for a resource of repository path, see do.
 func (c *Client) send(ctx context.Context, ep Endpoint, path, target string, header http.Header) (*http.Response, error) {
+	return c.do(ctx, request{ep: ep, method: http.MethodGet, target: target, header: header, scopes: []string{ep.pull(path)}})
+}
+
+// do sends r. It logs in when asked to, and repeats after a dropped connection, 429 and 5xx. The answer's status is the caller's to
+// judge; its body must be closed.
+func (c *Client) do(ctx context.Context, r request) (*http.Response, error) {
 	authed := false
+	hops := 0
 	for n := 0; ; n++ {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+		resp, used, err := c.try(ctx, r)
 		if err != nil {
-			return nil, err
-		}
-		for k, v := range header {
-			req.Header[k] = v
-		}
-		req.Header.Set("User-Agent", "conex")
-		if t := c.token(ep, path); t != "" {
-			req.Header.Set("Authorization", t)
-		}
-		resp, err := c.http.Do(req)
-		if err != nil {
-			if n+1 < attempts && ctx.Err() == nil && temporary(err) {
+			if r.open == nil && n+1 < attempts && ctx.Err() == nil && !isAnswer(err) && temporary(err) {
 				if err := c.wait(ctx, n, ""); err != nil {
 					return nil, err
 				}
@@ -49,25 +63,122 @@ func (c *Client) send(ctx context.Context, ep Endpoint, path, target string, hea
 			}
 			return nil, plain(err)
 		}
-		if resp.StatusCode == http.StatusUnauthorized && !authed {
+		switch status := resp.StatusCode; {
+		case status == http.StatusUnauthorized && !authed && r.ep.owns(r.target):
 			challenge := resp.Header.Values("WWW-Authenticate")
 			drop(resp)
 			authed = true
-			if err := c.login(ctx, ep, path, challenge); err != nil {
+			if err := c.login(ctx, r.ep, r.scopes, used, challenge); err != nil {
 				return nil, err
 			}
-			continue
-		}
-		if n+1 < attempts && (resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500) {
+		case r.open != nil && (status == http.StatusTemporaryRedirect || status == http.StatusPermanentRedirect) && hops < maxHops:
+			// The http package follows by itself where there is no body to be sent again.
+			loc := resp.Header.Get("Location")
+			drop(resp)
+			hops++
+			if r.target, err = follow(r.target, loc); err != nil {
+				return nil, err
+			}
+		case r.open == nil && n+1 < attempts && (status == http.StatusTooManyRequests || status >= 500):
 			after := resp.Header.Get("Retry-After")
 			drop(resp)
 			if err := c.wait(ctx, n, after); err != nil {
 				return nil, err
 			}
-			continue
+		default:
+			return resp, nil
 		}
-		return resp, nil
 	}
+}
+
+// try sends r once and tells which Authorization it had.
+func (c *Client) try(ctx context.Context, r request) (resp *http.Response, auth string, err error) {
+	var raw io.Reader
+	if r.raw != nil {
+		raw = bytes.NewReader(r.raw)
+	}
+	req, err := http.NewRequestWithContext(ctx, r.method, r.target, raw)
+	if err != nil {
+		return nil, "", err
+	}
+	for k, v := range r.header {
+		req.Header[k] = v
+	}
+	req.Header.Set("User-Agent", "conex")
+	if r.ep.owns(r.target) {
+		if auth = c.token(r.ep, r.scopes); auth != "" {
+			req.Header.Set("Authorization", auth)
+		}
+	}
+	if r.open == nil {
+		resp, err = c.http.Do(req)
+		return resp, auth, err
+	}
+	body, err := r.open()
+	if err != nil {
+		return nil, auth, err
+	}
+	inner, cancel := context.WithCancel(ctx)
+	defer cancel() // the answers to uploads are read to their end here
+	body.watch(c.stall, cancel)
+	req = req.WithContext(inner)
+	req.Body, req.ContentLength = body, body.size
+	if body.size == 0 {
+		req.Body = http.NoBody
+	}
+	resp, err = c.http.Do(req)
+	if err == nil {
+		err = buffer(resp)
+	}
+	if err != nil && inner.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("the registry took nothing for %s: %w", c.stall, os.ErrDeadlineExceeded)
+	}
+	if source := body.finish(); source != nil {
+		err = source
+	}
+	if err != nil {
+		return nil, auth, err
+	}
+	return resp, auth, nil
+}
+
+// buffer takes in the body of an answer to an upload, which is empty or tells of an error.
+func buffer(resp *http.Response) error {
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxError))
+	resp.Body.Close()
+	resp.Body = io.NopCloser(bytes.NewReader(raw))
+	return err
+}
+
+// owns reports whether a URL leads to the endpoint's own host: credentials go nowhere else.
+func (e Endpoint) owns(target string) bool {
+	u, err := url.Parse(target)
+	return err == nil && u.Scheme == e.Scheme && u.Host == e.Host
+}
+
+// maxHops bounds the redirects of one request.
+const maxHops = 10
+
+// follow resolves a Location header against the URL that was asked. A registry behind a proxy that ends TLS often calls itself http;
+// that is put right, another way from https to http is refused.
+func follow(from, location string) (string, error) {
+	base, err := url.Parse(from)
+	if err != nil {
+		return "", err
+	}
+	u, err := url.Parse(location)
+	if err != nil || location == "" {
+		return "", fmt.Errorf("the registry sends us to %q, which is no address: %w", oneLine(location), ErrMismatch)
+	}
+	u = base.ResolveReference(u)
+	if base.Scheme == "https" && u.Scheme == "http" && u.Host == base.Host {
+		u.Scheme = "https"
+	}
+	if u.Host == "" || u.Scheme != "https" && (u.Scheme != "http" || base.Scheme != "http") {
+		return "", refused("refused a redirect from %s to %s://%s", base.Scheme, oneLine(u.Scheme), oneLine(u.Host))
+	}
+	u.User, u.Fragment = nil, ""
+	return u.String(), nil
 }
 
 // drop empties an answer nobody reads, so that its connection can serve again.
@@ -94,160 +205,29 @@ func (c *Client) wait(ctx context.Context, n int, retryAfter string) error {
 	}
 }
 
+// unreachable reports whether no connection to a host came about.
+func unreachable(err error) bool {
+	var dns *net.DNSError
+	if errors.As(err, &dns) {
+		return !dns.IsTemporary || dns.IsNotFound
+	}
+	var op *net.OpError
+	var cert *tls.CertificateVerificationError
+	return errors.As(err, &op) && op.Op == "dial" || errors.As(err, &cert) || errors.Is(err, http.ErrSchemeMismatch)
+}
+
 // temporary reports whether asking again may help. A host that is unknown, refuses or does not answer a
 // connection will do so in a second too, and the next mirror should not wait for it.
 func temporary(err error) bool {
+	if unreachable(err) {
+		return false
+	}
 	var dns *net.DNSError
 	if errors.As(err, &dns) {
-		return dns.IsTemporary && !dns.IsNotFound
-	}
-	var op *net.OpError
-	if errors.As(err, &op) && op.Op == "dial" {
-		return false
+		return true
 	}
 	var netErr net.Error
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) ||
 		errors.Is(err, syscall.EPIPE) || errors.Is(err, os.ErrDeadlineExceeded) ||
 		(errors.As(err, &netErr) && netErr.Timeout() && !errors.Is(err, context.DeadlineExceeded))
-}
-
-// plain takes the method and URL off a client error; whoever prints it names the endpoint.
-func plain(err error) error {
-	var ue *url.Error
-	if errors.As(err, &ue) {
-		return ue.Err
-	}
-	return err
-}
-
-// endpointError says which endpoint failed.
-type endpointError struct {
-	ep  Endpoint
-	err error
-}
-
-func (e *endpointError) Error() string {
-	kind := "registry "
-	if e.ep.Mirror {
-		kind = "mirror "
-	}
-	return kind + e.ep.String() + ": " + e.err.Error()
-}
-
-func (e *endpointError) Unwrap() error { return e.err }
-
-// lineError is several errors in one line. It is, for errors.Is, the last of them: what the registry itself said counts, the mirrors
-// only explain.
-type lineError struct{ errs []error }
-
-func joinLine(errs []error) error {
-	if len(errs) == 1 {
-		return errs[0]
-	}
-	return &lineError{errs}
-}
-
-func (e *lineError) Error() string {
-	s := make([]string, len(e.errs))
-	for i, err := range e.errs {
-		s[i] = err.Error()
-	}
-	return strings.Join(s, "; ")
-}
-
-func (e *lineError) Unwrap() error { return e.errs[len(e.errs)-1] }
-
-// Cause returns what the registry itself, the last that was asked, answered to a Resolve, without the endpoints' names. Behind it stand
-// in brackets the mirrors that failed otherwise than by not having the image: it may lie there.
-func Cause(err error) error {
-	var failed []string
-	var line *lineError
-	if errors.As(err, &line) {
-		for _, e := range line.errs[:len(line.errs)-1] {
-			if !errors.Is(e, ErrManifestUnknown) && !errors.Is(e, ErrNameUnknown) {
-				failed = append(failed, e.Error())
-			}
-		}
-	}
-	var ee *endpointError
-	for errors.As(err, &ee) {
-		err = ee.err
-	}
-	if len(failed) > 0 {
-		return fmt.Errorf("%w (%s)", err, strings.Join(failed, "; "))
-	}
-	return err
-}
-
-// AnswerError is an answer that is no success.
-type AnswerError struct {
-	// Status is the HTTP status code.
-	Status int
-	// Code and Message are the first error of the body, as the distribution specification has them; both may be "".
-	Code, Message string
-}
-
-func (e *AnswerError) Error() string {
-	code := strings.ToLower(strings.ReplaceAll(e.Code, "_", " "))
-	switch {
-	case code != "" && e.Message != "":
-		return code + ": " + e.Message
-	case code != "":
-		return code
-	case e.Status == http.StatusTooManyRequests:
-		return "too many requests: the registry limits how much may be pulled; try again later"
-	}
-	return fmt.Sprintf("unexpected status %d %s", e.Status, http.StatusText(e.Status))
-}
-
-// Is maps the specification's codes, and statuses without one, to this package's sentinels.
-func (e *AnswerError) Is(target error) bool {
-	switch e.Code {
-	case "MANIFEST_UNKNOWN", "TAG_INVALID", "NOT_FOUND":
-		return target == ErrManifestUnknown
-	case "NAME_UNKNOWN":
-		return target == ErrNameUnknown
-	case "DENIED", "UNAUTHORIZED":
-		return target == ErrDenied
-	}
-	switch e.Status {
-	case http.StatusNotFound:
-		return target == ErrManifestUnknown
-	case http.StatusUnauthorized, http.StatusForbidden:
-		return target == ErrDenied
-	}
-	return false
-}
-
-// answerError reads an answer that is no success.
-func answerError(resp *http.Response) error {
-	e := &AnswerError{Status: resp.StatusCode}
-	var body struct {
-		Errors []struct{ Code, Message string } `json:"errors"`
-	}
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxError))
-	if err == nil && json.Unmarshal(raw, &body) == nil && len(body.Errors) > 0 {
-		e.Code, e.Message = oneLine(body.Errors[0].Code), oneLine(body.Errors[0].Message)
-	}
-	return e
-}
-
-// oneLine makes a foreign text fit to be printed: no control characters (a terminal would obey them), no more than 300 bytes.
-func oneLine(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
-			return ' '
-		}
-		return r
-	}, s)
-	if len(s) > 300 {
-		s = strings.ToValidUTF8(s[:300], "") + "..."
-	}
-	return strings.TrimSpace(s)
-}
-
-// isAnswer reports whether err is something that a registry said, as opposed to a failure to reach one.
-func isAnswer(err error) bool {
-	var a *AnswerError
-	return errors.As(err, &a) || errors.Is(err, ErrMismatch) || errors.Is(err, ErrUnsupported) || errors.Is(err, ErrDenied)
 }
