@@ -214,25 +214,30 @@ func (p *planner) all(ctx context.Context) (*stage, error) {
 func (b *Builder) export(ctx context.Context, j *journal, s *solver, target *stage, out result, refs []image.Reference, req *Request) (ocispec.Digest, error) {
 	v := j.vertex("", "exporting to image")
 	v.start()
-	id, err := b.record(ctx, s, target, out, req)
+	raw, err := b.record(ctx, s, target, out, req)
+	var img image.Image
+	if err == nil {
+		img, err = b.Images.Add(ctx, raw, "", "")
+	}
 	if err != nil {
 		v.end(Failed, "", err)
 		return "", err
 	}
-	v.end(Done, string(id), nil)
+	v.end(Done, string(img.ID), nil)
 	for _, r := range refs {
 		v := j.vertex("", "naming to "+r.String())
 		v.start()
-		if err := b.Images.Tag(id, r); err != nil {
+		if _, err := b.Images.AddTagged(ctx, raw, "", "", "", r); err != nil {
 			v.end(Failed, "", err)
 			return "", err
 		}
 		v.end(Done, "", nil)
 	}
-	return id, nil
+	return img.ID, nil
 }
 
-func (b *Builder) record(ctx context.Context, s *solver, target *stage, out result, req *Request) (ocispec.Digest, error) {
+// record makes the image's config, and its layers survive a power loss.
+func (b *Builder) record(ctx context.Context, s *solver, target *stage, out result, req *Request) ([]byte, error) {
 	cfg := target.cfg.clone()
 	if len(req.Labels) > 0 && cfg.image.Config.Labels == nil {
 		cfg.image.Config.Labels = map[string]string{}
@@ -244,16 +249,16 @@ func (b *Builder) record(ctx context.Context, s *solver, target *stage, out resu
 	// The time of an image is that of its first build: an equal config finds it again.
 	raw, err := json.Marshal(img)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	key := keyOf(byDefinition, kindConfig, raw, nil)
 	rec, ok, err := s.cache.get(byDefinition, key)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if !ok {
 		if rec, err = firstBuild(ctx, s.cache, key); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
 	img.Created = &rec.Created
@@ -263,14 +268,13 @@ func (b *Builder) record(ctx context.Context, s *solver, target *stage, out resu
 		}
 	}
 	if raw, err = json.Marshal(img); err != nil {
-		return "", err
+		return nil, err
 	}
 	// Cached layers too: the build that made them may have ended before it came to this. One lstat each when they are synced.
 	if err := b.Layers.Sync(out.layers...); err != nil {
-		return "", err
+		return nil, err
 	}
-	added, err := b.Images.Add(ctx, raw, "", "")
-	return added.ID, err
+	return raw, nil
 }
 
 // firstBuild records now as the time of a config's first build; of several at once one is the first.

@@ -90,15 +90,16 @@ func (e *Engine) Commit(ctx context.Context, req CommitRequest) (id string, err 
 	if err != nil {
 		return "", err
 	}
-	img, err := images.Add(ctx, raw, "", "")
+	var refs []image.Reference
+	if !ref.IsZero() {
+		refs = append(refs, ref)
+	}
+	img, err := images.AddTagged(ctx, raw, "", "", "", refs...)
 	if err != nil {
 		return "", err
 	}
 	attrs := map[string]string{"imageID": string(img.ID), "comment": req.Message}
 	if !ref.IsZero() {
-		if err := images.Tag(img.ID, ref); err != nil {
-			return "", err
-		}
 		attrs["imageRef"] = ref.Familiar()
 	}
 	e.event(rec, "commit", attrs)

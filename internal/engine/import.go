@@ -107,14 +107,13 @@ func (e *Engine) Import(ctx context.Context, req ImportRequest) (id string, err 
 	if err != nil {
 		return "", fmt.Errorf("import %s: encode config: %w", req.Source, err)
 	}
-	img, err := images.Add(ctx, raw, "", "")
+	var refs []image.Reference
+	if !ref.IsZero() {
+		refs = append(refs, ref)
+	}
+	img, err := images.AddTagged(ctx, raw, "", "", "", refs...)
 	if err != nil {
 		return "", err
-	}
-	if !ref.IsZero() {
-		if err := images.Tag(img.ID, ref); err != nil {
-			return "", err
-		}
 	}
 	return string(img.ID), nil
 }

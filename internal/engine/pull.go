@@ -179,20 +179,22 @@ func (p *puller) pull(ctx context.Context, want ocispec.Platform, explicit bool)
 	if _, err := p.e.Blobs().PutBytes(m.raw); err != nil {
 		return fail(err)
 	}
-	img, err := p.images.Add(ctx, m.conf, m.desc.Digest, p.ref.WithDigest(m.top.Digest).String())
+	var index ocispec.Digest
+	if m.index != nil {
+		index = m.top.Digest
+	}
+	var refs []image.Reference
+	if p.ref.Digest() == "" {
+		refs = append(refs, p.ref)
+	}
+	img, err := p.images.AddTagged(ctx, m.conf, m.desc.Digest, p.ref.WithDigest(m.top.Digest).String(), index, refs...)
 	if err != nil {
 		return fail(err)
 	}
-	if p.ref.Digest() == "" {
-		index := ocispec.Digest("")
-		if m.index != nil {
-			index = m.top.Digest
-		}
-		if err := p.images.TagIndex(p.ref, index, img.ID); err != nil {
-			return fail(err)
-		}
-	}
-	if img, err = p.images.Get(img.ID); err != nil {
+	// With its tags. Somebody may have removed it already, which does not make this pull one that failed.
+	if tagged, err := p.images.Get(img.ID); err == nil {
+		img = tagged
+	} else if !errors.Is(err, image.ErrNotFound) {
 		return fail(err)
 	}
 	known := slices.ContainsFunc(before, func(b image.Image) bool { return b.ID == img.ID })

@@ -331,7 +331,7 @@ func TestPullLies(t *testing.T) {
 			cut := p.packed[0][:len(p.packed[0])-20]
 			p.packed[0] = cut
 			p.manifest.Layers[0].Digest, p.manifest.Layers[0].Size = ocispec.FromBytes(cut), int64(len(cut))
-		}, "EOF"},
+		}, "unexpected end"},
 		"layer is no tar": {func(p *pushed) {
 			junk := bytes.Repeat([]byte("junk"), 1000)
 			p.packed[0] = junk

@@ -225,6 +225,23 @@ func ParseConfig(raw []byte) (ocispec.Image, error) {
 	return c, nil
 }
 
+// AddTagged is Add, and TagIndex of refs to the image, which index names unless it is "". Whoever removes images between the two, as a
+// prune does to those without a tag, does not make it fail: then it begins again.
+func (s *Store) AddTagged(ctx context.Context, rawConfig []byte, manifest ocispec.Digest, repoDigest string, index ocispec.Digest, refs ...Reference) (Image, error) {
+	for {
+		img, err := s.Add(ctx, rawConfig, manifest, repoDigest)
+		for _, ref := range refs {
+			if err == nil {
+				err = s.TagIndex(ref, index, img.ID)
+			}
+		}
+		if errors.Is(err, ErrNotFound) {
+			continue // Add looks at ctx
+		}
+		return img, err
+	}
+}
+
 // Tag points ref to the image id, away from the one it pointed to before, which stays. A reference by digest is refused. When ref
 // points there already nothing is written.
 func (s *Store) Tag(id ocispec.Digest, ref Reference) error {
