@@ -27,7 +27,7 @@ var floors = map[string]int{
 
 	"engine": 3, "monitor": 3,
 
-	"container": 2, "image": 2, "network": 2, "volume": 2, "build": 2, "collect": 2, "control": 2, "logs": 2, "events": 2, "analyze": 2,
+	"archive": 2, "container": 2, "image": 2, "network": 2, "volume": 2, "build": 2, "collect": 2, "control": 2, "logs": 2, "events": 2, "analyze": 2,
 
 	"blobs": 1, "layers": 1, "layertar": 1, "compress": 1, "registry": 1, "dockerfile": 1, "runtime": 1, "portmap": 1, "resolver": 1, "config": 1,
 
@@ -40,6 +40,7 @@ const cmdFloor = 5
 // sideways are the imports within a floor, each natural and without a way back, with the reason.
 var sideways = map[string]string{
 	"analyze image":              "what is looked at is an image",
+	"archive image":              "an archive names images",
 	"build image":                "a build's FROM and its result are images",
 	"build network":              "a RUN step has the network of a container",
 	"collect image":              "images are what the sweep marks from",

@@ -28,8 +28,8 @@ func (a *app) containerGroup() *cobra.Command {
 
 func (a *app) imageGroup() *cobra.Command {
 	return a.group("image", "Manage images",
-		a.buildCommand(), a.imageExploreCommand(), a.historyCommand(), a.importCommand(), a.imageInspect(), a.imageLayersCommand(), as(a.imagesCommand(), "ls", "list"), a.pullCommand(),
-		as(a.rmiCommand(), "rm", "remove"), a.tagCommand())
+		a.buildCommand(), a.imageExploreCommand(), a.historyCommand(), a.importCommand(), a.imageInspect(), a.imageLayersCommand(), as(a.imagesCommand(), "ls", "list"), a.loadCommand(), a.pullCommand(),
+		as(a.rmiCommand(), "rm", "remove"), a.saveCommand(), a.tagCommand())
 }
 
 func (a *app) systemGroup() *cobra.Command {

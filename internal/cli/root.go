@@ -46,12 +46,14 @@ func commands() []command {
 		{name: "import", build: (*app).importCommand},
 		{name: "inspect", build: (*app).inspectCommand},
 		{name: "kill", build: (*app).killCommand},
+		{name: "load", build: (*app).loadCommand},
 		{name: "logs", build: (*app).logsCommand},
 		{name: "port", build: (*app).portCommand},
 		{name: "rename", build: (*app).renameCommand},
 		{name: "restart", build: (*app).restartCommand},
 		{name: "rm", build: (*app).rmCommand},
 		{name: "rmi", build: (*app).rmiCommand},
+		{name: "save", build: (*app).saveCommand},
 		{name: "start", build: (*app).startCommand},
 		{name: "stop", build: (*app).stopCommand},
 		{name: "tag", build: (*app).tagCommand},
@@ -62,7 +64,7 @@ func commands() []command {
 }
 
 // notYet are Docker's commands that conex will have, to tell them from typing errors.
-var notYet = []string{"compose", "context", "cp", "diff", "events", "load", "login", "logout", "pause", "push", "save", "search",
+var notYet = []string{"compose", "context", "cp", "diff", "events", "login", "logout", "pause", "push", "search",
 	"stats", "unpause", "update", "volume"}
 
 // rootCommand builds the tree that args need.
