@@ -18,19 +18,20 @@ export CGO_ENABLED = 0
 all: build
 
 help:
-	@echo "build    bin/conex"
+	@echo "build    bin/conex, bin/conex-explore"
 	@echo "demo     build an image and run it, in under a minute (root)"
 	@echo "test     everything: linters, unit tests, scenarios on the real kernel (root)"
 	@echo "guest    the kernel tests in a virtual machine with cgroup v2 and an older kernel (root, qemu)"
 	@echo "bench    conex beside docker and podman (root; BENCH='-only run-none -n 20')"
 	@echo "images   base images without a registry, cached in $(IMAGES) (root)"
 	@echo "lint     gofmt, vet, staticcheck, import floors"
-	@echo "install  PREFIX=$(PREFIX): the binary and a unit that starts containers at boot"
+	@echo "install  PREFIX=$(PREFIX): the binaries and a unit that starts containers at boot"
 	@echo "install-docker-link   the name docker for conex, beside it"
 	@echo "uninstall, clean"
 
 build:
 	$(GO) build -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)' -o bin/conex ./cmd/conex
+	$(GO) build -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)' -o bin/conex-explore ./cmd/conex-explore
 
 demo: build
 	@sh images/need +busybox-static curl
@@ -65,6 +66,7 @@ lint:
 
 install: build
 	install -D -m 0755 bin/conex $(DESTDIR)$(PREFIX)/bin/conex
+	install -D -m 0755 bin/conex-explore $(DESTDIR)$(PREFIX)/bin/conex-explore
 	install -d $(DESTDIR)/etc/systemd/system
 	sed 's|@PREFIX@|$(PREFIX)|' docs/conex-reconcile.service >$(DESTDIR)/etc/systemd/system/conex-reconcile.service
 	@echo "at boot: systemctl enable conex-reconcile; under the name docker: make install-docker-link"
@@ -77,7 +79,7 @@ install-docker-link:
 # Data stays: README.md says how to remove that too.
 uninstall:
 	@if [ "$$(readlink $(DESTDIR)$(PREFIX)/bin/docker)" = conex ]; then rm -f $(DESTDIR)$(PREFIX)/bin/docker; fi
-	rm -f $(DESTDIR)$(PREFIX)/bin/conex $(DESTDIR)/etc/systemd/system/conex-reconcile.service
+	rm -f $(DESTDIR)$(PREFIX)/bin/conex $(DESTDIR)$(PREFIX)/bin/conex-explore $(DESTDIR)/etc/systemd/system/conex-reconcile.service
 
 clean:
 	rm -rf bin $(CACHE)

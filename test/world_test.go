@@ -82,14 +82,14 @@ func bareWorld(t *testing.T) *world {
 	return w
 }
 
-// binary builds conex once for all scenarios.
+// binary builds conex once for all scenarios, and beside it the explorer.
 var buildOnce = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "conex-bin.")
 	if err != nil {
 		return "", err
 	}
 	bin := filepath.Join(dir, "conex")
-	cmd := exec.Command("go", "build", "-trimpath", "-o", bin, "conex/cmd/conex")
+	cmd := exec.Command("go", "build", "-trimpath", "-o", dir, "conex/cmd/conex", "conex/cmd/conex-explore")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)

@@ -57,6 +57,19 @@ func (s Store) Image(ctx context.Context, name string) (*Image, error) {
 	return out, nil
 }
 
+// New puts layers together, base first, whose trees are at hand: what Image does with those of a store. Of about it takes what an image says of
+// itself, of each layer the same.
+func New(about Image, list []Layer, trees []*layertar.Tree) (*Image, error) {
+	m := newMerger(&about)
+	for i, l := range list {
+		if err := m.add(l, trees[i]); err != nil {
+			return nil, err
+		}
+	}
+	m.done()
+	return &about, nil
+}
+
 // Steps returns for each layer the entry of the history that made it. Layers that the history does not tell of, which is what squashing and
 // hand-made images leave, have an empty one.
 func Steps(c ocispec.Image) []ocispec.History {

@@ -30,7 +30,7 @@ func (a *app) explore(image string) error {
 		return err
 	}
 	path := filepath.Join(filepath.Dir(self), explorerName)
-	err = unix.Exec(path, []string{explorerName, e.Root().Path(), e.State(), image}, os.Environ())
+	err = unix.Exec(path, []string{explorerName, a.name, e.Root().Path(), e.State(), image}, os.Environ())
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("image explore needs the program %s, which is not there: `make install` puts it beside %s; --format json and `%s image layers` do without",
 			path, filepath.Base(self), a.name)
