@@ -1,4 +1,4 @@
-// Package compress tells by the first bytes how a stream is compressed and undoes it. It owns no files.
+// Package compress tells by the first bytes how a stream is compressed and undoes it; it compresses with gzip and zstd. It owns no files.
 package compress
 
 import (
