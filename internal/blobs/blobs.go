@@ -344,3 +344,16 @@ func (c ctxReader) Read(p []byte) (int, error) {
 	}
 	return c.r.Read(p)
 }
+
+// Check reads the whole blob: ErrMismatch if it is damaged, ErrNotFound if it is not there.
+func (s *Store) Check(ctx context.Context, d ocispec.Digest) error {
+	rc, _, err := s.Open(d)
+	if err != nil {
+		return err
+	}
+	defer rc.Close()
+	if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, ctxReader{ctx, rc}, make([]byte, 256<<10)); err != nil {
+		return fmt.Errorf("check blob %s: %w", d, err)
+	}
+	return nil
+}

@@ -94,6 +94,9 @@ func mountUsed(dir string) time.Time {
 }
 
 func addRecord(byID map[string]*Entry, m *disk.Meter, path string, info fs.FileInfo) error {
+	if disk.IsTemp(info.Name()) && time.Since(info.ModTime()) < time.Hour {
+		return nil // it is just being written
+	}
 	var rec Record
 	err := disk.ReadJSON(path, &rec)
 	if errors.Is(err, fs.ErrNotExist) {

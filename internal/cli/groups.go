@@ -33,7 +33,7 @@ func (a *app) imageGroup() *cobra.Command {
 }
 
 func (a *app) systemGroup() *cobra.Command {
-	return a.group("system", "Manage conex", a.dfCommand(), a.infoCommand(), a.teardownCommand())
+	return a.group("system", "Manage conex", a.checkCommand(), a.dfCommand(), a.infoCommand(), a.teardownCommand())
 }
 
 func (a *app) builderGroup() *cobra.Command {

@@ -12,6 +12,7 @@ package collect
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -108,8 +109,9 @@ func (l *Lease) Close() error {
 	return nil
 }
 
-// leases gathers what live leases name, and whether one of them is open. It removes the files of dead ones. The caller holds gc.lock.
-func leases(root *disk.Root) (marks map[ocispec.Digest]bool, anyOpen bool, err error) {
+// leases gathers what live leases name, and whether one of them is open. With clear it removes the files of dead ones. The caller holds
+// gc.lock.
+func leases(root *disk.Root, clear bool) (marks map[ocispec.Digest]bool, anyOpen bool, err error) {
 	entries, err := os.ReadDir(root.Path("leases"))
 	if err != nil {
 		return nil, false, fmt.Errorf("read leases: %w", err)
@@ -118,6 +120,9 @@ func leases(root *disk.Root) (marks map[ocispec.Digest]bool, anyOpen bool, err e
 	for _, e := range entries {
 		path := root.Path("leases", e.Name())
 		if path == gcLock(root) || path == pending(root) || !e.Type().IsRegular() || disk.IsTemp(e.Name()) {
+			continue
+		}
+		if !clear && !disk.Held(path) {
 			continue
 		}
 		l, err := disk.TryAcquire(path)
@@ -159,4 +164,33 @@ func readLease(path string, marks map[ocispec.Digest]bool) (isOpen bool, err err
 		marks[ocispec.Digest(sc.Text())] = true
 	}
 	return isOpen, sc.Err()
+}
+
+// Dead lists the files of leases whose owners are dead. The next sweep removes them.
+func Dead(root *disk.Root) ([]string, error) {
+	entries, err := os.ReadDir(root.Path("leases"))
+	if err != nil {
+		return nil, fmt.Errorf("read leases: %w", err)
+	}
+	var dead []string
+	for _, e := range entries {
+		path := root.Path("leases", e.Name())
+		if path == gcLock(root) || path == pending(root) || !e.Type().IsRegular() || disk.IsTemp(e.Name()) || disk.Held(path) {
+			continue
+		}
+		if _, err := os.Lstat(path); err == nil { // not closed meanwhile
+			dead = append(dead, path)
+		}
+	}
+	return dead, nil
+}
+
+// Still runs fn while no sweep runs and no lease is made: what fn finds missing is missing for good.
+func Still(ctx context.Context, root *disk.Root, fn func() error) error {
+	gc, err := disk.AcquireContext(ctx, gcLock(root))
+	if err != nil {
+		return err
+	}
+	defer gc.Release()
+	return fn()
 }

@@ -47,7 +47,7 @@ func Sweep(ctx context.Context, s Stores, markers ...Marker) (Result, error) {
 	}
 	defer gc.Release()
 	err = s.Images.Locked(func() error {
-		marks, anyOpen, err := leases(s.Root)
+		marks, anyOpen, err := leases(s.Root, true)
 		if err != nil {
 			return err
 		}
@@ -74,6 +74,15 @@ func Sweep(ctx context.Context, s Stores, markers ...Marker) (Result, error) {
 		return res, fmt.Errorf("sweep: %w", err)
 	}
 	return res, nil
+}
+
+// Marks returns what images, live leases and markers name, and whether an open lease protects everything. Compressed blobs are not in
+// it: they stay with their layers. The caller sees to it that nothing changes meanwhile, as with Still.
+func Marks(s Stores, markers ...Marker) (marks map[ocispec.Digest]bool, open bool, err error) {
+	if marks, open, err = leases(s.Root, false); err != nil {
+		return nil, false, err
+	}
+	return marks, open, s.mark(marks, markers)
 }
 
 func (s Stores) mark(marks map[ocispec.Digest]bool, markers []Marker) error {

@@ -359,3 +359,77 @@ func isHex(s string) bool {
 func isID(s string) bool { return len(s) == 64 && isHex(s) }
 
 func short(id string) string { return id[:min(12, len(id))] }
+
+// Names reads names/: for each link the id that it leads to, "" for what is no link. It changes nothing.
+func (s *Store) Names() (map[string]string, error) {
+	entries, err := os.ReadDir(s.root.Path("names"))
+	if err != nil {
+		return nil, fmt.Errorf("list names: %w", err)
+	}
+	names := make(map[string]string, len(entries))
+	for _, e := range entries {
+		to, err := os.Readlink(s.root.Path("names", e.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			to = ""
+		}
+		names[e.Name()] = to
+	}
+	return names, nil
+}
+
+// StaleNames lists the links that lead to no container of that name, and which containers have no link for their name. Nobody can
+// change a name meanwhile.
+func (s *Store) StaleNames() (links []string, nameless []*Record, err error) {
+	l, err := s.lockNames()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer l.Release()
+	names, err := s.Names()
+	if err != nil {
+		return nil, nil, err
+	}
+	ids, err := s.List()
+	if err != nil {
+		return nil, nil, err
+	}
+	owner := map[string]string{}
+	for _, id := range ids {
+		r, err := s.Load(id)
+		if err != nil {
+			continue //nolint:nilerr // nothing is known of it; who reads the record says so
+		}
+		owner[r.Name] = id
+		if names[r.Name] != id {
+			nameless = append(nameless, r)
+		}
+	}
+	for name, to := range names {
+		if to == "" || owner[name] != to {
+			links = append(links, name)
+		}
+	}
+	return links, nameless, nil
+}
+
+// MendName links a container's name to it again, or removes a link that leads to no container of that name.
+func (s *Store) MendName(name, id string) error {
+	l, err := s.lockNames()
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	if id != "" {
+		return s.link(name, id)
+	}
+	if s.named(name) != "" {
+		return nil // taken meanwhile
+	}
+	if err := os.Remove(s.root.Path("names", name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("release name %s: %w", name, err)
+	}
+	return nil
+}

@@ -302,3 +302,23 @@ func TestMeter(t *testing.T) {
 		t.Errorf("%d of %d free, %v", free, total, err)
 	}
 }
+
+func TestOpenRootMendsFolders(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "root")
+	if _, err := OpenRoot(dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{"layers", "blobs"} {
+		if err := os.RemoveAll(filepath.Join(dir, d)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := OpenRoot(dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range Folders {
+		if fi, err := os.Lstat(filepath.Join(dir, d)); err != nil || fi.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v", d, fi, err)
+		}
+	}
+}

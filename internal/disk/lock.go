@@ -101,3 +101,13 @@ func (l *Lock) Release() {
 
 // File returns the locked file, for handing the lock to a child process (flock follows the open file description).
 func (l *Lock) File() *os.File { return l.f }
+
+// Held reports whether somebody holds path exclusively. Unlike TryAcquire it makes no file; one that does not exist is not held.
+func Held(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
+}

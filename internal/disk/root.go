@@ -20,7 +20,12 @@ const Version = "1"
 // publishing and deleting are single renames.
 type Root struct{ dir string }
 
-// OpenRoot makes the folder's skeleton where it is missing and checks its version.
+// Folders are the folders of a root. They are root's alone: containers, volumes and layers hold set-user-id programs of the images'
+// making, which must be out of the reach of the host's users (CVE-2021-41091).
+var Folders = []string{"blobs", "blobs/sha256", "downloads", "images", "layers", "containers", "names", "networks", "volumes", "buildcache", "leases", "staging",
+	"trash"}
+
+// OpenRoot makes the folder's skeleton where it is missing, in part or as a whole, and checks its version.
 func OpenRoot(dir string) (*Root, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -29,23 +34,36 @@ func OpenRoot(dir string) (*Root, error) {
 	v, err := os.ReadFile(filepath.Join(dir, "version"))
 	switch {
 	case err == nil && strings.TrimSpace(string(v)) == Version:
-		return &Root{dir}, nil
+		return &Root{dir}, mendFolders(dir)
 	case err == nil:
 		return nil, fmt.Errorf("%s holds layout version %q, this conex knows %s: use a newer conex or another --root", dir, strings.TrimSpace(string(v)), Version)
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("open root: %w", err)
 	}
-	// Root's alone: containers, volumes and layers hold set-user-id programs of the images' making, which must be out of the
-	// reach of the host's users (CVE-2021-41091).
-	for _, d := range []string{"blobs/sha256", "downloads", "images", "layers", "containers", "names", "networks", "volumes", "buildcache", "leases", "staging", "trash"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
-			return nil, fmt.Errorf("open root: %w", err)
-		}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open root: %w", err)
+	}
+	if err := mendFolders(dir); err != nil {
+		return nil, err
 	}
 	if err := WriteFile(filepath.Join(dir, "version"), []byte(Version+"\n"), 0o644, Durable); err != nil {
 		return nil, err
 	}
 	return &Root{dir}, nil
+}
+
+// mendFolders makes the folders that are missing: one lstat each in the usual case.
+func mendFolders(dir string) error {
+	for _, d := range Folders {
+		var st unix.Stat_t
+		if unix.Lstat(dir+"/"+d, &st) == nil {
+			continue
+		}
+		if err := os.Mkdir(dir+"/"+d, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("open root: %w", err)
+		}
+	}
+	return nil
 }
 
 // Path joins elem to the root.
@@ -175,4 +193,24 @@ func RandomID() string {
 	var b [32]byte
 	rand.Read(b[:]) // never fails, says crypto/rand
 	return hex.EncodeToString(b[:])
+}
+
+// Leftovers lists what Sweep would delete. Nothing is changed.
+func (r *Root) Leftovers() ([]string, error) {
+	var list []string
+	for _, dir := range []string{"trash", "staging"} {
+		entries, err := os.ReadDir(r.Path(dir))
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			path := r.Path(dir, e.Name())
+			name := strings.TrimSuffix(path, ".lock")
+			if dir == "staging" && (Held(name+".lock") || name != path && exists(name)) || !exists(path) {
+				continue
+			}
+			list = append(list, path)
+		}
+	}
+	return list, nil
 }

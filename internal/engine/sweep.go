@@ -7,6 +7,8 @@ import (
 	"conex/internal/build"
 	"conex/internal/collect"
 	"conex/internal/container"
+	"conex/internal/image"
+	"conex/internal/layers"
 	"conex/internal/ocispec"
 )
 
@@ -20,7 +22,11 @@ func (e *Engine) sweep(ctx context.Context) (collect.Result, error) {
 	if err != nil {
 		return collect.Result{}, err
 	}
-	return collect.Sweep(ctx, collect.Stores{Root: e.root, Images: images, Layers: ls, Blobs: e.Blobs()}, e.markContainers, e.markBuildCache)
+	return collect.Sweep(ctx, e.stores(images, ls), e.markContainers, e.markBuildCache)
+}
+
+func (e *Engine) stores(images *image.Store, ls *layers.Store) collect.Stores {
+	return collect.Stores{Root: e.root, Images: images, Layers: ls, Blobs: e.Blobs()}
 }
 
 // markContainers marks what containers are made of.

@@ -21,6 +21,8 @@ type File struct {
 	Reference string
 	// IDs are the images that it speaks of, Blobs the manifests and indexes.
 	IDs, Blobs []ocispec.Digest
+	// RepoDigests are an image's, in full: where it can be fetched again.
+	RepoDigests []string
 	// Err says why it can't be read, or that it speaks of something that its name does not.
 	Err error
 }
@@ -68,11 +70,12 @@ func (f *File) read(name string) {
 		ID              ocispec.Digest
 		Index, Manifest ocispec.Digest
 		Others          []ocispec.Digest
+		RepoDigests     []string
 	}
 	if f.Err = disk.ReadJSON(f.Path, &rec); f.Err != nil {
 		return
 	}
-	f.Reference = rec.Reference
+	f.Reference, f.RepoDigests = rec.Reference, rec.RepoDigests
 	f.IDs = append([]ocispec.Digest{rec.ID}, rec.Others...)
 	for _, d := range []ocispec.Digest{rec.Index, rec.Manifest} {
 		if d != "" {
