@@ -28,7 +28,7 @@ func (a *app) containerGroup() *cobra.Command {
 
 func (a *app) imageGroup() *cobra.Command {
 	return a.group("image", "Manage images",
-		a.buildCommand(), a.imageExploreCommand(), a.historyCommand(), a.importCommand(), a.imageInspect(), a.imageLayersCommand(), as(a.imagesCommand(), "ls", "list"), a.loadCommand(), a.pullCommand(),
+		a.buildCommand(), a.imageExploreCommand(), a.historyCommand(), a.importCommand(), a.imageInspect(), a.imageLayersCommand(), as(a.imagesCommand(), "ls", "list"), a.loadCommand(), a.pullCommand(), a.pushCommand(),
 		as(a.rmiCommand(), "rm", "remove"), a.saveCommand(), a.tagCommand())
 }
 

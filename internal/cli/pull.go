@@ -12,6 +12,7 @@ import (
 
 func (a *app) pullCommand() *cobra.Command {
 	var req engine.PullRequest
+	var all bool
 	cmd := &cobra.Command{
 		Use: "pull [OPTIONS] NAME[:TAG|@DIGEST]", Short: "Download an image from a registry", Args: a.exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -25,18 +26,23 @@ func (a *app) pullCommand() *cobra.Command {
 			}
 			progress := a.transferProgress(a.out, req.Quiet)
 			defer progress.close()
-			if !image.HasTag(args[0]) {
+			if !all && !image.HasTag(args[0]) {
 				progress.event(engine.Event{Message: "Using default tag: " + image.DefaultTag})
 			}
 			ctx, stop := a.interruptible(cmd.Context())
 			defer stop()
 			req.Reference, req.Progress = args[0], progress.event
-			_, _, err = e.Pull(ctx, req)
+			reference := ref.String()
+			if all {
+				reference, err = ref.Name(), e.PullAll(ctx, req)
+			} else {
+				_, _, err = e.Pull(ctx, req)
+			}
 			progress.close()
 			if err != nil {
 				return err
 			}
-			progress.result("Reference", ref.String())
+			progress.result("Reference", reference)
 			return nil
 		},
 	}
@@ -44,7 +50,8 @@ func (a *app) pullCommand() *cobra.Command {
 	f.StringVar(&req.Platform, "platform", "", "Pull the image for this platform instead of "+runtime.GOOS+"/"+runtime.GOARCH)
 	f.BoolVarP(&req.Quiet, "quiet", "q", false, "Suppress verbose output")
 	a.progressFlag(f, a.out)
-	refuseAll(f, "a|all-tags?", "disable-content-trust?")
+	f.BoolVarP(&all, "all-tags", "a", false, "Download all tagged images in the repository")
+	refuseAll(f, "disable-content-trust?")
 	return cmd
 }
 

@@ -49,6 +49,7 @@ func commands() []command {
 		{name: "load", build: (*app).loadCommand},
 		{name: "logs", build: (*app).logsCommand},
 		{name: "port", build: (*app).portCommand},
+		{name: "push", build: (*app).pushCommand},
 		{name: "rename", build: (*app).renameCommand},
 		{name: "restart", build: (*app).restartCommand},
 		{name: "rm", build: (*app).rmCommand},
@@ -64,7 +65,7 @@ func commands() []command {
 }
 
 // notYet are Docker's commands that conex will have, to tell them from typing errors.
-var notYet = []string{"compose", "context", "cp", "diff", "events", "login", "logout", "pause", "push", "search",
+var notYet = []string{"compose", "context", "cp", "diff", "events", "login", "logout", "pause", "search",
 	"stats", "unpause", "update", "volume"}
 
 // rootCommand builds the tree that args need.

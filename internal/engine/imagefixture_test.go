@@ -139,6 +139,26 @@ func (p *pushed) push(t testing.TB, host, path, tag string) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: p.manifest.MediaType, Digest: ocispec.FromBytes(raw), Size: int64(len(raw))}
 }
 
+// pushIndex uploads an index with an image for each architecture and returns its digest.
+func pushIndex(t testing.TB, host, path string, archs ...string) ocispec.Digest {
+	t.Helper()
+	idx := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex}
+	idx.SchemaVersion = 2
+	for _, arch := range archs {
+		p := newPushed(t, tarOf(t, map[string]string{"common": "x"}), tarOf(t, map[string]string{"arch": arch}))
+		p.config.Architecture = arch
+		desc := p.push(t, host, path, "of-"+arch)
+		desc.Platform = &p.config.Platform
+		idx.Manifests = append(idx.Manifests, desc)
+	}
+	raw, err := json.Marshal(idx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pushManifest(t, host, path, "latest", idx.MediaType, raw)
+	return ocispec.FromBytes(raw)
+}
+
 func pushManifest(t testing.TB, host, path, tag, mediaType string, raw []byte) {
 	t.Helper()
 	do(t, http.MethodPut, "http://"+host+"/v2/"+path+"/manifests/"+tag, mediaType, raw)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"conex/internal/image"
+	"conex/internal/ocispec"
 
 	apii "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/storage"
@@ -49,6 +50,11 @@ func (e *Engine) InspectImage(_ context.Context, name, platform string) (apii.In
 	}
 	if n := len(c.History); n > 0 {
 		r.Comment = c.History[n-1].Comment
+	}
+	if raw, m, err := e.manifestOf(img); err != nil {
+		return r, err
+	} else if m != nil {
+		r.Descriptor = &ocispec.Descriptor{MediaType: manifestType(m), Digest: img.Manifest, Size: int64(len(raw))}
 	}
 	for _, d := range img.Layers() {
 		r.RootFS.Layers = append(r.RootFS.Layers, string(d))

@@ -84,6 +84,34 @@ func (e *Engine) Pull(ctx context.Context, req PullRequest) (image.Image, PullSt
 	return img, status, nil
 }
 
+// PullAll pulls every tag of a repository, one after the other. It ends with the first error; what was pulled stays.
+func (e *Engine) PullAll(ctx context.Context, req PullRequest) error {
+	ref, err := image.ParseReference(req.Reference)
+	if err != nil {
+		return classify(err)
+	}
+	if image.HasTag(req.Reference) {
+		return invalid("tag can't be used with --all-tags/-a")
+	}
+	client := e.registryClient()
+	tags, err := client.Tags(ctx, ref.Domain(), ref.Path())
+	client.Close()
+	if err != nil {
+		return pullError(ref, err)
+	}
+	if len(tags) == 0 {
+		return &kindError{ErrNotFound, fmt.Errorf("repository %s has no tags", ref.FamiliarName())}
+	}
+	slices.Sort(tags)
+	for _, tag := range tags {
+		req.Reference = ref.Name() + ":" + tag
+		if _, _, err := e.Pull(ctx, req); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // serial returns a Progress that may be called by several goroutines at a time; nil if there is nobody to tell.
 func (p Progress) serial(quiet bool) Progress {
 	if p == nil || quiet {
@@ -203,9 +231,8 @@ func (p *puller) pull(ctx context.Context, want ocispec.Platform, explicit bool)
 
 // resolve finds out what the reference means for a platform. Manifests and configs that are here already are not fetched.
 func (p *puller) resolve(ctx context.Context, name string, want ocispec.Platform, explicit bool) (*pulled, error) {
-	m := &pulled{}
-	var err error
-	if m.top, m.raw, p.ep, err = p.client.Resolve(ctx, p.ref.Domain(), p.ref.Path(), name); err != nil {
+	m, err := p.top(ctx, name)
+	if err != nil {
 		return nil, err
 	}
 	m.desc = m.top
@@ -238,6 +265,23 @@ func (p *puller) resolve(ctx context.Context, name string, want ocispec.Platform
 		return nil, fmt.Errorf("manifest has %d layers, its config %d: %w", len(m.manifest.Layers), len(m.diffIDs), registry.ErrMismatch)
 	}
 	return m, nil
+}
+
+// top gets the manifest or index that the reference names. A tag that is here is only asked about: registries count what is fetched, and
+// it seldom has moved.
+func (p *puller) top(ctx context.Context, name string) (*pulled, error) {
+	m := &pulled{}
+	var err error
+	if _, here := p.images.IDOf(p.ref); here == nil && p.ref.Digest() == "" {
+		if m.top, p.ep, err = p.client.HeadManifest(ctx, p.ref.Domain(), p.ref.Path(), name); err != nil {
+			return nil, err
+		}
+		if m.raw, err = p.e.Blobs().ReadAll(m.top.Digest, registry.MaxManifest); err == nil && int64(len(m.raw)) == m.top.Size {
+			return m, nil
+		}
+	}
+	m.top, m.raw, p.ep, err = p.client.Resolve(ctx, p.ref.Domain(), p.ref.Path(), name)
+	return m, err
 }
 
 // config fetches the image's config, or reads it when an image here has it.
@@ -362,11 +406,11 @@ func (p *puller) receive(ctx context.Context, dl *blobs.Download, desc ocispec.D
 		done() // by the process that we waited for
 		return nil
 	}
+	had := dl.Have()
 	src := dl.Reader(ctx, func(ctx context.Context, off int64) (io.ReadCloser, error) {
 		return p.client.RawBlob(ctx, p.ep, p.ref.Path(), desc, off)
 	})
 	defer src.Close()
-	had := dl.Have()
 	counted := &readCounter{r: src, tell: func(n int64) {
 		if n > had { // what was here before does not come now
 			p.progress.emit(Event{ID: id, Action: "Downloading", Current: n, Total: desc.Size})

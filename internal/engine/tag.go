@@ -4,9 +4,10 @@ import (
 	"context"
 
 	"conex/internal/image"
+	"conex/internal/ocispec"
 )
 
-// Tag points the reference target to the image that source names. What target pointed to before stays, untagged.
+// Tag points the reference target to the image that source names, or to the images of all platforms that it leads to. What target pointed to before stays, untagged.
 func (e *Engine) Tag(ctx context.Context, source, target string) error {
 	ref, err := image.ParseReference(target)
 	if err != nil {
@@ -19,12 +20,16 @@ func (e *Engine) Tag(ctx context.Context, source, target string) error {
 	if err != nil {
 		return err
 	}
-	img, err := images.Resolve(source)
+	imgs, index, err := images.Variants(source) // of all platforms
 	if err != nil {
 		return classify(err)
+	}
+	var ids []ocispec.Digest
+	for _, img := range imgs {
+		ids = append(ids, img.ID)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return classify(images.Tag(img.ID, ref))
+	return classify(images.TagIndex(ref, index, ids...))
 }
