@@ -7,14 +7,47 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"conex/internal/disk"
+	"conex/internal/image"
+	"conex/internal/ocispec"
 )
 
-// Prune forgets every step and what is known of contexts, and empties the cache mounts that no running step uses. Layers that only the
-// cache needed go with the next sweep. Builds that run meanwhile go on; they find fewer steps cached. It returns the bytes freed here.
-func Prune(root *disk.Root) (int64, error) {
-	var freed int64
+// PruneOptions choose what Prune removes; the zero value is everything.
+type PruneOptions struct {
+	// Images keeps the steps that gave these images a layer, or their time of creation.
+	Images []image.Image
+	// Before keeps what was used at that time or later; zero: nothing.
+	Before time.Time
+}
+
+// keeper tells which files of the cache are to stay.
+func (o PruneOptions) keeper() func(path string, info fs.FileInfo) bool {
+	layers, times := map[ocispec.Digest]bool{}, map[time.Time]bool{}
+	for _, img := range o.Images {
+		times[img.Created.UTC()] = true
+		for _, d := range img.Layers() {
+			layers[d] = true
+		}
+	}
+	return func(path string, info fs.FileInfo) bool {
+		if !o.Before.IsZero() && !info.ModTime().Before(o.Before) {
+			return true
+		}
+		var rec Record
+		if len(o.Images) == 0 || disk.ReadJSON(path, &rec) != nil {
+			return false
+		}
+		return layers[rec.Layer] || rec.Layer == "" && times[rec.Created.UTC()]
+	}
+}
+
+// Prune forgets steps and what is known of contexts, and empties the cache mounts that no running step uses. Layers that only the
+// cache needed go with the next sweep. Builds that run meanwhile go on; they find fewer steps cached. It returns the keys of the steps
+// and the bytes freed here.
+func Prune(root *disk.Root, o PruneOptions) (keys []string, freed int64, err error) {
+	keep := o.keeper()
 	for _, class := range []string{byDefinition, byContent, "stat"} {
 		err := filepath.WalkDir(root.Path("buildcache", class), func(path string, e fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
@@ -23,23 +56,35 @@ func Prune(root *disk.Root) (int64, error) {
 			if err != nil || e.IsDir() {
 				return err // folders stay: somebody may be writing into them
 			}
-			if info, err := e.Info(); err == nil {
-				freed += info.Size()
+			info, err := e.Info()
+			if errors.Is(err, fs.ErrNotExist) || err == nil && keep(path, info) {
+				return nil
 			}
-			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err == nil {
+				err = os.Remove(path)
+			}
+			if err != nil {
+				if errors.Is(err, fs.ErrNotExist) {
+					return nil
+				}
 				return err
+			}
+			freed += info.Size()
+			if class == byDefinition {
+				keys = append(keys, e.Name())
 			}
 			return nil
 		})
 		if err != nil {
-			return freed, fmt.Errorf("prune build cache: %w", err)
+			return keys, freed, fmt.Errorf("prune build cache: %w", err)
 		}
 	}
-	n, err := pruneMounts(root)
-	return freed + n, err
+	n, err := pruneMounts(root, o.Before)
+	return keys, freed + n, err
 }
 
-func pruneMounts(root *disk.Root) (int64, error) {
+// pruneMounts removes cache mounts. When one was last used is when its lock was last taken.
+func pruneMounts(root *disk.Root, before time.Time) (int64, error) {
 	base := root.Path("buildcache", "mount")
 	entries, err := os.ReadDir(base)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -60,6 +105,10 @@ func pruneMounts(root *disk.Root) (int64, error) {
 		}
 		if err != nil {
 			return freed, fmt.Errorf("prune cache mounts: %w", err)
+		}
+		if st, serr := l.File().Stat(); !before.IsZero() && (serr != nil || !st.ModTime().Before(before)) {
+			l.Release()
+			continue
 		}
 		size := treeSize(dir)
 		err = root.Trash(dir)

@@ -22,18 +22,18 @@ func as(cmd *cobra.Command, name string, aliases ...string) *cobra.Command {
 func (a *app) containerGroup() *cobra.Command {
 	return a.group("container", "Manage containers",
 		a.attachCommand(), a.commitCommand(), a.createCommand(), a.execCommand(), a.exportCommand(), a.containerInspect(), a.killCommand(), a.logsCommand(), as(a.psCommand(), "ls", "list", "ps"),
-		a.portCommand(), a.renameCommand(), a.restartCommand(), as(a.rmCommand(), "rm", "remove"), a.runCommand(), a.startCommand(), a.stopCommand(),
+		a.portCommand(), a.containerPruneCommand(), a.renameCommand(), a.restartCommand(), as(a.rmCommand(), "rm", "remove"), a.runCommand(), a.startCommand(), a.stopCommand(),
 		a.topCommand(), a.waitCommand())
 }
 
 func (a *app) imageGroup() *cobra.Command {
 	return a.group("image", "Manage images",
-		a.buildCommand(), a.imageExploreCommand(), a.historyCommand(), a.importCommand(), a.imageInspect(), a.imageLayersCommand(), as(a.imagesCommand(), "ls", "list"), a.loadCommand(), a.pullCommand(), a.pushCommand(),
+		a.buildCommand(), a.imageExploreCommand(), a.historyCommand(), a.importCommand(), a.imageInspect(), a.imageLayersCommand(), as(a.imagesCommand(), "ls", "list"), a.loadCommand(), a.imagePruneCommand(), a.pullCommand(), a.pushCommand(),
 		as(a.rmiCommand(), "rm", "remove"), a.saveCommand(), a.tagCommand())
 }
 
 func (a *app) systemGroup() *cobra.Command {
-	return a.group("system", "Manage conex", a.checkCommand(), a.dfCommand(), a.infoCommand(), a.teardownCommand())
+	return a.group("system", "Manage conex", a.checkCommand(), a.dfCommand(), a.infoCommand(), a.systemPruneCommand(), a.teardownCommand())
 }
 
 func (a *app) builderGroup() *cobra.Command {
@@ -44,8 +44,12 @@ func (a *app) buildxGroup() *cobra.Command {
 	return a.group("buildx", "Build with the flags of Docker's buildx", as(a.buildCommand(), "build", "b"), a.builderPruneCommand())
 }
 
+func (a *app) volumeGroup() *cobra.Command {
+	return a.group("volume", "Manage volumes", a.volumePruneCommand())
+}
+
 func (a *app) networkGroup() *cobra.Command {
-	return a.group("network", "Manage networks", a.networkLsCommand())
+	return a.group("network", "Manage networks", a.networkLsCommand(), a.networkPruneCommand())
 }
 
 func (a *app) networkLsCommand() *cobra.Command {

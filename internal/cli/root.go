@@ -37,6 +37,7 @@ func commands() []command {
 		{name: "image", build: (*app).imageGroup},
 		{name: "network", build: (*app).networkGroup},
 		{name: "system", build: (*app).systemGroup},
+		{name: "volume", build: (*app).volumeGroup},
 
 		{name: "attach", build: (*app).attachCommand},
 		{name: "commit", build: (*app).commitCommand},
@@ -66,7 +67,13 @@ func commands() []command {
 
 // notYet are Docker's commands that conex will have, to tell them from typing errors.
 var notYet = []string{"compose", "context", "cp", "diff", "events", "login", "logout", "pause", "search",
-	"stats", "unpause", "update", "volume"}
+	"stats", "unpause", "update"}
+
+// notYetIn are notYet's like, by group.
+var notYetIn = map[string][]string{
+	"volume":  {"create", "inspect", "ls", "rm"},
+	"network": {"connect", "create", "disconnect", "inspect", "rm"},
+}
 
 // rootCommand builds the tree that args need.
 func (a *app) rootCommand(args []string) *cobra.Command {
@@ -142,6 +149,9 @@ func (a *app) group(name, short string, sub ...*cobra.Command) *cobra.Command {
 	g := &cobra.Command{
 		Use: name, Short: short, Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 && slices.Contains(notYetIn[name], args[0]) {
+				return &exitError{code: 1, help: cmd.CommandPath(), err: fmt.Errorf("'%s' is not a %s command yet", args[0], cmd.CommandPath())}
+			}
 			if len(args) > 0 {
 				return &exitError{code: 1, help: cmd.CommandPath(), err: fmt.Errorf("'%s' is not a %s command%s", args[0], cmd.CommandPath(), didYouMean(args[0], names(cmd)))}
 			}

@@ -11,7 +11,7 @@ import (
 
 // Lock is a flock(2) on a permanent file. It dies with its process.
 //
-// Order, outermost first: gc.lock, a container's lock, names, layers, images, networks. Readers take none.
+// Order, outermost first: gc.lock, volumes, a container's lock, names, layers, images, networks. Readers take none.
 type Lock struct{ f *os.File }
 
 // ErrLocked says that another process holds a lock that TryAcquire wanted.

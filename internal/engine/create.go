@@ -14,6 +14,7 @@ import (
 	"conex/internal/image"
 	"conex/internal/registry"
 	"conex/internal/undo"
+	"conex/internal/volume"
 
 	apic "github.com/moby/moby/api/types/container"
 )
@@ -55,9 +56,9 @@ func (e *Engine) Create(ctx context.Context, req CreateRequest) (CreateResult, e
 	return CreateResult{ID: rec.ID, Warnings: warnings}, nil
 }
 
-// create is Create for who may start the container at once: with hold, one that is to be removed at its end (--rm) is locked from
-// before it exists, and lease says so to settlers, so that it does not outlive a creator that dies before the start. The lock is
-// nil for other containers.
+// create is Create for who starts the container at once: with hold it is locked from before it exists, so that no prune removes it
+// before it runs. Of one that is to be removed at its end (--rm), lease says so to settlers, so that it does not outlive a creator that
+// dies before the start. Without hold the lock is nil.
 func (e *Engine) create(ctx context.Context, req CreateRequest, hold bool) (rec *container.Record, lock *disk.Lock, warnings []string, err error) {
 	if req.Config == nil || req.Config.Image == "" {
 		return nil, nil, nil, invalid("no image specified")
@@ -103,13 +104,23 @@ func (e *Engine) create(ctx context.Context, req CreateRequest, hold bool) (rec 
 			}
 		}
 	}
+	vols, err := volume.Open(e.root).LockUse()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	defer vols.Release()
 	var back undo.Stack
 	defer back.Run()
 	if err := e.addMounts(ctx, rec, &back); err != nil {
 		return nil, nil, nil, err
 	}
-	if hold && hc.AutoRemove {
-		if lock, err = e.lease(rec); err != nil {
+	if hold {
+		if hc.AutoRemove {
+			lock, err = e.lease(rec)
+		} else {
+			lock, err = e.Containers().Lock(rec.ID)
+		}
+		if err != nil {
 			return nil, nil, nil, err
 		}
 		id, held := rec.ID, lock // the results are nil by the time that this runs

@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"conex/internal/build"
 	"conex/internal/ocispec"
 )
 
@@ -118,17 +117,6 @@ func (e *Engine) DiskUsage(ctx context.Context) (DiskUsage, error) {
 	}
 	a.total()
 	return a.u, nil
-}
-
-// PruneBuildCache forgets all cached build steps and cache mounts, and removes the layers that nothing else uses. It returns the bytes
-// that came free; deferred says that a pull or build runs, and the layers go when it ends.
-func (e *Engine) PruneBuildCache(ctx context.Context) (freed int64, deferred bool, err error) {
-	n, err := build.Prune(e.root)
-	if err != nil {
-		return n, false, err
-	}
-	res, err := e.sweep(ctx)
-	return n + res.Bytes, res.Deferred, err
 }
 
 func (u *Usage) add(size int64, used bool) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"conex/internal/collect"
 	"conex/internal/container"
 	"conex/internal/image"
 	"conex/internal/ocispec"
@@ -62,9 +63,15 @@ func (e *Engine) RemoveImage(ctx context.Context, name string, req RemoveImageRe
 	}
 	r := &imageRemoval{e: e, images: images, img: img, users: users, force: req.Force}
 	if isIDPrefix(img.ID, name) && !r.isName(name) {
-		err = r.byID(ctx)
+		err = r.byID()
 	} else {
 		err = r.byName(ctx, name)
+	}
+	if len(r.gone) > 0 {
+		// What follows is cleaning up, which a Ctrl-C shall not leave half done.
+		res, serr := e.sweep(context.WithoutCancel(ctx))
+		r.swept(res)
+		err = errors.Join(err, serr)
 	}
 	return r.done, classify(err)
 }
@@ -116,6 +123,13 @@ type imageRemoval struct {
 	users  []imageUser
 	force  bool
 	done   []apii.DeleteResponse
+	// gone are the images that were removed, each with its place in done, behind which its layers belong.
+	gone []goneImage
+}
+
+type goneImage struct {
+	layers []ocispec.Digest
+	at     int
 }
 
 // isName reports whether name is a reference to the image, for names that read like ids.
@@ -168,7 +182,7 @@ func (r *imageRemoval) byName(ctx context.Context, name string) error {
 			}
 			continue // kept for its containers without a name
 		}
-		if err := r.delete(ctx, v.ID); err != nil {
+		if err := r.remove(v.ID); err != nil {
 			return err
 		}
 	}
@@ -213,7 +227,7 @@ func (r *imageRemoval) untagDigests(id ocispec.Digest, repo string) error {
 }
 
 // byID removes the image with all its references.
-func (r *imageRemoval) byID(ctx context.Context) error {
+func (r *imageRemoval) byID() error {
 	for _, u := range r.users {
 		if u.running {
 			return imageConflict(r.img.ID, false, "image is being used by running container "+u.id[:12])
@@ -227,7 +241,7 @@ func (r *imageRemoval) byID(ctx context.Context) error {
 			return imageConflict(r.img.ID, true, "image is being used by stopped container "+r.users[0].id[:12])
 		}
 	}
-	return r.delete(ctx, r.img.ID)
+	return r.remove(r.img.ID)
 }
 
 // untag removes one reference and says so.
@@ -242,8 +256,8 @@ func (r *imageRemoval) untag(ref image.Reference) error {
 	return nil
 }
 
-// delete removes an image with the references that are left, and the layers that nobody else uses.
-func (r *imageRemoval) delete(ctx context.Context, id ocispec.Digest) error {
+// remove removes an image with the references that are left. Its layers go with the next sweep.
+func (r *imageRemoval) remove(id ocispec.Digest) error {
 	img, err := r.images.Get(id)
 	if err != nil && !errors.Is(err, image.ErrDamaged) {
 		return err
@@ -255,17 +269,26 @@ func (r *imageRemoval) delete(ctx context.Context, id ocispec.Digest) error {
 		r.done = append(r.done, apii.DeleteResponse{Untagged: s})
 	}
 	r.done = append(r.done, apii.DeleteResponse{Deleted: string(img.ID)})
-	// The image is gone: what follows is cleaning up, which a Ctrl-C shall not leave half done.
-	res, err := r.e.sweep(context.WithoutCancel(ctx))
-	if err != nil {
-		return err
-	}
-	for _, d := range slices.Backward(img.Layers()) {
-		if slices.Contains(res.Layers, d) {
-			r.done = append(r.done, apii.DeleteResponse{Deleted: string(d)})
-		}
-	}
+	r.gone = append(r.gone, goneImage{img.Layers(), len(r.done)})
 	return nil
+}
+
+// swept tells of the layers that a sweep removed, topmost first, each behind the last image that had it.
+func (r *imageRemoval) swept(res collect.Result) {
+	left := map[ocispec.Digest]bool{}
+	for _, d := range res.Layers {
+		left[d] = true
+	}
+	for _, g := range slices.Backward(r.gone) {
+		var rows []apii.DeleteResponse
+		for _, d := range slices.Backward(g.layers) {
+			if left[d] {
+				delete(left, d)
+				rows = append(rows, apii.DeleteResponse{Deleted: string(d)})
+			}
+		}
+		r.done = slices.Insert(r.done, g.at, rows...)
+	}
 }
 
 // singleReference reports whether all of an image's references are one tag and the digests of its repository, so that removing the image

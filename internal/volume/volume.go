@@ -2,9 +2,11 @@
 //
 //	volumes/<name>/meta.json   Volume
 //	volumes/<name>/_data       the content
+//	volumes.lock               flock: shared by who makes a container with volumes, alone by who removes unused ones
 package volume
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -112,6 +114,16 @@ func (s *Store) List() ([]string, error) {
 		}
 	}
 	return names, nil
+}
+
+// LockUse is held from before a container's volumes are made or found until its record names them.
+func (s *Store) LockUse() (*disk.Lock, error) {
+	return disk.AcquireShared(s.root.Path("volumes.lock"))
+}
+
+// LockUnused is held by who removes volumes that no record names: it waits for whoever holds LockUse.
+func (s *Store) LockUnused(ctx context.Context) (*disk.Lock, error) {
+	return disk.AcquireContext(ctx, s.root.Path("volumes.lock"))
 }
 
 // Remove deletes a volume. Idempotent. That nothing uses it is the caller's to know.

@@ -1,0 +1,286 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"time"
+
+	"conex/internal/build"
+	"conex/internal/collect"
+	"conex/internal/container"
+	"conex/internal/image"
+	"conex/internal/ocispec"
+	"conex/internal/volume"
+
+	apii "github.com/moby/moby/api/types/image"
+)
+
+// PruneRequest says what shall be removed of the things that nothing uses.
+type PruneRequest struct {
+	Containers, Images, Volumes, BuildCache bool
+	// AllImages removes also images that have a name, AllCache also cached steps whose layers an image has, AllVolumes also volumes that
+	// somebody gave a name.
+	AllImages, AllCache, AllVolumes bool
+	// Filters are Docker's: until (not for volumes), label and label! (not for the build cache).
+	Filters map[string][]string
+}
+
+// PruneReport says what a prune removed.
+type PruneReport struct {
+	Containers, Volumes []string
+	// Images tells what was done in order, as RemoveImage does.
+	Images []apii.DeleteResponse
+	// BuildCache has the keys of the steps that were forgotten.
+	BuildCache []string
+	// Bytes is the space that came free.
+	Bytes int64
+	// Deferred says that a pull, build or the like is under way: layers go when it ends.
+	Deferred bool
+}
+
+// Prune removes what nothing uses: first containers that don't run, then volumes, images and cached build steps that no container and
+// no live lease uses, in the end the layers that are left over. What it did before an error is in the report.
+func (e *Engine) Prune(ctx context.Context, req PruneRequest) (PruneReport, error) {
+	var rep PruneReport
+	f, err := newPruneFilter(&req)
+	if err != nil {
+		return rep, err
+	}
+	if err := e.Settle(ctx); err != nil {
+		return rep, err
+	}
+	if req.Containers {
+		if err := e.pruneContainers(ctx, f, &rep); err != nil {
+			return rep, err
+		}
+	}
+	if req.Volumes {
+		if err := e.pruneVolumes(ctx, req, f, &rep); err != nil {
+			return rep, err
+		}
+	}
+	if !req.Images && !req.BuildCache {
+		return rep, nil
+	}
+	var removal *imageRemoval
+	if req.Images {
+		if removal, err = e.pruneImages(ctx, req, f); removal != nil {
+			rep.Images = removal.done
+		}
+		if err != nil {
+			return rep, err
+		}
+	}
+	if req.BuildCache {
+		o := build.PruneOptions{Before: f.until}
+		if !req.AllCache {
+			images, err := e.Images()
+			if err != nil {
+				return rep, err
+			}
+			if o.Images, err = images.List(); err != nil {
+				return rep, err
+			}
+		}
+		keys, n, err := build.Prune(e.root, o)
+		rep.BuildCache, rep.Bytes = keys, rep.Bytes+n
+		if err != nil {
+			return rep, err
+		}
+	}
+	// Records are gone: what follows is cleaning up, which a Ctrl-C shall not leave half done.
+	res, err := e.sweep(context.WithoutCancel(ctx))
+	rep.Bytes += res.Bytes
+	rep.Deferred = res.Deferred
+	if removal != nil {
+		removal.swept(res)
+		rep.Images = removal.done
+	}
+	return rep, err
+}
+
+func (e *Engine) pruneContainers(ctx context.Context, f *pruneFilter, rep *PruneReport) error {
+	all, err := e.snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range all {
+		r := n.Record
+		if n.Alive() != nil || !f.match(r.Created, r.Config.Labels) {
+			continue
+		}
+		size, err := treeSize(e.Containers().Dir(r.ID, "upper"))
+		if err != nil {
+			return err
+		}
+		err = e.RemoveContainer(ctx, RemoveRequest{Container: r.ID})
+		if errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound) {
+			continue // somebody has started or removed it since
+		}
+		if err != nil {
+			return err
+		}
+		rep.Containers, rep.Bytes = append(rep.Containers, r.ID), rep.Bytes+size
+	}
+	return nil
+}
+
+// pruneVolumes holds the volumes' lock, so that nobody is making a container that has a volume and no record yet.
+func (e *Engine) pruneVolumes(ctx context.Context, req PruneRequest, f *pruneFilter, rep *PruneReport) error {
+	vols := volume.Open(e.root)
+	l, err := vols.LockUnused(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	all, err := e.snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	used := map[string]bool{}
+	for _, n := range all {
+		for _, m := range n.Record.Mounts {
+			used[m.Name] = true
+		}
+		for _, v := range n.Record.Anonymous {
+			used[v] = true
+		}
+	}
+	names, err := vols.List()
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		v, err := vols.Get(name)
+		if errors.Is(err, volume.ErrNotFound) {
+			continue // what a crash left of one: nobody can have put anything into it
+		}
+		if err != nil {
+			return err
+		}
+		if used[name] || !v.Anonymous && !req.AllVolumes || !f.match(v.Created, nil) {
+			continue
+		}
+		size, err := treeSize(vols.Data(name))
+		if err != nil {
+			return err
+		}
+		if err := vols.Remove(name); err != nil {
+			return err
+		}
+		rep.Volumes, rep.Bytes = append(rep.Volumes, name), rep.Bytes+size
+	}
+	return nil
+}
+
+// pruneImages removes the records of images. Nobody can take a lease on an image meanwhile, so none is lost between somebody's look
+// and his use.
+func (e *Engine) pruneImages(ctx context.Context, req PruneRequest, f *pruneFilter) (*imageRemoval, error) {
+	images, err := e.Images()
+	if err != nil {
+		return nil, err
+	}
+	r := &imageRemoval{e: e, images: images}
+	return r, collect.Exclusive(ctx, e.root, func(held map[ocispec.Digest]bool) error {
+		used, err := e.imagesOfContainers(ctx)
+		if err != nil {
+			return err
+		}
+		list, err := images.List()
+		if err != nil {
+			return err
+		}
+		for _, img := range list {
+			if held[img.ID] || used[img.ID] || len(img.RepoTags) > 0 && !req.AllImages || !f.match(img.Created, img.Config.Config.Labels) {
+				continue
+			}
+			if err := r.remove(img.ID); err != nil && !errors.Is(err, image.ErrNotFound) {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// imagesOfContainers lists the images that containers are made of.
+func (e *Engine) imagesOfContainers(ctx context.Context) (map[ocispec.Digest]bool, error) {
+	cs := e.Containers()
+	ids, err := cs.List()
+	if err != nil {
+		return nil, err
+	}
+	used := map[ocispec.Digest]bool{}
+	for _, id := range ids {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		rec, err := cs.Load(id)
+		if errors.Is(err, container.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		used[rec.ImageID] = true
+	}
+	return used, nil
+}
+
+// pruneFilter is a request's filters, checked.
+type pruneFilter struct {
+	// until is the time before which a thing must have been made, or a cached step used; zero: any.
+	until           time.Time
+	labels, without []string
+}
+
+// newPruneFilter also takes the filters that only say again what a flag says.
+func newPruneFilter(req *PruneRequest) (*pruneFilter, error) {
+	f := &pruneFilter{}
+	for key, vals := range req.Filters {
+		if len(vals) == 0 {
+			continue
+		}
+		last := vals[len(vals)-1]
+		cacheAlone := req.BuildCache && !req.Containers && !req.Images && !req.Volumes
+		switch {
+		case key == "until" && req.Volumes && req.Images:
+			return nil, invalid(`the "until" filter is not supported with "--volumes"`)
+		case key == "until" && !req.Volumes:
+			if len(vals) > 1 {
+				return nil, invalid("more than one until filter specified")
+			}
+			t, err := parseUntil(last, time.Now())
+			if err != nil {
+				return nil, invalid("invalid filter 'until=%s': %w", last, err)
+			}
+			f.until = t
+		case key == "label" && !cacheAlone:
+			f.labels = vals
+		case key == "label!" && !cacheAlone:
+			f.without = vals
+		case key == "dangling" && req.Images && !req.Containers, key == "all" && req.Volumes && !req.Images:
+			b, err := strconv.ParseBool(last)
+			if err != nil {
+				return nil, invalid("invalid filter '%s=%s'", key, last)
+			}
+			if key == "all" {
+				req.AllVolumes = req.AllVolumes || b
+			} else {
+				req.AllImages = !b
+			}
+		default:
+			return nil, invalid("invalid filter '%s'", key)
+		}
+	}
+	return f, nil
+}
+
+func (f *pruneFilter) match(made time.Time, labels map[string]string) bool {
+	if !f.until.IsZero() && !made.Before(f.until) {
+		return false
+	}
+	return hasLabels(labels, f.labels) && !slices.ContainsFunc(f.without, func(l string) bool { return hasLabels(labels, []string{l}) })
+}
