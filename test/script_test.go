@@ -21,6 +21,7 @@ import (
 //	conex ARG...             in PATH, with the world's folders, in its network namespace; docker is a link to it
 //	exits CODE COMMAND...    runs a command that must end with that code
 //	eventually COMMAND...    runs a command until it succeeds, ten seconds at most
+//	registry VAR [USER:HASH] starts a registry and sets VAR to its address
 //	fixture                  imports the busybox image
 //	same TEXT                compares the last stdout, without its last newline, with TEXT, where \n is a newline
 //
@@ -76,6 +77,7 @@ func runScript(t *testing.T, file string) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": scriptExits, "eventually": scriptEventually, "fixture": scriptFixture, "same": scriptSame,
+			"registry": w.scriptRegistry,
 		},
 	})
 }

@@ -48,6 +48,8 @@ func commands() []command {
 		{name: "inspect", build: (*app).inspectCommand},
 		{name: "kill", build: (*app).killCommand},
 		{name: "load", build: (*app).loadCommand},
+		{name: "login", build: (*app).loginCommand},
+		{name: "logout", build: (*app).logoutCommand},
 		{name: "logs", build: (*app).logsCommand},
 		{name: "port", build: (*app).portCommand},
 		{name: "push", build: (*app).pushCommand},
@@ -66,7 +68,7 @@ func commands() []command {
 }
 
 // notYet are Docker's commands that conex will have, to tell them from typing errors.
-var notYet = []string{"compose", "context", "cp", "diff", "events", "login", "logout", "pause", "search",
+var notYet = []string{"compose", "context", "cp", "diff", "events", "pause", "search",
 	"stats", "unpause", "update"}
 
 // notYetIn are notYet's like, by group.

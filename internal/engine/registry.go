@@ -1,6 +1,11 @@
 package engine
 
-import "conex/internal/registry"
+import (
+	"conex/internal/credentials"
+	"conex/internal/registry"
+)
 
-// registryClient returns a client that reaches registries as the configuration says. Close it.
-func (e *Engine) registryClient() *registry.Client { return registry.New(e.cfg.Registry) }
+// registryClient returns a client that reaches registries as the configuration says, with what the user has logged in with. Close it.
+func (e *Engine) registryClient() *registry.Client {
+	return registry.New(registry.Options{Registry: e.cfg.Registry, Credentials: credentials.Open()})
+}

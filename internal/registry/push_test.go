@@ -60,7 +60,7 @@ func dockerRegistry(t *testing.T, scheme, more string) string {
 	return ""
 }
 
-func known(content []byte) Upload {
+func knownBlob(content []byte) Upload {
 	return Upload{Digest: ocispec.FromBytes(content), Size: int64(len(content)),
 		Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil }}
 }
@@ -95,7 +95,7 @@ func TestPush(t *testing.T) {
 			if _, ok, err := c.HasBlob(ctx, ep, "team/app", descA.Digest); ok || err != nil {
 				t.Fatalf("before: %v, %v", ok, err)
 			}
-			for _, up := range []Upload{known(a), streamed(b), known(conf), known(empty)} {
+			for _, up := range []Upload{knownBlob(a), streamed(b), knownBlob(conf), knownBlob(empty)} {
 				if err := c.PutBlob(ctx, ep, "team/app", up); err != nil {
 					t.Fatal(err)
 				}
@@ -142,7 +142,7 @@ func TestPush(t *testing.T) {
 			if mounted, err := c.MountBlob(ctx, ep, "team/other", absent.Digest, "team/app"); err != nil || mounted && name == "docker-registry" {
 				t.Fatalf("mount of nothing: %v, %v", mounted, err)
 			}
-			lied := known(a)
+			lied := knownBlob(a)
 			lied.Digest = absent.Digest
 			if err := c.PutBlob(ctx, ep, "team/app", lied); err == nil || strings.Contains(err.Error(), "\n") {
 				t.Fatalf("wrong digest: %v", err)
@@ -177,12 +177,12 @@ func TestUploadSource(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	short := known([]byte("short"))
+	short := knownBlob([]byte("short"))
 	short.Size = 10
 	if err := c.PutBlob(context.Background(), ep, "a", short); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("short: %v", err)
 	}
-	long := known([]byte("much too long"))
+	long := knownBlob([]byte("much too long"))
 	long.Size = 3
 	if err := c.PutBlob(context.Background(), ep, "a", long); err == nil || !strings.Contains(err.Error(), "larger") {
 		t.Errorf("long: %v", err)
@@ -227,7 +227,7 @@ func TestUploadLocations(t *testing.T) {
 			}
 			w.WriteHeader(http.StatusCreated)
 		})
-		if err := client(nil).PutBlob(context.Background(), Endpoint{Scheme: "http", Host: host}, "a", known(content)); err != nil {
+		if err := client(nil).PutBlob(context.Background(), Endpoint{Scheme: "http", Host: host}, "a", knownBlob(content)); err != nil {
 			t.Errorf("%s: %v", loc, err)
 		}
 		if strings.Contains(loc, "?") && !strings.Contains(put, "&digest=") {
@@ -239,7 +239,7 @@ func TestUploadLocations(t *testing.T) {
 			w.Header().Set("Location", loc)
 			w.WriteHeader(http.StatusAccepted)
 		}, nil)
-		if err := client(nil).PutBlob(context.Background(), Endpoint{Scheme: "http", Host: host}, "a", known(content)); err == nil || strings.Contains(err.Error(), "\n") {
+		if err := client(nil).PutBlob(context.Background(), Endpoint{Scheme: "http", Host: host}, "a", knownBlob(content)); err == nil || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%q: %v", loc, err)
 		}
 	}
@@ -293,7 +293,7 @@ func TestUploadRetries(t *testing.T) {
 			c := client(nil)
 			c.stall = 200 * time.Millisecond
 			c.http.Transport.(*http.Transport).ResponseHeaderTimeout = 200 * time.Millisecond
-			up := known(content)
+			up := knownBlob(content)
 			if stream {
 				up = streamed(content)
 			}
@@ -309,7 +309,7 @@ func TestUploadRetries(t *testing.T) {
 		io.Copy(io.Discard, r.Body)
 		w.WriteHeader(403)
 	})
-	err := client(nil).PutBlob(context.Background(), Endpoint{Scheme: "http", Host: host}, "a", known(content))
+	err := client(nil).PutBlob(context.Background(), Endpoint{Scheme: "http", Host: host}, "a", knownBlob(content))
 	if !errors.Is(err, ErrDenied) || tries.Load() != 1 || deleted.Load() != 1 {
 		t.Errorf("403: %d tries, %d cancelled, %v", tries.Load(), deleted.Load(), err)
 	}
@@ -334,7 +334,7 @@ func TestUploadToLiars(t *testing.T) {
 			http.Redirect(w, r, r.URL.String(), http.StatusTemporaryRedirect)
 		},
 	} {
-		for _, up := range []Upload{known(content), streamed(content)} {
+		for _, up := range []Upload{knownBlob(content), streamed(content)} {
 			host, _ := uploads(t, accepted, h)
 			if err := client(nil).PutBlob(context.Background(), Endpoint{Scheme: "http", Host: host}, "a", up); err == nil || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%s: %v", name, err)
@@ -453,7 +453,7 @@ func TestScopes(t *testing.T) {
 		if mounted, err := c.MountBlob(ctx, ep, "a", desc.Digest, "b"); mounted || err != nil {
 			t.Fatal(mounted, err)
 		}
-		if err := c.PutBlob(ctx, ep, "a", known(content)); err != nil {
+		if err := c.PutBlob(ctx, ep, "a", knownBlob(content)); err != nil {
 			t.Fatal(err)
 		}
 	}

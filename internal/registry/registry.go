@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"conex/internal/config"
+	"conex/internal/credentials"
 	"conex/internal/ocispec"
 )
 
@@ -45,32 +46,47 @@ const maxError = 1 << 20
 
 // Client asks registries. It keeps connections and tokens, and may be used by several goroutines at a time.
 type Client struct {
-	cfg     map[string]config.Registry
-	http    *http.Client
-	backoff func(attempt int) time.Duration // tests make it short
-	stall   time.Duration                   // a blob that delivers nothing for so long is asked for again
-	listing time.Duration                   // bounds the time of a list of tags or repositories
+	cfg       map[string]config.Registry
+	http      *http.Client
+	backoff   func(attempt int) time.Duration // tests make it short
+	stall     time.Duration                   // a blob that delivers nothing for so long is asked for again
+	listing   time.Duration                   // bounds the time of a list of tags or repositories
+	tokenTime time.Duration                   // bounds one question to a token service
+
+	credentials *credentials.Store // nil: everything is asked for anonymously
 
 	logins chan struct{} // held by who logs in, so that a token is fetched once
 	mu     sync.Mutex
-	tokens map[string][]token // by endpoint
+	tokens map[string][]token                 // by endpoint
+	known  map[string]credentials.Credentials // by host
 }
 
-// New returns a client that reaches registries as cfg says, by the names that references use ("docker.io"). A nil cfg is valid.
-func New(cfg map[string]config.Registry) *Client {
+// Options says how registries are reached. The zero value is valid.
+type Options struct {
+	// Registry has what the configuration says of registries, by the names that references use ("docker.io").
+	Registry map[string]config.Registry
+	// Credentials has what the user has logged in with, nil for nothing. It is asked when a registry wants a login.
+	Credentials *credentials.Store
+}
+
+// New returns a client. It reads no file and asks nobody.
+func New(o Options) *Client {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.DialContext = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
 	t.MaxIdleConnsPerHost = 8
 	t.ResponseHeaderTimeout = time.Minute
 	t.DisableCompression = true // layers are compressed already, and their digests are of what is sent
 	return &Client{
-		cfg:     cfg,
-		http:    &http.Client{Transport: t, CheckRedirect: checkRedirect},
-		backoff: func(n int) time.Duration { return 250 * time.Millisecond << n },
-		stall:   time.Minute,
-		listing: listingTime,
-		logins:  make(chan struct{}, 1),
-		tokens:  map[string][]token{},
+		cfg:         o.Registry,
+		credentials: o.Credentials,
+		http:        &http.Client{Transport: t, CheckRedirect: checkRedirect},
+		backoff:     func(n int) time.Duration { return 250 * time.Millisecond << n },
+		stall:       time.Minute,
+		listing:     listingTime,
+		tokenTime:   30 * time.Second,
+		logins:      make(chan struct{}, 1),
+		tokens:      map[string][]token{},
+		known:       map[string]credentials.Credentials{},
 	}
 }
 

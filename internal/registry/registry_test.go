@@ -26,7 +26,7 @@ import (
 
 // client is a Client that waits for nothing.
 func client(cfg map[string]config.Registry) *Client {
-	c := New(cfg)
+	c := New(Options{Registry: cfg})
 	c.backoff = func(int) time.Duration { return 0 }
 	return c
 }
@@ -170,7 +170,7 @@ func TestEndpoints(t *testing.T) {
 		"localhost:5000": "[https://localhost:5000 http://localhost:5000]", "127.0.0.1": "[https://127.0.0.1 http://127.0.0.1]",
 		"[::1]:5000": "[https://[::1]:5000 http://[::1]:5000]", "localhost.evil.com": "[https://localhost.evil.com]", "10.0.0.1:5000": "[https://10.0.0.1:5000]",
 	} {
-		if got := fmt.Sprint(New(nil).endpoints(domain)); got != want {
+		if got := fmt.Sprint(New(Options{}).endpoints(domain)); got != want {
 			t.Errorf("%s: %s, want %s", domain, got, want)
 		}
 	}

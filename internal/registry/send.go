@@ -31,6 +31,8 @@ type request struct {
 	header         http.Header
 	// scopes are the rights that a token for it must have, as in repository:team/app:pull,push.
 	scopes []string
+	// bare asks without credentials but those in header, and leaves a 401 to the caller.
+	bare bool
 	// raw is a small body.
 	raw []byte
 	// open makes a large body, anew for every time that it is sent; nil for none. Such a request is not repeated after a failure:
@@ -64,7 +66,7 @@ func (c *Client) do(ctx context.Context, r request) (*http.Response, error) {
 			return nil, plain(err)
 		}
 		switch status := resp.StatusCode; {
-		case status == http.StatusUnauthorized && !authed && r.ep.owns(r.target):
+		case status == http.StatusUnauthorized && !authed && !r.bare && r.ep.owns(r.target):
 			challenge := resp.Header.Values("WWW-Authenticate")
 			drop(resp)
 			authed = true
@@ -105,7 +107,7 @@ func (c *Client) try(ctx context.Context, r request) (resp *http.Response, auth 
 		req.Header[k] = v
 	}
 	req.Header.Set("User-Agent", "conex")
-	if r.ep.owns(r.target) {
+	if !r.bare && r.ep.owns(r.target) {
 		if auth = c.token(r.ep, r.scopes); auth != "" {
 			req.Header.Set("Authorization", auth)
 		}

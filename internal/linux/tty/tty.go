@@ -41,7 +41,23 @@ func MakeRaw(fd int) (*State, error) {
 	return old, nil
 }
 
-// Restore gives a terminal the mode back that MakeRaw has found.
+// HideInput keeps a terminal from showing what is typed and returns the mode that it had.
+func HideInput(fd int) (*State, error) {
+	t, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return nil, fmt.Errorf("terminal mode: %w", err)
+	}
+	old := &State{*t}
+	t.Lflag &^= unix.ECHO
+	t.Lflag |= unix.ICANON | unix.ISIG
+	t.Iflag |= unix.ICRNL
+	if err := unix.IoctlSetTermios(fd, unix.TCSETS, t); err != nil {
+		return nil, fmt.Errorf("hide input: %w", err)
+	}
+	return old, nil
+}
+
+// Restore gives a terminal the mode back that MakeRaw or HideInput has found.
 func Restore(fd int, s *State) error {
 	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &s.termios); err != nil {
 		return fmt.Errorf("restore terminal mode: %w", err)

@@ -230,3 +230,36 @@ func FuzzDetachReader(f *testing.F) {
 		}
 	})
 }
+
+func TestHideInput(t *testing.T) {
+	master, slave := open(t)
+	fd := int(slave.Fd())
+	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := tty.HideInput(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := master.WriteString("s3cret\n"); err != nil {
+		t.Fatal(err)
+	}
+	line := make([]byte, 100)
+	if n, err := slave.Read(line); err != nil || string(line[:n]) != "s3cret\n" {
+		t.Fatalf("%q, %v", line[:n], err)
+	}
+	if err := tty.Restore(fd, old); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := unix.IoctlGetTermios(fd, unix.TCGETS); err != nil || *after != *before {
+		t.Errorf("%+v, %v; before %+v", after, err, before)
+	}
+	if _, err := slave.WriteString("seen"); err != nil {
+		t.Fatal(err)
+	}
+	// What was typed would stand before it.
+	if n, err := master.Read(line); err != nil || string(line[:n]) != "seen" {
+		t.Errorf("the terminal showed %q, %v", line[:n], err)
+	}
+}
