@@ -40,8 +40,9 @@ import (
 
 // Builder is what builds stand on. It may run several builds at a time.
 type Builder struct {
-	Root   *disk.Root
-	State  string
+	Root  *disk.Root
+	State string
+	// Layers claims what it makes: see layers.Store.Claiming.
 	Layers *layers.Store
 	Images *image.Store
 	// Runtime runs RUN steps.
@@ -90,7 +91,7 @@ type Result struct {
 	Cached bool
 }
 
-// Build builds an image, records it and tags it. The caller holds an open lease. The same input gives the same image id as long as the
+// Build builds an image, records it and tags it. The caller holds a lease that Layers claims for, and Base for what it returns. The same input gives the same image id as long as the
 // cache holds its steps. Steps that were done before a failure or cancellation stay in the cache; everything else is taken back. The error is
 // a *StepError or *dockerfile.ParseError where a place in the Dockerfile is to blame.
 func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error) {

@@ -81,6 +81,9 @@ func (c *cache) get(class, key string) (rec Record, ok bool, err error) {
 		return rec, false, nil //nolint:nilerr // a record that a power loss cut short is a miss; the step will replace it
 	}
 	if rec.Layer != "" {
+		if err := c.layers.Claim(rec.Layer); err != nil {
+			return rec, false, fmt.Errorf("build cache: %w", err)
+		}
 		if _, err := c.layers.Stat(rec.Layer); err != nil {
 			if errors.Is(err, layers.ErrNotFound) {
 				return rec, false, nil

@@ -259,3 +259,87 @@ func TestLookThenUse(t *testing.T) {
 	close(stop)
 	sweeper.Wait()
 }
+
+// TestClaim is what a build does, against sweeps that run all the time: an empty lease, and each layer claimed on its way in. Sweeps take
+// what is not claimed meanwhile, and nothing else.
+func TestClaim(t *testing.T) {
+	s := stores(t)
+	stop := make(chan struct{})
+	var sweeper, users sync.WaitGroup
+	sweeper.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if res, err := Sweep(context.Background(), s); err != nil || res.Deferred {
+				t.Errorf("%+v, %v", res, err)
+				return
+			}
+		}
+	})
+	for range 4 {
+		users.Go(func() {
+			for k := range 20 {
+				lease, err := Hold(s.Root)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mine := s
+				mine.Layers = s.Layers.Claiming(lease.Claim)
+				// The first is everybody's, so it often exists already, claimed by nobody or by somebody who lets go just now.
+				for _, d := range []ocispec.Digest{layer(t, mine, "shared"), layer(t, mine, fmt.Sprint("own", k))} {
+					if _, err := s.Layers.Stat(d); err != nil {
+						t.Errorf("a claimed layer is gone: %v", err)
+					}
+				}
+				if err := lease.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	users.Wait()
+	close(stop)
+	sweeper.Wait()
+	if res, left := sweep(t, s); left != 0 || Left(s.Root) {
+		t.Fatalf("%+v, %d left", res, left)
+	}
+}
+
+// TestKeepForm lets compressed forms go that their layers would keep, unless a lease names them.
+func TestKeepForm(t *testing.T) {
+	s := stores(t)
+	d := layer(t, s, "x")
+	marker := func(mark func(...ocispec.Digest)) error { mark(d); return nil }
+	var forms []ocispec.Digest
+	for _, text := range []string{"one", "two"} {
+		b, err := s.Blobs.PutBytes([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Layers.AddBlob(d, layers.Blob{Digest: b, Size: 3, MediaType: ocispec.MediaTypeImageLayerGzip}); err != nil {
+			t.Fatal(err)
+		}
+		forms = append(forms, b)
+	}
+	if res, left := sweep(t, s, marker); left != 1 || len(res.Blobs) != 0 {
+		t.Fatalf("%+v", res)
+	}
+	lease, err := Hold(s.Root, forms[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.KeepForm = func(ocispec.Digest) bool { return false }
+	if res, left := sweep(t, s, marker); left != 1 || !slices.Equal(res.Blobs, forms[1:]) || !Left(s.Root) {
+		t.Fatalf("%+v", res)
+	}
+	if err := lease.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if res, _ := sweep(t, s, marker); !slices.Equal(res.Blobs, forms[:1]) || Left(s.Root) {
+		t.Fatalf("%+v", res)
+	}
+}

@@ -5,7 +5,8 @@
 //
 //	leases/gc.lock     flock: shared while a lease is made or named a digest, exclusive while a sweep runs
 //	leases/<id>        one lease: its owner holds it under flock as long as it lives; lines "open" or a digest
-//	leases/pending     a sweep had to leave layers because of an open lease; the next complete sweep removes it
+//	leases/pending     a sweep had to leave everything because of an open lease; the next complete sweep removes it
+//	leases/left        a sweep had to leave something because a lease names it; the next complete sweep removes it
 //
 // A lease dies with its process, because the kernel drops the flock; there are no expiry times.
 package collect
@@ -18,6 +19,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync"
 
 	"conex/internal/disk"
 	"conex/internal/ocispec"
@@ -28,16 +30,27 @@ const open = "open"
 
 func gcLock(root *disk.Root) string  { return root.Path("leases", "gc.lock") }
 func pending(root *disk.Root) string { return root.Path("leases", "pending") }
+func left(root *disk.Root) string    { return root.Path("leases", "left") }
+
+// isLease tells a lease's file from the others.
+func isLease(root *disk.Root, e fs.DirEntry) bool {
+	path := root.Path("leases", e.Name())
+	return path != gcLock(root) && path != pending(root) && path != left(root) && e.Type().IsRegular() && !disk.IsTemp(e.Name())
+}
 
 // Lease protects digests (layers, blobs) from Sweep while its process lives or until Close.
 type Lease struct {
 	root *disk.Root
 	path string
 	lock *disk.Lock
+
+	mu   sync.Mutex
+	held map[ocispec.Digest]bool // what Claim has added
 }
 
-// NewLease makes an open lease, for whoever makes layers whose digests nobody can know beforehand (a build, an import): while it
-// lives, a sweep leaves all layers and blobs alone. Seal it, or Close it, as soon as the digests are known.
+// NewLease makes an open lease, for whoever makes layers and blobs whose digests it can't name in time: while it lives, a sweep leaves all
+// of them alone, so the disk may fill meanwhile. Who may take long (a build) holds an empty lease instead and claims each layer on its way
+// into the store: layers.Store.Claiming(lease.Claim).
 func NewLease(root *disk.Root) (*Lease, error) { return newLease(root, []string{open}) }
 
 // Hold makes a lease on digests that are known. Everything of it that exists when Hold returns stays; what does not exist may be
@@ -61,7 +74,7 @@ func newLease(root *disk.Root, lines []string) (*Lease, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make lease: %w", err)
 	}
-	le := &Lease{root, path, l}
+	le := &Lease{root: root, path: path, lock: l}
 	if err := le.write(lines); err != nil {
 		le.Close()
 		return nil, err
@@ -95,6 +108,31 @@ func (l *Lease) Add(digests ...ocispec.Digest) error {
 	return l.write(lines)
 }
 
+// Claim is Add for who names the same digests again and again: those that it has added cost nothing. It may be called by several goroutines.
+func (l *Lease) Claim(digests ...ocispec.Digest) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var todo []ocispec.Digest
+	for _, d := range digests {
+		if !l.held[d] {
+			todo = append(todo, d)
+		}
+	}
+	if len(todo) == 0 {
+		return nil
+	}
+	if err := l.Add(todo...); err != nil {
+		return err
+	}
+	if l.held == nil {
+		l.held = map[ocispec.Digest]bool{}
+	}
+	for _, d := range todo {
+		l.held[d] = true
+	}
+	return nil
+}
+
 // Close gives the protection up. Safe to call twice and on nil.
 func (l *Lease) Close() error {
 	if l == nil || l.lock == nil {
@@ -119,7 +157,7 @@ func leases(root *disk.Root, clear bool) (marks map[ocispec.Digest]bool, anyOpen
 	marks = map[ocispec.Digest]bool{}
 	for _, e := range entries {
 		path := root.Path("leases", e.Name())
-		if path == gcLock(root) || path == pending(root) || !e.Type().IsRegular() || disk.IsTemp(e.Name()) {
+		if !isLease(root, e) {
 			continue
 		}
 		if !clear && !disk.Held(path) {
@@ -175,7 +213,7 @@ func Dead(root *disk.Root) ([]string, error) {
 	var dead []string
 	for _, e := range entries {
 		path := root.Path("leases", e.Name())
-		if path == gcLock(root) || path == pending(root) || !e.Type().IsRegular() || disk.IsTemp(e.Name()) || disk.Held(path) {
+		if !isLease(root, e) || disk.Held(path) {
 			continue
 		}
 		if _, err := os.Lstat(path); err == nil { // not closed meanwhile

@@ -23,6 +23,8 @@ type Stores struct {
 	Images *image.Store
 	Layers *layers.Store
 	Blobs  *blobs.Store
+	// KeepForm says whether a compressed form of a layer that stays may stay too; nil keeps all. What a lease names stays in any case.
+	KeepForm func(ocispec.Digest) bool
 }
 
 // Result says what a sweep removed.
@@ -47,7 +49,7 @@ func Sweep(ctx context.Context, s Stores, markers ...Marker) (Result, error) {
 	}
 	defer gc.Release()
 	err = s.Images.Locked(func() error {
-		marks, anyOpen, err := leases(s.Root, true)
+		held, anyOpen, err := leases(s.Root, true)
 		if err != nil {
 			return err
 		}
@@ -55,13 +57,21 @@ func Sweep(ctx context.Context, s Stores, markers ...Marker) (Result, error) {
 			res.Deferred = true
 			return disk.WriteFile(pending(s.Root), nil, 0o600, disk.Volatile)
 		}
+		marks := map[ocispec.Digest]bool{}
 		if err := s.mark(marks, markers); err != nil {
 			return err
 		}
-		if err := s.remove(marks, &res); err != nil {
+		some, err := s.remove(marks, held, &res)
+		if err != nil {
 			return err
 		}
 		if err := os.Remove(pending(s.Root)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if some {
+			return disk.WriteFile(left(s.Root), nil, 0o600, disk.Volatile)
+		}
+		if err := os.Remove(left(s.Root)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		return nil
@@ -112,53 +122,68 @@ func (s Stores) mark(marks map[ocispec.Digest]bool, markers []Marker) error {
 	return nil
 }
 
-// remove deletes what is not marked.
-func (s Stores) remove(marks map[ocispec.Digest]bool, res *Result) error {
+// remove deletes what is neither marked nor held by a lease. left says that there is something that only leases keep.
+func (s Stores) remove(marks, held map[ocispec.Digest]bool, res *Result) (left bool, err error) {
 	ls, err := s.Layers.List()
 	if err != nil {
-		return err
+		return false, err
 	}
+	var m disk.Meter
 	for _, l := range ls {
-		if marks[l.DiffID] {
+		if marks[l.DiffID] || held[l.DiffID] {
+			left = left || !marks[l.DiffID]
 			// The compressed forms of a layer stay with it, so that it can be pushed bit by bit.
 			forms, err := s.Layers.Blobs(l.DiffID)
 			if err != nil {
-				return err
+				continue // a note that a power loss cut short: the forms are fetched or made again when they are needed
 			}
 			for _, b := range forms {
-				marks[b.Digest] = true
+				if s.KeepForm == nil || s.KeepForm(b.Digest) {
+					marks[b.Digest] = true
+				}
 			}
 			continue
 		}
+		sp, err := m.Tree(s.Root.Path("layers", l.DiffID.Encoded()))
+		if err != nil {
+			return left, err
+		}
 		if err := s.Layers.Remove(l.DiffID); err != nil {
-			return err
+			return left, err
 		}
 		res.Layers = append(res.Layers, l.DiffID)
-		res.Bytes += l.DiskSize
+		res.Bytes += sp.Disk
 	}
 	bs, err := s.Blobs.List()
 	if err != nil {
-		return err
+		return left, err
 	}
 	for _, b := range bs {
-		if marks[b] {
+		if marks[b] || held[b] {
+			left = left || !marks[b]
 			continue
 		}
-		n, err := s.Blobs.Size(b)
-		if err != nil && !errors.Is(err, blobs.ErrNotFound) {
-			return err
+		sp, err := m.One(s.Root.Path("blobs", "sha256", b.Encoded()))
+		if err != nil {
+			return left, err
 		}
 		if err := s.Blobs.Remove(b); err != nil {
-			return err
+			return left, err
 		}
 		res.Blobs = append(res.Blobs, b)
-		res.Bytes += n
+		res.Bytes += sp.Disk
 	}
-	return nil
+	return left, nil
 }
 
 // Pending reports whether a sweep was put off because of an open lease. Whoever closes such a lease looks, and sweeps.
 func Pending(root *disk.Root) bool {
 	_, err := os.Lstat(pending(root))
+	return err == nil
+}
+
+// Left reports whether a sweep spared something that only leases name. Whoever closes a lease that it held for long looks, and sweeps.
+func Left(root *disk.Root) bool {
+	_, err := os.Lstat(left(root))
 	return err == nil
 }

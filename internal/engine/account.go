@@ -421,7 +421,7 @@ func (a *account) addRest(context.Context) error {
 			errs = append(errs, err)
 			for _, s := range sub {
 				kind := what
-				if strings.HasSuffix(s.Name(), ".lock") || s.Name() == "pending" {
+				if strings.HasSuffix(s.Name(), ".lock") || s.Name() == "pending" || s.Name() == "left" {
 					kind = otherRecords
 				}
 				errs = append(errs, tree(kind, name == "trash" || name == "downloads", name, s.Name()))

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"conex/internal/build"
@@ -32,7 +33,8 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 	if err := e.root.Sweep(); err != nil {
 		return res, err
 	}
-	lease, err := collect.NewLease(e.root)
+	// Each layer is claimed before it is made or found, so a build of hours keeps no sweep from its work.
+	lease, err := collect.Hold(e.root)
 	if err != nil {
 		return res, err
 	}
@@ -42,10 +44,33 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 		}
 	}()
 	b := &build.Builder{
-		Root: e.root, State: e.cfg.State, Layers: ls, Images: images, Runtime: runtime.New(), Networks: e.Networks(),
-		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, Base: e.buildBase,
+		Root: e.root, State: e.cfg.State, Layers: ls.Claiming(lease.Claim), Images: images, Runtime: runtime.New(), Networks: e.Networks(),
+		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, Base: e.claimingBase(lease),
 	}
 	return b.Build(ctx, req)
+}
+
+// claimingBase is buildBase for a build's lease: what it returns stays.
+func (e *Engine) claimingBase(lease *collect.Lease) func(context.Context, string, bool, func(current, total int64)) (image.Image, error) {
+	return func(ctx context.Context, ref string, pull bool, progress func(current, total int64)) (image.Image, error) {
+		for {
+			img, err := e.buildBase(ctx, ref, pull, progress)
+			if err != nil {
+				return img, err
+			}
+			if err := lease.Claim(append(slices.Clone(img.Layers()), img.ID)...); err != nil {
+				return img, err
+			}
+			images, err := e.Images()
+			if err != nil {
+				return img, err
+			}
+			// Removed between our look and our claim: look again.
+			if _, err := images.Find(string(img.ID)); !errors.Is(err, image.ErrNotFound) {
+				return img, err
+			}
+		}
+	}
 }
 
 // buildBase finds the image that a FROM names: here, or in its registry.

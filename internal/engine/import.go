@@ -74,7 +74,7 @@ func (e *Engine) Import(ctx context.Context, req ImportRequest) (id string, err 
 		return "", err
 	}
 	defer src.Close()
-	lease, err := collect.NewLease(e.root)
+	lease, err := collect.Hold(e.root)
 	if err != nil {
 		return "", err
 	}
@@ -89,7 +89,7 @@ func (e *Engine) Import(ctx context.Context, req ImportRequest) (id string, err 
 		return "", fmt.Errorf("import %s: %w", req.Source, err)
 	}
 	defer r.Close()
-	info, err := ls.Import(ctx, r, "")
+	info, err := ls.Claiming(lease.Claim).Import(ctx, r, "")
 	if err != nil {
 		return "", fmt.Errorf("import %s: %w", req.Source, err)
 	}

@@ -53,12 +53,12 @@ func (e *Engine) markContainers(mark func(...ocispec.Digest)) error {
 // markBuildCache marks the layers that cached steps made.
 func (e *Engine) markBuildCache(mark func(...ocispec.Digest)) error { return build.Mark(e.root, mark) }
 
-// closeLease ends an open lease, and does the sweep that somebody had to put off because of it.
+// closeLease ends the lease of a build or the like, and does the sweep that somebody had to put off because of it.
 func (e *Engine) closeLease(ctx context.Context, l *collect.Lease) error {
 	if err := l.Close(); err != nil {
 		return err
 	}
-	if !collect.Pending(e.root) {
+	if !collect.Pending(e.root) && !collect.Left(e.root) {
 		return nil
 	}
 	_, err := e.sweep(context.WithoutCancel(ctx))

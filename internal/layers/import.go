@@ -27,6 +27,9 @@ type content struct {
 // conex; through a power loss only after Sync. Two processes may import one layer at once; both succeed.
 func (s *Store) Import(ctx context.Context, tar io.Reader, want ocispec.Digest) (Info, error) {
 	if want != "" {
+		if err := s.Claim(want); err != nil {
+			return Info{}, err
+		}
 		if info, err := s.Stat(want); err == nil {
 			return info, nil
 		}
@@ -42,6 +45,9 @@ func (s *Store) Import(ctx context.Context, tar io.Reader, want ocispec.Digest) 
 	}
 	if want != "" && id != want {
 		return Info{}, fmt.Errorf("import layer: %w: the content is %s, expected %s", ErrDigest, id, want)
+	}
+	if err := s.Claim(id); err != nil {
+		return Info{}, err
 	}
 	return s.publish(ctx, st, id, c)
 }

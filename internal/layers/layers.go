@@ -66,6 +66,7 @@ type Store struct {
 	state string // <state>/layers
 	drv   driver
 	why   string
+	claim func(...ocispec.Digest) error // nil: the caller has seen to it
 }
 
 // Info describes a layer. Sizes are in bytes.
@@ -160,6 +161,22 @@ func Open(root *disk.Root, opt Options) (*Store, error) {
 
 // Driver returns the name of the driver for new layers, and a sentence on why it was chosen.
 func (s *Store) Driver() (name, why string) { return s.drv.name(), s.why }
+
+// Claiming returns a store that calls claim for each layer that it makes, before the layer is there or is found to be there already, so
+// that no sweep takes it from then on. It is for who can't know beforehand which layers come about.
+func (s *Store) Claiming(claim func(...ocispec.Digest) error) *Store {
+	c := *s
+	c.claim = claim
+	return &c
+}
+
+// Claim calls what Claiming was given, if anything. Look only afterwards whether a layer is there.
+func (s *Store) Claim(ids ...ocispec.Digest) error {
+	if s.claim == nil {
+		return nil
+	}
+	return s.claim(ids...)
+}
 
 // dir returns the folder of a layer.
 func (s *Store) dir(id ocispec.Digest) string { return s.root.Path("layers", id.Encoded()) }

@@ -175,6 +175,9 @@ func (w *Writer) Commit() (Info, error) {
 	if err != nil {
 		return Info{}, fmt.Errorf("write layer: %w", err)
 	}
+	if err := w.store.Claim(id); err != nil {
+		return Info{}, err
+	}
 	if info, err := w.store.Stat(id); err == nil {
 		return info, nil // a step that gave what we have already
 	}
