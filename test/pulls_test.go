@@ -83,7 +83,8 @@ func (w *world) blob(digest string) []byte {
 	return b
 }
 
-// checkStore verifies every blob and every layer against its digest, and that no download is left of what is there.
+// checkStore verifies every blob and every layer against its digest, that conex finds nothing either, and that no download is left of
+// what is there.
 func (w *world) checkStore() {
 	w.t.Helper()
 	root, err := disk.OpenRoot(w.root)
@@ -127,6 +128,9 @@ func (w *world) checkStore() {
 			w.t.Errorf("layer %s has digest %s, %v", d, h, err)
 		}
 	}
+	if r := w.try("system", "check", "--quiet"); r.code != 0 {
+		w.t.Errorf("system check: %d\n%s%s", r.code, r.stdout, r.stderr)
+	}
 	for _, dir := range []string{"staging", "downloads"} {
 		entries, err := os.ReadDir(filepath.Join(w.root, dir))
 		if err != nil {
@@ -140,11 +144,17 @@ func (w *world) checkStore() {
 	}
 }
 
-// manifestOf is the digest of the manifest that an image was pulled by, as its repository digest says.
-func (w *world) repoDigest(image string) string {
+// repoDigest is the digest that an image's name had in its registry when it was pulled.
+func (w *world) repoDigest(name string) string {
 	w.t.Helper()
-	_, d, _ := strings.Cut(w.conex("image", "inspect", "-f", "{{index .RepoDigests 0}}", image), "@")
-	return d
+	repo := name[:strings.LastIndexByte(name, ':')]
+	for _, d := range strings.Fields(w.conex("image", "inspect", "-f", "{{join .RepoDigests \" \"}}", name)) {
+		if r, digest, _ := strings.Cut(d, "@"); r == repo {
+			return digest
+		}
+	}
+	w.t.Errorf("%s has no digest", name)
+	return ""
 }
 
 // Images in every form that registries have come over byte by byte, and run.

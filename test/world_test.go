@@ -36,6 +36,8 @@ type world struct {
 	dir   string // scratch
 	netns *os.File
 	env   []string
+	// podmanDir is podman's, once it has been used.
+	podmanDir string
 
 	mu       sync.Mutex
 	requests []string // what the mirror was asked

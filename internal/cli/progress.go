@@ -229,7 +229,7 @@ func open(action string) bool {
 	case "Pulling fs layer", "Waiting", "Preparing", "Download complete":
 		return true
 	}
-	return counting(action) || strings.HasPrefix(action, "Retrying")
+	return counting(action) || strings.HasPrefix(action, "Retrying") || strings.HasPrefix(action, "Copying from")
 }
 
 // moves reports whether an action's bytes are those that come or go: what the total line adds up.

@@ -179,19 +179,10 @@ func (p *pusher) tag(ctx context.Context, ref image.Reference) (PushStatus, erro
 		}
 		imgs, index = []image.Image{img}, ""
 	}
-	// Everything stays while it is sent, the compressed forms too.
+	// Everything stays while it is sent.
 	var ids []ocispec.Digest
 	for _, img := range imgs {
 		ids = append(append(ids, img.ID, img.Manifest), img.Layers()...)
-		for _, id := range img.Layers() {
-			forms, err := p.layers.Blobs(id)
-			if err != nil {
-				return st, err
-			}
-			for _, f := range forms {
-				ids = append(ids, f.Digest)
-			}
-		}
 	}
 	lease, err := collect.Hold(p.e.root, ids...)
 	if err != nil {
