@@ -61,7 +61,12 @@ type (
 	}
 	reportFile struct {
 		reportPath
-		Change     Change            `json:"change"`
+		Change Change `json:"change"`
+		*reportState
+		HardLink string `json:"hardLinkTo,omitempty"`
+	}
+	// reportState is what a file is, its contents aside.
+	reportState struct {
 		Type       string            `json:"type"`
 		Mode       string            `json:"mode"`
 		UID        uint32            `json:"uid"`
@@ -69,7 +74,6 @@ type (
 		Size       int64             `json:"size"`
 		ModTime    string            `json:"modTime"`
 		LinkTarget string            `json:"linkTarget,omitempty"`
-		HardLink   string            `json:"hardLinkTo,omitempty"`
 		Device     string            `json:"device,omitempty"`
 		Xattrs     map[string][]byte `json:"xattrs,omitempty"`
 	}
@@ -94,8 +98,7 @@ func timeOf(t time.Time) string {
 // first) in it, and in each layer "files": what it added, changed and removed. It is written as it goes, so that a big image takes no memory
 // for its text.
 func (i *Image) WriteJSON(w io.Writer) error {
-	b := bufio.NewWriterSize(w, 64<<10)
-	j := &jsonWriter{w: b}
+	j := newJSONWriter(w)
 	tags := i.Tags
 	if tags == nil {
 		tags = []string{}
@@ -136,10 +139,7 @@ func (i *Image) WriteJSON(w io.Writer) error {
 		j.value(reportWaste{pathOf(x.Path), x.Copies, x.Bytes, x.Layers, x.Deleted})
 	}
 	j.raw("]}\n")
-	if j.err != nil {
-		return j.err
-	}
-	return b.Flush()
+	return j.flush()
 }
 
 // EachChange calls fn for every path that a layer added, changed or removed, a folder before what is in it, in the order of names.
@@ -157,15 +157,23 @@ func (i *Image) EachChange(layer int, fn func(*Node, Change)) {
 }
 
 func fileOf(n *Node, c Change, s *State) reportFile {
-	f := reportFile{reportPath: pathOf(n.Path()), Change: c, Type: s.Type(), Mode: fmt.Sprintf("%04o", s.Mode&0o7777), UID: s.UID, GID: s.GID, Size: s.Size,
-		ModTime: timeOf(time.Unix(0, s.ModTime)), LinkTarget: s.Target, Xattrs: xattrsOf(s.Xattrs)}
+	f := reportFile{reportPath: pathOf(n.Path()), Change: c, reportState: stateOf(s)}
 	if first := s.FirstName(); first != nil && first != n {
 		f.HardLink = "/" + first.Path()
 	}
-	if t := f.Type; t == "char" || t == "block" {
-		f.Device = fmt.Sprintf("%d:%d", s.Major, s.Minor)
-	}
 	return f
+}
+
+func stateOf(s *State) *reportState {
+	if s == nil {
+		return nil
+	}
+	r := &reportState{Type: s.Type(), Mode: fmt.Sprintf("%04o", s.Mode&0o7777), UID: s.UID, GID: s.GID, Size: s.Size,
+		ModTime: timeOf(time.Unix(0, s.ModTime)), LinkTarget: s.Target, Xattrs: xattrsOf(s.Xattrs)}
+	if r.Type == "char" || r.Type == "block" {
+		r.Device = fmt.Sprintf("%d:%d", s.Major, s.Minor)
+	}
+	return r
 }
 
 func xattrsOf(list []layertar.Xattr) map[string][]byte {
@@ -183,6 +191,15 @@ func xattrsOf(list []layertar.Xattr) map[string][]byte {
 type jsonWriter struct {
 	w   *bufio.Writer
 	err error
+}
+
+func newJSONWriter(w io.Writer) *jsonWriter { return &jsonWriter{w: bufio.NewWriterSize(w, 64<<10)} }
+
+func (j *jsonWriter) flush() error {
+	if j.err != nil {
+		return j.err
+	}
+	return j.w.Flush()
 }
 
 func (j *jsonWriter) raw(s string) {

@@ -28,7 +28,8 @@ func (a *app) containerGroup() *cobra.Command {
 
 func (a *app) imageGroup() *cobra.Command {
 	return a.group("image", "Manage images",
-		a.buildCommand(), a.imageExploreCommand(), a.historyCommand(), a.importCommand(), a.imageInspect(), a.imageLayersCommand(), as(a.imagesCommand(), "ls", "list"), a.loadCommand(), a.imagePruneCommand(), a.pullCommand(), a.pushCommand(),
+		a.imageDiffCommand(), a.imageExploreCommand(), a.imageLayersCommand(), a.imageTreeCommand(),
+		a.buildCommand(), a.historyCommand(), a.importCommand(), a.imageInspect(), as(a.imagesCommand(), "ls", "list"), a.loadCommand(), a.imagePruneCommand(), a.pullCommand(), a.pushCommand(),
 		as(a.rmiCommand(), "rm", "remove"), a.saveCommand(), a.tagCommand())
 }
 

@@ -6,8 +6,9 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
-	apii "github.com/moby/moby/api/types/image"
 	"github.com/spf13/cobra"
+
+	"conex/internal/engine"
 )
 
 func (a *app) historyCommand() *cobra.Command {
@@ -24,14 +25,15 @@ func (a *app) historyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			def := `{{.ID}}\t{{.CreatedSince}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}`
+			def := `{{.ID}}\t{{.CreatedSince}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}\t{{.SharedWith}}`
 			if !human {
 				def = strings.Replace(def, ".CreatedSince", ".CreatedAt", 1)
 			}
 			if quiet && (format == "" || format == "table") {
 				format = "{{.ID}}"
 			}
-			head := headings{"ID": "IMAGE", "CreatedSince": "CREATED", "CreatedAt": "CREATED AT", "CreatedBy": "CREATED BY", "Size": "SIZE", "Comment": "COMMENT"}
+			head := headings{"ID": "IMAGE", "CreatedSince": "CREATED", "CreatedAt": "CREATED AT", "CreatedBy": "CREATED BY", "Size": "SIZE", "Comment": "COMMENT",
+				"Layer": "LAYER ID", "Shared": "SHARED", "SharedWith": "SHARED WITH"}
 			return writeList(a.out, format, def, head, historyRows(items, !noTrunc, human, time.Now()))
 		},
 	}
@@ -46,15 +48,16 @@ func (a *app) historyCommand() *cobra.Command {
 
 // historyRow is a line of history; its fields, in the order of their JSON form, are what templates may name.
 type historyRow struct {
-	Comment, CreatedAt, CreatedBy, CreatedSince, ID, Size string
+	Comment, CreatedAt, CreatedBy, CreatedSince, ID, Layer, Shared, SharedWith, Size string
 }
 
-func historyRows(items []apii.HistoryResponseItem, trunc, human bool, now time.Time) []historyRow {
+func historyRows(items []engine.HistoryItem, trunc, human bool, now time.Time) []historyRow {
 	oneLine := strings.NewReplacer("\t", " ", "\r\n", " ", "\n", " ", "\r", " ")
 	rows := make([]historyRow, len(items))
 	for i, h := range items {
 		created := time.Unix(h.Created, 0)
-		r := historyRow{ID: h.ID, Comment: oneLine.Replace(h.Comment), CreatedBy: oneLine.Replace(h.CreatedBy), Size: strconv.FormatInt(h.Size, 10)}
+		r := historyRow{ID: h.ID, Comment: clean(oneLine.Replace(h.Comment)), CreatedBy: clean(oneLine.Replace(h.CreatedBy)), Size: strconv.FormatInt(h.Size, 10),
+			Layer: string(h.Layer), Shared: strconv.FormatBool(len(h.SharedWith) > 0), SharedWith: sharedWith(h.SharedWith, trunc)}
 		if h.Created > 0 {
 			r.CreatedAt = created.Format(time.RFC3339)
 			r.CreatedSince = r.CreatedAt
@@ -68,7 +71,7 @@ func historyRows(items []apii.HistoryResponseItem, trunc, human bool, now time.T
 			if r.ID != "<missing>" {
 				r.ID = short(h.ID)
 			}
-			r.CreatedBy = ellipsis(r.CreatedBy, 45)
+			r.Layer, r.CreatedBy = short(r.Layer), ellipsis(r.CreatedBy, 45)
 		}
 		if human {
 			r.Size = units.HumanSizeWithPrecision(float64(h.Size), 3)

@@ -56,19 +56,24 @@ func layerRows(img *analyze.Image, trunc bool) []layerRow {
 	for i, l := range img.Layers {
 		r := layerRow{Layer: strconv.Itoa(i), ID: string(l.DiffID), Instruction: instruction(l), CreatedBy: analyze.Line(l.CreatedBy), Comment: analyze.Line(l.Comment),
 			Entries: strconv.Itoa(l.Entries), Added: strconv.Itoa(l.Added), Changed: strconv.Itoa(l.Changed), Removed: strconv.Itoa(l.Removed),
-			Size: humanSize(l.Size), TarSize: humanSize(l.TarSize), Wasted: humanSize(l.Wasted), Hides: humanSize(l.Hides), SharedWith: strings.Join(l.SharedWith, ", ")}
+			Size: humanSize(l.Size), TarSize: humanSize(l.TarSize), Wasted: humanSize(l.Wasted), Hides: humanSize(l.Hides), SharedWith: sharedWith(l.SharedWith, trunc)}
 		if !l.Created.IsZero() {
 			r.Created = l.Created.String()
 		}
 		if trunc {
 			r.ID, r.Instruction, r.CreatedBy = short(r.ID), ellipsis(r.Instruction, 45), ellipsis(r.CreatedBy, 45)
-			if n := len(l.SharedWith); n > 2 {
-				r.SharedWith = fmt.Sprintf("%s, %s and %d more", l.SharedWith[0], l.SharedWith[1], n-2)
-			}
 		}
 		rows[i] = r
 	}
 	return rows
+}
+
+// sharedWith names images in a line, and when cut two of them at most.
+func sharedWith(names []string, trunc bool) string {
+	if n := len(names); trunc && n > 2 {
+		return fmt.Sprintf("%s, %s and %d more", names[0], names[1], n-2)
+	}
+	return strings.Join(names, ", ")
 }
 
 // instruction is what made the layer, in the words of a Dockerfile.

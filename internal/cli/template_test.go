@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 
 	"conex/internal/engine"
+	"conex/internal/ocispec"
 )
 
 func list3(t *testing.T, format string) string {
@@ -120,18 +121,21 @@ func TestImageRows(t *testing.T) {
 
 func TestHistoryRows(t *testing.T) {
 	now := time.Unix(1700000000, 0)
-	items := []apii.HistoryResponseItem{
-		{ID: "sha256:" + strings.Repeat("ab", 32), Created: now.Unix() - 7200, CreatedBy: "RUN /bin/sh -c a command of more than\tforty-five characters", Size: 12345},
-		{ID: "<missing>", Size: 0, Comment: "c", CreatedBy: "RUN a\r\nb\tc\n"},
+	items := []engine.HistoryItem{
+		{HistoryResponseItem: apii.HistoryResponseItem{ID: "sha256:" + strings.Repeat("ab", 32), Created: now.Unix() - 7200,
+			CreatedBy: "RUN /bin/sh -c a command of more than\tforty-five characters", Size: 12345}, Layer: ocispec.Digest("sha256:" + strings.Repeat("cd", 32)),
+			SharedWith: []string{"a:1", "b:1", "c:1", "d:1"}},
+		{HistoryResponseItem: apii.HistoryResponseItem{ID: "<missing>", Size: 0, Comment: "c", CreatedBy: "RUN a\r\nb\tc\n"}},
 	}
 	rows := historyRows(items, true, true, now)
-	if r := rows[0]; r.ID != "abababababab" || r.CreatedSince != "2 hours ago" || r.Size != "12.3kB" || r.CreatedBy != "RUN /bin/sh -c a command of more than forty-…" {
+	if r := rows[0]; r.ID != "abababababab" || r.CreatedSince != "2 hours ago" || r.Size != "12.3kB" || r.CreatedBy != "RUN /bin/sh -c a command of more than forty-…" ||
+		r.Layer != "cdcdcdcdcdcd" || r.Shared != "true" || r.SharedWith != "a:1, b:1 and 2 more" {
 		t.Errorf("%+v", r)
 	}
-	if r := rows[1]; r.ID != "<missing>" || r.CreatedSince != "N/A" || r.Size != "0B" || r.CreatedBy != "RUN a b c " {
+	if r := rows[1]; r.ID != "<missing>" || r.CreatedSince != "N/A" || r.Size != "0B" || r.CreatedBy != "RUN a b c " || r.Shared != "false" || r.SharedWith != "" || r.Layer != "" {
 		t.Errorf("%+v", r)
 	}
-	if r := historyRows(items, false, false, now)[0]; r.Size != "12345" || len(r.ID) != 71 || !strings.HasSuffix(r.CreatedBy, "characters") {
+	if r := historyRows(items, false, false, now)[0]; r.Size != "12345" || len(r.ID) != 71 || !strings.HasSuffix(r.CreatedBy, "characters") || r.SharedWith != "a:1, b:1, c:1, d:1" {
 		t.Errorf("%+v", r)
 	}
 }

@@ -12,46 +12,56 @@ import (
 	apii "github.com/moby/moby/api/types/image"
 )
 
+// HistoryItem is a step of an image: Docker's item, and which layer it made.
+type HistoryItem struct {
+	apii.HistoryResponseItem
+	// Layer is the layer's diffID, "" for a step that made none.
+	Layer ocispec.Digest
+	// SharedWith are the other images here that have the layer: a tag of each, or its short id.
+	SharedWith []string
+}
+
 // History lists the steps that made an image, newest first. The first item carries the image's id and tags, the others
 // "<missing>", since the images between were never kept.
-func (e *Engine) History(_ context.Context, name string) ([]apii.HistoryResponseItem, error) {
-	images, err := e.Images()
+func (e *Engine) History(_ context.Context, name string) ([]HistoryItem, error) {
+	s, err := e.analyzer()
 	if err != nil {
 		return nil, err
 	}
-	ls, err := e.Layers()
-	if err != nil {
-		return nil, err
-	}
+	images, ls := s.Images, s.Layers
 	img, err := images.Resolve(name)
 	if err != nil {
 		return nil, classify(err)
 	}
+	sharers, err := s.Sharers(img.ID)
+	if err != nil {
+		return nil, err
+	}
 	ids := img.Layers()
-	size := func() (int64, error) { // of the next layer, base first
+	layer := func(item *HistoryItem) error { // the next one, base first
 		if len(ids) == 0 {
-			return 0, nil
+			return nil
 		}
 		info, err := ls.Stat(ids[0])
 		if err != nil && !errors.Is(err, layers.ErrNotFound) {
-			return 0, fmt.Errorf("history of %s: %w", name, err)
+			return fmt.Errorf("history of %s: %w", name, err)
 		}
+		item.Layer, item.SharedWith, item.Size = ids[0], sharers[ids[0]], info.ContentSize
 		ids = ids[1:]
-		return info.ContentSize, nil
+		return nil
 	}
-	var items []apii.HistoryResponseItem
+	var items []HistoryItem
 	add := func(h ocispec.History) error {
-		item := apii.HistoryResponseItem{ID: "<missing>", Comment: h.Comment, CreatedBy: h.CreatedBy}
+		item := HistoryItem{HistoryResponseItem: apii.HistoryResponseItem{ID: "<missing>", Comment: h.Comment, CreatedBy: h.CreatedBy}}
 		if h.Created != nil {
 			item.Created = unixSeconds(*h.Created)
 		}
 		if !h.EmptyLayer {
-			var err error
-			if item.Size, err = size(); err != nil {
+			if err := layer(&item); err != nil {
 				return err
 			}
 		}
-		items = append([]apii.HistoryResponseItem{item}, items...)
+		items = append([]HistoryItem{item}, items...)
 		return nil
 	}
 	for _, h := range img.Config.History {
