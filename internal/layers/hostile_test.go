@@ -254,6 +254,14 @@ func TestHarmlessOddities(t *testing.T) {
 		bare = bare[:len(bare)-1024]
 		info = mustImport(t, s, bare)
 		sameTar(t, s, info.DiffID, bare)
+		// No padding behind the last file either, as umoci writes it.
+		bare = bare[:len(bare)-511]
+		info = mustImport(t, s, bare)
+		sameTar(t, s, info.DiffID, bare)
+		m, _ = mountChain(t, s, info.DiffID)
+		if b, err := os.ReadFile(filepath.Join(m, "f")); err != nil || string(b) != "x" {
+			t.Errorf("without padding: %q, %v", b, err)
+		}
 		info = mustImport(t, s, nil)
 		if info.Entries != 0 || info.Size != 0 {
 			t.Errorf("no bytes at all: %+v", info)
