@@ -3,6 +3,8 @@ package engine
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -279,11 +281,13 @@ func (l *loader) allLayers(ctx context.Context, images []archive.Image) error {
 			if x.Taken != nil {
 				continue
 			}
-			if _, err := l.layers.Stat(x.DiffID); err == nil {
+			_, err := l.layers.Stat(x.DiffID)
+			if err != nil && !errors.Is(err, layers.ErrNotFound) {
+				return err
+			}
+			if err == nil && !l.wantsBlob(x) {
 				l.progress.emit(Event{ID: shortDigest(x.DiffID), Action: "Already exists"})
 				continue
-			} else if !errors.Is(err, layers.ErrNotFound) {
-				return err
 			}
 			g.Go(func() error { return l.fromFile(gctx, x) })
 		}
@@ -300,6 +304,18 @@ func (l *loader) allLayers(ctx context.Context, images []archive.Image) error {
 		}
 	}
 	return nil
+}
+
+// wantsBlob reports whether the compressed form of a layer is to be kept and is not here yet.
+func (l *loader) wantsBlob(x archive.Layer) bool {
+	if x.Blob.Digest == "" || x.Blob.Digest == x.DiffID || l.e.cfg.KeepBlobs == config.KeepNever {
+		return false
+	}
+	if !l.e.Blobs().Has(x.Blob.Digest) {
+		return true
+	}
+	known, err := l.layers.Blobs(x.DiffID)
+	return err != nil || !slices.ContainsFunc(known, func(b layers.Blob) bool { return b.Digest == x.Blob.Digest })
 }
 
 // fromFile takes a layer in that can be opened.
@@ -409,7 +425,22 @@ func (l *loader) importCompressed(ctx context.Context, src io.Reader, want ocisp
 		return layers.Info{}, err
 	}
 	defer z.Close()
-	return l.layers.Import(ctx, z, want)
+	if want == "" {
+		return l.layers.Import(ctx, z, want)
+	}
+	info, err := l.layers.Stat(want)
+	if err != nil {
+		return l.layers.Import(ctx, z, want)
+	}
+	// The layer is here in another form: this one counts if it is the same.
+	h := sha256.New()
+	if _, err := io.Copy(h, z); err != nil {
+		return info, err
+	}
+	if got := ocispec.Digest("sha256:" + hex.EncodeToString(h.Sum(nil))); got != want {
+		return info, fmt.Errorf("%w: the content is %s, expected %s", layers.ErrDigest, got, want)
+	}
+	return info, nil
 }
 
 // compressedSource returns a reader of a compressed layer that verifies it, and keeps it if the configuration wants that. end takes the
