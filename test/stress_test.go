@@ -130,7 +130,7 @@ func (s *stress) act(user, n int, rng *rand.Rand) {
 	image := func() string { return s.names[rng.IntN(len(s.names))] }
 	tag := func() string { return fmt.Sprintf("tag%d", rng.IntN(6)) }
 	built := func() string { return fmt.Sprintf("built%d", rng.IntN(4)) }
-	switch rng.IntN(14) {
+	switch rng.IntN(17) {
 	case 0, 1:
 		s.run("pull", "-q", image())
 	case 2:
@@ -166,9 +166,19 @@ func (s *stress) act(user, n int, rng *rand.Rand) {
 			return
 		}
 		s.run("build", "-q", "-t", built(), dir)
-	case 11, 12:
+	case 11:
 		s.run(pick(rng, []string{"builder", "prune", "-f"}, []string{"builder", "prune", "-a", "-f"})...)
-	case 13:
+	case 12, 13:
+		s.run(pick(rng, []string{"image", "prune", "-f"}, []string{"image", "prune", "-a", "-f"}, []string{"container", "prune", "-f"},
+			[]string{"system", "prune", "-f"}, []string{"system", "prune", "-a", "-f", "--volumes"})...)
+	case 14:
+		s.run("push", "-q", image())
+	case 15:
+		file := filepath.Join(s.w.dir, fmt.Sprintf("saved%d.tar", user))
+		if _, ok := s.run("save", "-o", file, image()); ok {
+			s.run("load", "-q", "-i", file)
+		}
+	case 16:
 		s.run(pick(rng, []string{"images", "-a"}, []string{"ps", "-a"}, []string{"system", "df"}, []string{"history", image()}, []string{"image", "inspect", built()})...)
 	}
 }
@@ -181,6 +191,9 @@ var excuses = []struct{ command, part string }{
 	{"rmi", "No such image"},
 	{"rmi", "is being used by"}, // a container
 	{"rmi", "conflict: unable to "},
+	{"push", "An image does not exist locally"},
+	{"push", "No such image"},
+	{"save", "No such image"},
 	{"history", "No such image"},
 	{"image inspect", "No such image"},
 }

@@ -155,28 +155,54 @@ func (dl *Download) release() {
 	dl.lock = nil
 }
 
-// Keep makes a blob of a download that a Reader has read to its end and that a sync of the file system has covered since. It is no
-// error when there is none any more.
-func (s *Store) Keep(d ocispec.Digest) error {
-	src, err := s.downloadPath(d)
+// Keep makes a blob of the download of d, of size bytes, that a Reader has read to its end and that a sync of the file system has covered
+// since. It is no error when there is none any more, or when somebody else fetches d again: whoever does that will keep it.
+func (s *Store) Keep(d ocispec.Digest, size int64) error {
+	path, err := s.downloadPath(d)
 	if err != nil {
 		return err
 	}
+	// Since the Reader's end others may have kept it, removed the blob and begun anew: what lies here need not be whole.
+	return s.idle(d, path, func() error {
+		if fi, err := os.Lstat(path); err != nil || fi.Size() != size {
+			return err
+		}
+		return s.publish(d, path)
+	})
+}
+
+// idle runs fn under the lock of a download, unless somebody is fetching it. A file that is not there is no error.
+func (s *Store) idle(d ocispec.Digest, path string, fn func() error) error {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	l, err := disk.TryAcquire(path + ".lock")
+	if errors.Is(err, disk.ErrLocked) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("download %s: %w", d, err)
+	}
+	err = fn()
+	os.Remove(path + ".lock")
+	l.Release()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("download %s: %w", d, err)
+	}
+	return nil
+}
+
+// publish makes the file of a download a blob.
+func (s *Store) publish(d ocispec.Digest, path string) error {
 	dst, err := s.path(d)
 	if err != nil {
 		return err
 	}
-	won, err := disk.Publish(src, dst)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+	won, err := disk.Publish(path, dst)
 	if err == nil && !won {
-		err = os.Remove(src)
+		err = os.Remove(path)
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("keep blob %s: %w", d, err)
-	}
-	return nil
+	return err
 }
 
 // Settle ends the download of d, of size bytes, that a killed process left and that nobody needs to go on with: whole and right it becomes
@@ -186,28 +212,16 @@ func (s *Store) Settle(d ocispec.Digest, size int64) error {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	l, err := disk.TryAcquire(path + ".lock")
-	if errors.Is(err, disk.ErrLocked) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("settle download %s: %w", d, err)
-	}
-	whole, err := isWhole(path, d, size)
-	if err == nil && whole {
-		err = s.Keep(d)
-	} else if err == nil {
-		err = os.Remove(path)
-	}
-	os.Remove(path + ".lock")
-	l.Release()
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("settle download %s: %w", d, err)
-	}
-	return nil
+	return s.idle(d, path, func() error {
+		whole, err := isWhole(path, d, size)
+		if err != nil {
+			return err
+		}
+		if whole {
+			return s.publish(d, path)
+		}
+		return os.Remove(path)
+	})
 }
 
 // isWhole verifies a download, and sees to it that it is on the disk if it is whole.
@@ -236,20 +250,7 @@ func (s *Store) DropDownload(d ocispec.Digest) error {
 	if err != nil {
 		return err
 	}
-	l, err := disk.TryAcquire(path + ".lock")
-	if errors.Is(err, disk.ErrLocked) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("drop download %s: %w", d, err)
-	}
-	err = os.Remove(path)
-	os.Remove(path + ".lock")
-	l.Release()
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("drop download %s: %w", d, err)
-	}
-	return nil
+	return s.idle(d, path, func() error { return os.Remove(path) })
 }
 
 // Partial is a download that may go on some day.

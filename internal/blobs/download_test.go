@@ -96,7 +96,7 @@ func TestDownloadGoesOn(t *testing.T) {
 			t.Fatalf("asked for %v, want %v", asked, want)
 		}
 	}
-	if err := s.Keep(d); err != nil {
+	if err := s.Keep(d, int64(len(b))); err != nil {
 		t.Fatal(err)
 	}
 	if kept, err := s.ReadAll(d, 1<<20); err != nil || !bytes.Equal(kept, b) {
@@ -105,7 +105,7 @@ func TestDownloadGoesOn(t *testing.T) {
 	if left, err := os.ReadDir(root.Path("downloads")); err != nil || len(left) != 0 {
 		t.Fatalf("left %v, %v", left, err)
 	}
-	if err := s.Keep(d); err != nil {
+	if err := s.Keep(d, int64(len(b))); err != nil {
 		t.Fatalf("kept twice: %v", err)
 	}
 }
@@ -194,6 +194,32 @@ func TestSettle(t *testing.T) {
 	}
 	if err := dl.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestKeepOfAnothers keeps a download that somebody else has begun again meanwhile: what is there of it is no blob.
+func TestKeepOfAnothers(t *testing.T) {
+	s, root := downloadStore(t)
+	d := ocispec.FromBytes([]byte("right"))
+	for _, busy := range []bool{true, false} {
+		dl := begin(t, s, d, 5)
+		if err := os.WriteFile(root.Path("downloads", d.Encoded()), []byte("ri"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if !busy {
+			if err := dl.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Keep(d, 5); err != nil {
+			t.Error(err)
+		}
+		if s.Has(d) {
+			t.Fatalf("half a download is a blob (busy: %t)", busy)
+		}
+		if err := dl.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -227,3 +227,14 @@ func matchesAny(patterns []string, name string) (bool, error) {
 	}
 	return false, nil
 }
+
+// stillThere looks again whether images are there, once a lease on what is theirs is held: who removed one between the look and the lease
+// may have removed its layers too.
+func stillThere(images *image.Store, imgs []image.Image) error {
+	for _, img := range imgs {
+		if _, err := images.Get(img.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -183,15 +183,25 @@ type loader struct {
 	progress  Progress
 
 	mu sync.Mutex
-	// took are the layers that were written, kept the compressed forms of layers that lie among the downloads.
-	took, kept []ocispec.Digest
+	// took are the layers that were written, kept the compressed forms of layers that lie among the downloads, with their sizes.
+	took []ocispec.Digest
+	kept map[ocispec.Digest]int64
 }
 
-// note remembers what was written.
-func (l *loader) note(list *[]ocispec.Digest, d ocispec.Digest) {
+// note remembers a layer that was written, noteKept a compressed form.
+func (l *loader) note(d ocispec.Digest) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	*list = append(*list, d)
+	l.took = append(l.took, d)
+}
+
+func (l *loader) noteKept(d ocispec.Digest, size int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.kept == nil {
+		l.kept = map[ocispec.Digest]int64{}
+	}
+	l.kept[d] = size
 }
 
 func (l *loader) load(ctx context.Context, in *input) (_ []archive.Image, _ []Loaded, err error) {
@@ -298,8 +308,8 @@ func (l *loader) allLayers(ctx context.Context, images []archive.Image) error {
 	if err := l.layers.Sync(ids...); err != nil {
 		return err
 	}
-	for _, d := range l.kept {
-		if err := l.e.keepDownload(d); err != nil {
+	for d, size := range l.kept {
+		if err := l.e.keepDownload(d, size); err != nil {
 			return err
 		}
 	}
@@ -364,7 +374,7 @@ func (l *loader) take(ctx context.Context, r io.Reader, desc ocispec.Descriptor,
 	if err != nil {
 		return nil, err
 	}
-	l.note(&l.took, t.DiffID)
+	l.note(t.DiffID)
 	l.progress.emit(Event{ID: label, Action: "Loaded", Current: desc.Size, Total: desc.Size})
 	return t, nil
 }
@@ -470,7 +480,7 @@ func (l *loader) compressedSource(ctx context.Context, r io.Reader, desc ocispec
 		if err != nil {
 			return errors.Join(err, dl.Discard())
 		}
-		l.note(&l.kept, desc.Digest)
+		l.noteKept(desc.Digest, desc.Size)
 		return dl.Close()
 	}, nil
 }
@@ -554,7 +564,7 @@ func (l *loader) tidy(ctx context.Context, images []archive.Image, err error) er
 		unused = unused || !used[d]
 	}
 	if err != nil {
-		for _, d := range l.kept {
+		for d := range l.kept {
 			err = errors.Join(err, l.e.Blobs().DropDownload(d))
 		}
 	}

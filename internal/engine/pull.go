@@ -339,7 +339,7 @@ func (p *puller) fetchLayers(ctx context.Context, m *pulled) error {
 	}
 	for _, i := range todo {
 		// Only now: a blob in the store is one that survives a power loss.
-		if err := p.e.keepDownload(m.manifest.Layers[i].Digest); err != nil {
+		if err := p.e.keepDownload(m.manifest.Layers[i].Digest, m.manifest.Layers[i].Size); err != nil {
 			return err
 		}
 	}
@@ -359,11 +359,11 @@ func (p *puller) fetchLayers(ctx context.Context, m *pulled) error {
 }
 
 // keepDownload makes a blob of a complete download, or removes it where the configuration wants no compressed layers.
-func (e *Engine) keepDownload(d ocispec.Digest) error {
+func (e *Engine) keepDownload(d ocispec.Digest, size int64) error {
 	if e.cfg.KeepBlobs == config.KeepNever {
 		return e.Blobs().DropDownload(d)
 	}
-	return e.Blobs().Keep(d)
+	return e.Blobs().Keep(d, size)
 }
 
 // settleDownload is keepDownload for what a killed process has left.

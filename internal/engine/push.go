@@ -189,6 +189,9 @@ func (p *pusher) tag(ctx context.Context, ref image.Reference) (PushStatus, erro
 		return st, err
 	}
 	defer lease.Close()
+	if err := stillThere(p.images, imgs); err != nil {
+		return st, err
+	}
 	if p.ep.Host == "" {
 		if p.ep, err = p.client.PushEndpoint(ctx, ref.Domain(), ref.Path()); err != nil {
 			return st, err

@@ -53,6 +53,9 @@ func (e *Engine) Save(ctx context.Context, req SaveRequest) ([]string, error) {
 	defer lease.Close()
 	var sets []archive.Set
 	for _, n := range names {
+		if err := stillThere(s.images, n.images); err != nil {
+			return nil, classify(err)
+		}
 		set, err := s.set(n)
 		if err != nil {
 			return nil, classify(err)
