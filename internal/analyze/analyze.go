@@ -3,7 +3,7 @@
 //
 // It reads the headers of the layers' tars and no contents (but for Diff, where two files of one size must be told apart), so an image
 // of 500 MB takes milliseconds. All is held in one tree: a Node is a path that any layer has, with a State for each layer that said
-// something about it. 300,000 paths take some 100 MB.
+// something about it. 300,000 paths take some 200 MB at the peak.
 //
 // # What the numbers mean
 //

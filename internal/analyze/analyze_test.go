@@ -269,6 +269,125 @@ func TestPathEfficiency(t *testing.T) {
 	}
 }
 
+// pathEfficiencyByHand follows dive's definition over the tars alone: the leaves of each layer's tree, and for the whiteout of a folder what the
+// layers below have in it.
+func pathEfficiencyByHand(t *testing.T, tars [][]byte) float64 {
+	type sum struct{ least, all int64 }
+	paths := map[string]*sum{}
+	stack := map[string]int64{} // size, -1 for a folder
+	inside := func(dir string) (found []string) {
+		for p := range stack {
+			if strings.HasPrefix(p, dir+"/") {
+				found = append(found, p)
+			}
+		}
+		return found
+	}
+	for _, data := range tars {
+		layer, gone := map[string]int64{}, []string{}
+		r := tar.NewReader(bytes.NewReader(data))
+		for h, err := r.Next(); err == nil; h, err = r.Next() {
+			p := path.Clean(h.Name)
+			for up := path.Dir(p); up != "."; up = path.Dir(up) {
+				layer[up] = -1
+			}
+			switch base, wh := strings.CutPrefix(path.Base(p), ".wh."); {
+			case wh:
+				gone = append(gone, path.Join(path.Dir(p), base))
+			case h.Typeflag == tar.TypeDir:
+				layer[p] = -1
+			default:
+				layer[p] = h.Size
+			}
+		}
+		count := func(p string, n int64) {
+			if s := paths[p]; s == nil {
+				paths[p] = &sum{n, n}
+			} else {
+				s.least, s.all = min(s.least, n), s.all+n
+			}
+		}
+		for _, p := range gone {
+			old, ok := stack[p]
+			if !ok {
+				continue
+			}
+			var n int64
+			if old < 0 {
+				for _, q := range inside(p) {
+					n += max(0, stack[q])
+				}
+			}
+			count(p, n)
+		}
+		for p, n := range layer {
+			if n >= 0 {
+				count(p, n)
+			}
+		}
+		for _, p := range gone {
+			for _, q := range append(inside(p), p) {
+				delete(stack, q)
+			}
+		}
+		for p, n := range layer {
+			if n >= 0 {
+				for _, q := range inside(p) {
+					delete(stack, q)
+				}
+			}
+			stack[p] = n
+		}
+	}
+	var least, all int64
+	for _, s := range paths {
+		least += s.least
+		all += s.all
+	}
+	if all == 0 {
+		return 1
+	}
+	return float64(least) / float64(all)
+}
+
+func hasLinks(data []byte) bool {
+	r := tar.NewReader(bytes.NewReader(data))
+	for h, err := r.Next(); err == nil; h, err = r.Next() {
+		if h.Typeflag == tar.TypeLink {
+			return true
+		}
+	}
+	return false
+}
+
+// TestPathEfficiencyOfRandom leaves opaque folders out, for which the definition has no word, and hard links: it counts the bytes at the name
+// that the tar has first, we at the first in the order of names.
+func TestPathEfficiencyOfRandom(t *testing.T) {
+	s := newStore(t, layers.DriverDir)
+	below := 0
+	for seed := range uint64(40) {
+		rnd := rand.New(rand.NewPCG(seed, 11))
+		var tars [][]byte
+		for len(tars) < 3 {
+			if l := randomLayer(t, rnd); !bytes.Contains(l, []byte(".wh..wh..opq")) && !hasLinks(l) {
+				tars = append(tars, l)
+			}
+		}
+		name := fmt.Sprintf("r%d", seed)
+		s.add(t, name, tars...)
+		img := s.look(t, name)
+		if got, want := img.PathEfficiency(), pathEfficiencyByHand(t, tars); math.Abs(got-want) > 1e-9 {
+			t.Errorf("seed %d: %v, by hand %v", seed, got, want)
+		}
+		if img.PathEfficiency() < 1 {
+			below++
+		}
+	}
+	if below < 20 {
+		t.Errorf("only %d images with waste: the test tests little", below)
+	}
+}
+
 // TestOverlay puts random layers upon each other and compares the end with what the kernel's overlayfs shows, and the waste with a count
 // by another way: inodes of which no name shows.
 func TestOverlay(t *testing.T) {

@@ -21,8 +21,10 @@ type (
 		Schema     int         `json:"schema"`
 		Image      reportImage `json:"image"`
 		Efficiency float64     `json:"efficiency"`
-		Size       int64       `json:"size"`
-		Wasted     int64       `json:"wasted"`
+		// PathEfficiency is the score by dive's definition.
+		PathEfficiency float64 `json:"pathEfficiency"`
+		Size           int64   `json:"size"`
+		Wasted         int64   `json:"wasted"`
 	}
 	reportImage struct {
 		ID       string   `json:"id"`
@@ -103,7 +105,7 @@ func (i *Image) WriteJSON(w io.Writer) error {
 	if tags == nil {
 		tags = []string{}
 	}
-	j.open(reportHead{ReportSchema, reportImage{string(i.ID), tags, timeOf(i.Created), i.Platform}, i.Efficiency(), i.Size, i.Wasted})
+	j.open(reportHead{ReportSchema, reportImage{string(i.ID), tags, timeOf(i.Created), i.Platform}, i.Efficiency(), i.PathEfficiency(), i.Size, i.Wasted})
 	j.raw(`,"layers":[`)
 	for k, l := range i.Layers {
 		if k > 0 {
