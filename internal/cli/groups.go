@@ -28,7 +28,7 @@ func (a *app) containerGroup() *cobra.Command {
 
 func (a *app) imageGroup() *cobra.Command {
 	return a.group("image", "Manage images",
-		a.imageDiffCommand(), a.imageExploreCommand(), a.imageLayersCommand(), a.imageTreeCommand(),
+		a.imageDiffCommand(), a.imageExploreCommand(), a.imageLayersCommand(), a.imageTreeCommand(), a.imageMountCommand(), a.imageUnmountCommand(),
 		a.buildCommand(), a.historyCommand(), a.importCommand(), a.imageInspect(), as(a.imagesCommand(), "ls", "list"), a.loadCommand(), a.imagePruneCommand(), a.pullCommand(), a.pushCommand(),
 		as(a.rmiCommand(), "rm", "remove"), a.saveCommand(), a.tagCommand())
 }

@@ -241,7 +241,7 @@ func (c *checker) networks() error {
 // unused finds layers and blobs that nothing names. A running pull or build may be about to, so they are leftovers at most, and none
 // while one runs.
 func (c *checker) unused() error {
-	marks, all, err := collect.Marks(c.e.stores(c.images, c.layers), c.e.markContainers, c.e.markBuildCache)
+	marks, all, err := collect.Marks(c.e.stores(c.images, c.layers), c.e.markContainers, c.e.markBuildCache, c.e.markMounts)
 	if err != nil {
 		return nil //nolint:nilerr // what can't be read is a finding already, and without it nothing is known to be unused
 	}

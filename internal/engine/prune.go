@@ -189,6 +189,13 @@ func (e *Engine) pruneImages(ctx context.Context, req PruneRequest, f *pruneFilt
 		if err != nil {
 			return err
 		}
+		mounted, err := e.mountedIDs()
+		if err != nil {
+			return err
+		}
+		for _, id := range mounted {
+			used[id] = true
+		}
 		list, err := images.List()
 		if err != nil {
 			return err

@@ -10,6 +10,7 @@ import (
 	"conex/internal/collect"
 	"conex/internal/container"
 	"conex/internal/image"
+	"conex/internal/linux/mount"
 	"conex/internal/ocispec"
 
 	apii "github.com/moby/moby/api/types/image"
@@ -62,7 +63,13 @@ func (e *Engine) RemoveImage(ctx context.Context, name string, req RemoveImageRe
 		return nil, err
 	}
 	r := &imageRemoval{e: e, images: images, img: img, users: users, force: req.Force}
-	if isIDPrefix(img.ID, name) && !r.isName(name) {
+	byID := isIDPrefix(img.ID, name) && !r.isName(name)
+	if byID || singleReference(img) {
+		if err := e.mountedConflict(img.ID); err != nil {
+			return nil, err
+		}
+	}
+	if byID {
 		err = r.byID()
 	} else {
 		err = r.byName(ctx, name)
@@ -181,6 +188,12 @@ func (r *imageRemoval) byName(ctx context.Context, name string) error {
 				return err
 			}
 			continue // kept for its containers without a name
+		}
+		if mounted, err := mount.IsRoot(r.e.mountPath(v.ID)); err != nil || mounted {
+			if err != nil {
+				return err
+			}
+			continue
 		}
 		if err := r.remove(v.ID); err != nil {
 			return err

@@ -12,7 +12,7 @@ import (
 	"conex/internal/ocispec"
 )
 
-// sweep removes layers and blobs that no image, container, step of the build cache or live lease uses.
+// sweep removes layers and blobs that no image (mounted ones too), container, step of the build cache or live lease uses.
 func (e *Engine) sweep(ctx context.Context) (collect.Result, error) {
 	images, err := e.Images()
 	if err != nil {
@@ -22,7 +22,7 @@ func (e *Engine) sweep(ctx context.Context) (collect.Result, error) {
 	if err != nil {
 		return collect.Result{}, err
 	}
-	return collect.Sweep(ctx, e.stores(images, ls), e.markContainers, e.markBuildCache)
+	return collect.Sweep(ctx, e.stores(images, ls), e.markContainers, e.markBuildCache, e.markMounts)
 }
 
 func (e *Engine) stores(images *image.Store, ls *layers.Store) collect.Stores {

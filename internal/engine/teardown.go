@@ -9,7 +9,7 @@ import (
 )
 
 // Teardown takes down what conex keeps in the kernel between containers: the bridge, the nftables table, forwarding where
-// conex switched it on, the layers' mounts and the empty parent of the cgroups. Data and configuration stay, and the next
+// conex switched it on, the mounts of images and layers and the empty parent of the cgroups. Data and configuration stay, and the next
 // command that needs something sets it up again. It refuses while a container runs (ErrConflict).
 func (e *Engine) Teardown(ctx context.Context) error {
 	if err := e.Settle(ctx); err != nil {
@@ -26,9 +26,10 @@ func (e *Engine) Teardown(ctx context.Context) error {
 	if errors.Is(err, network.ErrInUse) {
 		return conflict("a build or another container still uses the network: wait for it to end")
 	}
+	_, merr := e.UnmountAllImages(ctx, true)
 	ls, lerr := e.Layers()
 	if lerr == nil {
 		lerr = ls.Unmount()
 	}
-	return errors.Join(err, lerr, cgroup.Prune("conex"))
+	return errors.Join(err, merr, lerr, cgroup.Prune("conex"))
 }

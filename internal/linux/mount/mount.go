@@ -107,6 +107,19 @@ func Attach(m, target *os.File) error {
 	return nil
 }
 
+// IsRoot reports whether a mount is attached at path; false for a path that is not there.
+func IsRoot(path string) (bool, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)
+	if err == unix.ENOENT {
+		return false, nil
+	}
+	if err != nil {
+		return false, &fs.PathError{Op: "look for mount", Path: path, Err: err}
+	}
+	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
 // OverlayOptions describe an overlay mount.
 type OverlayOptions struct {
 	// Lower are the read-only folders, top first. One is enough.
