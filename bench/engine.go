@@ -34,6 +34,8 @@ type engine struct {
 	registry string
 	server   *http.Server
 	daemon   *exec.Cmd
+	// bigRegistry has the big image.
+	bigRegistry *registryProcess
 	// helpers returns the process ids of what the engine keeps for the container.
 	helpers func(id string) []int
 }
@@ -147,22 +149,28 @@ func (e *engine) openPodman() error {
 }
 
 // serve gives the engine a registry with the layout's images in its network namespace.
-func (e *engine) serve(layout string) error {
+func (e *engine) serve(layout string) (err error) {
+	e.registry = "127.0.0.1:5000"
+	e.server, err = e.serveLayout(layout, e.registry)
+	return err
+}
+
+func (e *engine) serveLayout(layout, addr string) (*http.Server, error) {
 	h, err := mirror.Handler(layout, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var l net.Listener
 	err = e.inNetns(func() (err error) {
-		l, err = net.Listen("tcp", "127.0.0.1:5000")
+		l, err = net.Listen("tcp", addr)
 		return err
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	e.registry, e.server = l.Addr().String(), &http.Server{Handler: h}
-	go e.server.Serve(l) // ends with Close
-	return nil
+	server := &http.Server{Handler: h}
+	go server.Serve(l) // ends with Close
+	return server, nil
 }
 
 // close removes the engine's containers, ends its daemon, and takes down its mounts and network.
@@ -177,6 +185,7 @@ func (e *engine) close() error {
 	if e.server != nil {
 		errs = append(errs, e.server.Close())
 	}
+	errs = append(errs, e.bigRegistry.stop())
 	if e.daemon != nil {
 		errs = append(errs, e.daemon.Process.Signal(syscall.SIGTERM))
 		if err := e.daemon.Wait(); err != nil && !errors.As(err, new(*exec.ExitError)) {
@@ -209,7 +218,10 @@ func (e *engine) closeConex() error {
 }
 
 // runCommand runs cmd in the engine's network namespace; a failure shows what it wrote.
-func (e *engine) runCommand(cmd *exec.Cmd) error {
+func (e *engine) runCommand(cmd *exec.Cmd) error { return e.runStarted(cmd, func() {}) }
+
+// runStarted is runCommand, which tells when cmd has started.
+func (e *engine) runStarted(cmd *exec.Cmd, started func()) error {
 	var out bytes.Buffer
 	if cmd.Stdout == nil {
 		cmd.Stdout = &out
@@ -218,6 +230,7 @@ func (e *engine) runCommand(cmd *exec.Cmd) error {
 	if err := e.inNetns(cmd.Start); err != nil {
 		return err
 	}
+	started()
 	if err := cmd.Wait(); err != nil {
 		text := strings.TrimSpace(out.String())
 		return fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args[len(e.argv):], " "), err, text[max(0, len(text)-300):])

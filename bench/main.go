@@ -28,6 +28,7 @@ type bench struct {
 	engines []*engine
 	rounds  int
 	results []row
+	image   *bigImage // made when something needs it
 }
 
 // row is one measured thing.

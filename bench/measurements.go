@@ -37,7 +37,7 @@ type measurement struct {
 const image = "bench-base"
 
 func measurements() []measurement {
-	return []measurement{
+	return append([]measurement{
 		{name: "version", target: 5, once: simple("version")},
 		{name: "run-rm-none", target: 60, once: simple("run", "--rm", "--network", "none", image, "true")},
 		{name: "run-rm-bridge", target: 60, once: simple("run", "--rm", image, "true")},
@@ -124,7 +124,7 @@ func measurements() []measurement {
 			return then(v, err, func() error { return e.do("rmi", "-f", ref) })
 		}},
 		{name: "idle-memory", target: 3, rounds: 3, memory: true, once: idleMemory},
-	}
+	}, imageMeasurements()...)
 }
 
 // then undoes a timed step that worked.
