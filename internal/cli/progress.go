@@ -178,8 +178,9 @@ type jsonTransfer struct {
 }
 
 type jsonItem struct {
-	action string
-	rate   rate
+	action  string
+	rate    rate
+	printed time.Time
 }
 
 func (j *jsonTransfer) event(ev engine.Event) {
@@ -195,8 +196,12 @@ func (j *jsonTransfer) event(ev engine.Event) {
 			j.items[ev.ID] = it
 		}
 		m.Detail = &jsonDetail{Current: ev.Current, Total: ev.Total}
-		if counting(ev.Action) {
-			it.rate.add(j.now(), ev.Current)
+		if now := j.now(); counting(ev.Action) {
+			it.rate.add(now, ev.Current)
+			if now.Sub(it.printed) < paintEvery {
+				return // as often as a terminal is painted: a step that ends says so by another action
+			}
+			it.printed = now
 			m.Detail.Rate = int64(it.rate.perSecond())
 		}
 	}

@@ -22,9 +22,9 @@ import (
 //
 //	latest: Pulling from library/node
 //	a2abf6c4d29d: Pull complete
-//	a9edb18cadd1: Downloading [======>         ] 12.34MB/31.36MB   10.2MB/s      2s
+//	a9edb18cadd1: Downloading [======>          ] 12.34MB/31.36MB  10.2MB/s      2s
 //	589b7251471a: Waiting
-//	Total                     [=====>          ] 43.70MB/92.10MB   22.8MB/s      3s
+//	Total                     [=====>           ] 43.70MB/92.10MB  22.8MB/s      3s
 //
 // Events only change what is known. A goroutine paints ten times a second at most, the whole picture by one write, in which the
 // cursor is hidden and shown again: a terminal that is slow or stopped holds nothing up, and whatever ends the program, the terminal
@@ -284,11 +284,11 @@ func (d *ttyTransfer) foot(cols int, last bool) string {
 		return ""
 	}
 	var have, size int64
-	carried, working, unknown := 0, false, false
+	summands, working, unknown := 0, false, false
 	for _, it := range d.order {
 		have, size = have+it.have, size+it.size
-		if it.carried {
-			carried++
+		if it.carried || it.size > 0 {
+			summands++
 		}
 		working = working || open(it.action)
 		unknown = unknown || it.carried && it.size == 0
@@ -304,7 +304,7 @@ func (d *ttyTransfer) foot(cols int, last bool) string {
 		return ellipsis(fmt.Sprintf("Total %s in %.1fs, %s/s", units.HumanSizeWithPrecision(float64(d.moved()), 4), took.Seconds(),
 			units.HumanSizeWithPrecision(float64(d.moved())/max(took.Seconds(), 0.001), 3)), cols-1)
 	}
-	if carried < 2 && len(d.order) < 3 {
+	if summands < 2 {
 		return "" // it would say what the one line says
 	}
 	return gauge(fmt.Sprintf("%-*s", len("a9edb18cadd1: Downloading"), "Total"), have, size, &d.sum, cols)
@@ -321,7 +321,10 @@ func gauge(s string, current, total int64, r *rate, cols int) string {
 	}
 	var speed, left string
 	if r != nil {
-		speed = fmt.Sprintf(" %10s", units.HumanSizeWithPrecision(r.perSecond(), 3)+"/s")
+		speed = strings.Repeat(" ", 10)
+		if r.weight > 0 {
+			speed = fmt.Sprintf(" %9s", units.HumanSizeWithPrecision(r.perSecond(), 3)+"/s")
+		}
 		if total > 0 {
 			left = fmt.Sprintf(" %7s", "-")
 			if d, ok := r.eta(total - current); ok {

@@ -197,9 +197,9 @@ func TestTransferTTY(t *testing.T) {
 	}
 	want := `latest: Pulling from library/node
 a2abf6c4d29d: Already exists
-a9edb18cadd1: Downloading [======>         ]    15MB/31.36MB     10MB/s      2s
+a9edb18cadd1: Downloading [=======>         ]    15MB/31.36MB    10MB/s      2s
 589b7251471a: Waiting
-Total                     [=>              ]    15MB/91.36MB     10MB/s      8s
+Total                     [=>               ]    15MB/91.36MB    10MB/s      8s
 `
 	if got := s.String(); got != want {
 		t.Errorf("in the middle:\n%s\nwant\n%s", got, want)
@@ -247,13 +247,13 @@ func TestTransferSmallScreen(t *testing.T) {
 	}
 	*now = now.Add(time.Second)
 	d.draw(false)
-	want := `layer12: Downloading     50B/100B          0B/s       -
-layer13: Downloading     50B/100B          0B/s       -
-layer14: Downloading     50B/100B          0B/s       -
+	want := `layer12: Downloading     50B/100B         0B/s       -
+layer13: Downloading     50B/100B         0B/s       -
+layer14: Downloading     50B/100B         0B/s       -
 layer15: Pulling fs layer
 layer16: Pulling fs layer
 ... and 13 waiting, 12 done
-Total                      1.35kB/3kB           0B/s
+Total                      1.35kB/3kB          0B/s       -
 `
 	if got := s.String(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
