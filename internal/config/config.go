@@ -10,9 +10,11 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+	"github.com/pelletier/go-toml/v2/unstable"
 )
 
 // Places that hold when neither flag, environment nor file says otherwise.
@@ -30,7 +32,10 @@ type Config struct {
 	State string `toml:"state"`
 	// StorageDriver is "erofs", "dir", or "" to let the kernel's abilities decide.
 	StorageDriver string `toml:"storage-driver"`
-	// Registry configures registries by their name in references, such as "docker.io" or "localhost:5000".
+	// CertDirs are folders with a folder for each registry that has its own certificates or hosts.toml, instead of the usual ones.
+	CertDirs []string `toml:"cert-dirs"`
+	// Registry configures registries by their name in references, such as "docker.io" or "localhost:5000"; "*" is for all that have no
+	// mirrors of their own.
 	Registry map[string]Registry `toml:"registry"`
 	// Log is what containers get that name no --log-driver or --log-opt.
 	Log Log `toml:"log"`
@@ -47,7 +52,8 @@ type Config struct {
 // Registry says how one registry is reached.
 type Registry struct {
 	// Mirrors are tried in order before the registry itself: http(s)://host[:port][/prefix]. The prefix goes before each
-	// repository's name, as a proxy for several registries wants it: http://h/hub is asked for http://h/v2/hub/library/nginx.
+	// repository's name, as a proxy for several registries wants it: http://h/hub is asked for http://h/v2/hub/library/nginx. In it
+	// {registry} stands for the registry's name; without that, a mirror of "*" is told the name by ?ns=, as containerd does it.
 	Mirrors []string `toml:"mirrors"`
 	// PlainHTTP lets the registry itself be asked without TLS. Loopback addresses need no leave.
 	PlainHTTP bool `toml:"plain-http"`
@@ -111,40 +117,102 @@ func parse(path, data string, c *Config) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	if err := c.check(); err != nil {
+	var value *valueError
+	if err := c.check(); errors.As(err, &value) {
+		if line := lineOf([]byte(data), value.key); line > 0 {
+			return fmt.Errorf("%s:%d: %w", path, line, err)
+		}
+		return fmt.Errorf("%s: %w", path, err)
+	} else if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
+}
+
+// valueError is a value that makes no sense, and where it stands.
+type valueError struct {
+	key  []string
+	text string
+}
+
+func (e *valueError) Error() string { return e.text }
+
+// bad says what is wrong with the value of a key: one or, in a table, several parts of its name.
+func bad(key []string, format string, args ...any) error {
+	return &valueError{key, fmt.Sprintf(format, args...)}
+}
+
+// lineOf finds the line where a key is given its value, 0 if it is not there.
+func lineOf(data []byte, key []string) int {
+	var table []string
+	p := unstable.Parser{}
+	p.Reset(data)
+	for p.NextExpression() {
+		e := p.Expression()
+		var parts []string
+		line := 0
+		for it := e.Key(); it.Next(); {
+			if line == 0 {
+				line = p.Shape(it.Node().Raw).Start.Line
+			}
+			parts = append(parts, string(it.Node().Data))
+		}
+		switch e.Kind {
+		case unstable.Table, unstable.ArrayTable:
+			table = parts
+			parts = nil
+		case unstable.KeyValue:
+		default:
+			continue
+		}
+		full := append(slices.Clone(table), parts...)
+		// A key may lie in an inline table, which begins on this line.
+		if len(parts) > 0 && len(full) <= len(key) && slices.Equal(full, key[:len(full)]) {
+			return line
+		}
+	}
+	return 0
 }
 
 // check refuses values that would only fail later and less clearly.
 func (c *Config) check() error {
 	for _, dir := range []struct{ key, val string }{{"root", c.Root}, {"state", c.State}} {
 		if dir.val != "" && !strings.HasPrefix(dir.val, "/") {
-			return fmt.Errorf("%s: %q is not an absolute path", dir.key, dir.val)
+			return bad([]string{dir.key}, "%s: %q is not an absolute path", dir.key, dir.val)
 		}
 	}
 	switch c.StorageDriver {
 	case "", "erofs", "dir":
 	default:
-		return fmt.Errorf("storage-driver: %q is none of erofs, dir", c.StorageDriver)
+		return bad([]string{"storage-driver"}, "storage-driver: %q is none of erofs, dir", c.StorageDriver)
 	}
 	switch c.KeepBlobs {
 	case "", KeepAuto, KeepAlways, KeepNever:
 	default:
-		return fmt.Errorf("keep-blobs: %q is none of auto, always, never", c.KeepBlobs)
+		return bad([]string{"keep-blobs"}, "keep-blobs: %q is none of auto, always, never", c.KeepBlobs)
+	}
+	for i, dir := range c.CertDirs {
+		if !strings.HasPrefix(dir, "/") {
+			return bad([]string{"cert-dirs"}, "cert-dirs: %q (number %d) is not an absolute path", dir, i+1)
+		}
 	}
 	for name, r := range c.Registry {
+		switch {
+		case name == "*" && r.PlainHTTP:
+			return bad([]string{"registry", name, "plain-http"}, "registry.\"*\".plain-http: would let every registry be asked without TLS; name those that need it")
+		case strings.ContainsAny(name, "/ ") || strings.Contains(name, "*") && name != "*":
+			return bad([]string{"registry", name}, "registry.%q: is not a registry's name, host[:port], nor \"*\" for all others", name)
+		}
 		for _, m := range r.Mirrors {
 			u, err := url.Parse(m)
 			if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.RawQuery != "" || u.Fragment != "" {
-				return fmt.Errorf("registry.%q.mirrors: %q is not of the form http(s)://host[:port][/prefix]", name, m)
+				return bad([]string{"registry", name, "mirrors"}, "registry.%q.mirrors: %q is not of the form http(s)://host[:port][/prefix]", name, m)
 			}
 		}
 	}
 	for _, a := range c.DNS {
 		if _, err := netip.ParseAddr(a); err != nil {
-			return fmt.Errorf("dns: %q is not an IP address", a)
+			return bad([]string{"dns"}, "dns: %q is not an IP address", a)
 		}
 	}
 	return nil

@@ -63,6 +63,14 @@ func TestErrorsNameThePlace(t *testing.T) {
 		"[registry.\"a.b\"]\nmirrors=[\"a.b:5000\"]\n":     "is not of the form http(s)://host",
 		"[registry.\"a.b\"]\nmirrors=[\"ftp://a.b/\"]\n":   "is not of the form http(s)://host",
 		"[registry.\"a.b\"]\nmirrors=[\"http://a.b?x\"]\n": "is not of the form http(s)://host",
+		"root = \"/r\"\n\n[registry.\"a.b\"]\nplain-http=true\nmirrors=[\n\"x\"]\n": ":5: registry.\"a.b\".mirrors: ",
+		"\nregistry.\"a.b\".mirrors=[\"x\"]\n":                                      ":2: registry.\"a.b\".mirrors: ",
+		"\n\nregistry = {\"a.b\" = {mirrors=[\"x\"]}}\n":                            ":3: registry.\"a.b\".mirrors: ",
+		"[registry.\"*\"]\nplain-http=true\n":                                       ":2: registry.\"*\".plain-http: ",
+		"[registry.\"a.b/c\"]\nplain-http=true\n":                                   "is not a registry's name",
+		"[registry.\"*.b\"]\nplain-http=true\n":                                     "is not a registry's name",
+		"\ncert-dirs = [\"certs\"]":                                                 ":2: cert-dirs: ",
+		"\n\n\ndns = [\"dns.example.com\"]":                                         ":4: dns: ",
 	} {
 		p := write(t, text)
 		_, err := Load(p)

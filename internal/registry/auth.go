@@ -131,7 +131,9 @@ func (c *Client) credentialsFor(ctx context.Context, ep Endpoint) (credentials.C
 // private reports whether credentials may be sent there: by TLS, inside this machine, or where the configuration has allowed plain
 // http by the host's name.
 func (c *Client) private(scheme, host string) bool {
-	return scheme == "https" || isLoopback(host) || c.cfg[host].PlainHTTP
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return scheme == "https" || isLoopback(host) || c.cfg[host].PlainHTTP || c.plain[host]
 }
 
 // answer makes the Authorization that a challenge wants. offline asks for a token that can be kept instead of the password, which
@@ -155,8 +157,18 @@ func (c *Client) answer(ctx context.Context, ep Endpoint, scopes []string, creds
 			if !creds.IsZero() && !c.private(realm.Scheme, realm.Host) && (realm.Hostname() != hostname(ep.Host) || !c.private(ep.Scheme, ep.Host)) {
 				return token{}, "", refused("credentials are not sent over plain http to %s", oneLine(realm.Host))
 			}
+			if err := mayLead(&url.URL{Scheme: ep.Scheme, Host: ep.Host}, realm); err != nil {
+				return token{}, "", err
+			}
 			realm.User, realm.Fragment = nil, ""
-			t, identity, err := c.fetchToken(ctx, realm, params["service"], scopes, creds, offline)
+			// What the registry names may go beyond what follows from the repository's name, behind a proxy.
+			asked := scopes
+			for _, s := range strings.Fields(params["scope"]) {
+				if !(token{scopes: asked}).covers(s) && len(asked) < maxScopes {
+					asked = append(slices.Clip(asked), s)
+				}
+			}
+			t, identity, err := c.fetchToken(ctx, realm, params["service"], asked, creds, offline)
 			if err != nil {
 				return token{}, "", fmt.Errorf("token from %s: %w", oneLine(realm.Host), err)
 			}
@@ -174,12 +186,13 @@ func (c *Client) answer(ctx context.Context, ep Endpoint, scopes []string, creds
 	return token{value: "Basic " + pair, all: true, expires: time.Now().Add(24 * time.Hour)}, "", nil
 }
 
-func hostname(host string) string { return (&url.URL{Host: host}).Hostname() }
-
 // fitsHeader refuses what would break out of a header, or be one that servers refuse.
 func fitsHeader(s string) bool {
 	return len(s) <= maxToken && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f })
 }
+
+// maxScopes bounds what is asked for in one token.
+const maxScopes = 8
 
 // maxToken bounds a token in bytes: servers refuse headers of more.
 const maxToken = 64 << 10
@@ -314,14 +327,12 @@ func parseToken(raw []byte, now time.Time) (t token, identity string, err error)
 // Login shows credentials to a registry, and returns an identity token to keep instead of the password if the registry gives one.
 // A nil error promises that the registry has accepted them, or wants none. Nothing is kept.
 func (c *Client) Login(ctx context.Context, domain string, creds credentials.Credentials) (identity string, err error) {
-	var eps []Endpoint
-	for _, ep := range c.endpoints(domain) {
-		if !ep.Mirror {
-			eps = append(eps, ep)
-		}
+	eps, err := c.itself(domain, canPull|canResolve|canPush)
+	if err != nil {
+		return "", err
 	}
-	_, err = c.first(ctx, eps, func(ep Endpoint) error {
-		r := request{ep: ep, method: http.MethodGet, target: ep.Scheme + "://" + ep.Host + "/v2/", bare: true}
+	_, err = c.firstOf(ctx, eps, func(ep Endpoint) error {
+		r := request{ep: ep, method: http.MethodGet, target: ep.api() + "/", bare: true}
 		resp, err := c.do(ctx, r)
 		if err != nil {
 			return err

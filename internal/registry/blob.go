@@ -12,7 +12,7 @@ import (
 	"conex/internal/ocispec"
 )
 
-// Blob streams the blob that desc names from ep. The reader verifies: it never gives more than desc.Size bytes, and reports
+// Blob streams the blob that desc names from ep, or where ep is a mirror that does not have it, from the endpoints behind it. The reader verifies: it never gives more than desc.Size bytes, and reports
 // ErrMismatch instead of io.EOF if size or digest are not as promised. A connection that breaks or stalls on the way is taken up
 // again where it ended. ctx ends the reading too.
 func (c *Client) Blob(ctx context.Context, ep Endpoint, path string, desc ocispec.Descriptor) (io.ReadCloser, error) {
@@ -35,10 +35,15 @@ func (c *Client) Blob(ctx context.Context, ep Endpoint, path string, desc ocispe
 // RawBlob is Blob from the byte at off on, for who has the bytes before and verifies the whole.
 func (c *Client) RawBlob(ctx context.Context, ep Endpoint, path string, desc ocispec.Descriptor, off int64) (io.ReadCloser, error) {
 	b := &blob{c: c, ctx: ctx, ep: ep, path: path, desc: desc, off: off}
-	if err := b.open(); err != nil {
-		return nil, b.wrap(err)
+	for {
+		err := b.open()
+		if err == nil {
+			return b, nil
+		}
+		if !b.next(err) {
+			return nil, b.wrap(err)
+		}
 	}
-	return b, nil
 }
 
 // verified translates the verifier's sentinel into this package's.
@@ -68,10 +73,34 @@ type blob struct {
 	timer  *time.Timer        // calls cancel when nothing comes
 	off    int64              // bytes delivered
 	drops  int                // connections lost since the last byte
+
+	rest   []Endpoint // behind ep, once a mirror has failed
+	failed []error    // what the endpoints before ep said
 }
 
 func (b *blob) wrap(err error) error {
-	return &endpointError{b.ep, fmt.Errorf("blob %s: %w", b.desc.Digest, err)}
+	return joinLine(append(b.failed, &endpointError{b.ep, fmt.Errorf("blob %s: %w", b.desc.Digest, err)}))
+}
+
+// next goes on to the endpoint behind a mirror that failed, where there is one. Bytes that were wrong don't count as a failure here: they are
+// delivered already.
+func (b *blob) next(err error) bool {
+	if b.ctx.Err() != nil || errors.Is(err, ErrMismatch) && b.off > 0 {
+		return false
+	}
+	rest := b.c.after(b.ep)
+	if !b.ep.Mirror {
+		// The registry itself on a loopback address: http behind https.
+		rest = b.rest
+	}
+	if len(rest) == 0 {
+		return false
+	}
+	if !noTLS(err) || b.ep.Mirror {
+		b.failed = append(b.failed, &endpointError{b.ep, fmt.Errorf("blob %s: %w", b.desc.Digest, err)})
+	}
+	b.ep, b.rest, b.drops = rest[0], rest[1:], 0
+	return true
 }
 
 // open asks for the bytes from off on.
@@ -120,7 +149,7 @@ func (b *blob) Read(p []byte) (int, error) {
 	for {
 		if b.body == nil {
 			if err := b.open(); err != nil {
-				if !b.again(err) {
+				if !b.again(err) && !b.next(err) {
 					return 0, b.wrap(err)
 				}
 				continue
@@ -146,7 +175,7 @@ func (b *blob) Read(p []byte) (int, error) {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
-		if !b.again(err) {
+		if !b.again(err) && !b.next(err) {
 			if errors.Is(err, io.ErrUnexpectedEOF) {
 				err = fmt.Errorf("ended after %d of %d bytes: %w", b.off, b.desc.Size, ErrMismatch)
 			}

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,15 @@ func plain(err error) error {
 	var ue *url.Error
 	if errors.As(err, &ue) {
 		return ue.Err
+	}
+	return err
+}
+
+// explain adds what to do about a certificate that nobody vouches for.
+func explain(ep Endpoint, err error) error {
+	var unknown x509.UnknownAuthorityError
+	if errors.As(err, &unknown) {
+		return fmt.Errorf("%w (if it is to be trusted: its authority's certificate belongs into /etc/conex/certs.d/%s/ca.crt)", err, ep.Host)
 	}
 	return err
 }

@@ -29,7 +29,7 @@ const (
 // are as of Resolve.
 func (c *Client) HeadManifest(ctx context.Context, domain, path, tagOrDigest string) (ocispec.Descriptor, Endpoint, error) {
 	var desc ocispec.Descriptor
-	ep, err := c.first(ctx, c.endpoints(domain), func(ep Endpoint) (err error) {
+	ep, err := c.first(ctx, domain, wanted(tagOrDigest), func(ep Endpoint) (err error) {
 		desc, err = c.head(ctx, ep, path, tagOrDigest)
 		return err
 	})
@@ -65,9 +65,12 @@ func knownType(mediaType string) bool {
 // Tags lists the tags of domain/path, as the first endpoint that can has them.
 func (c *Client) Tags(ctx context.Context, domain, path string) ([]string, error) {
 	var tags []string
-	_, err := c.first(ctx, c.endpoints(domain), func(ep Endpoint) error {
+	_, err := c.first(ctx, domain, canResolve, func(ep Endpoint) error {
 		tags = nil
-		target := ep.Scheme + "://" + ep.Host + "/v2/" + ep.repo(path) + "/tags/list?n=1000"
+		target := ep.api() + "/" + ep.repo(path) + "/tags/list?n=1000"
+		if ep.ns {
+			target += "&ns=" + url.QueryEscape(domain)
+		}
 		err := c.pages(ctx, ep, target, ep.pull(path), "tags", func(name string) bool {
 			tags = append(tags, name)
 			return true
@@ -82,11 +85,15 @@ func (c *Client) Tags(ctx context.Context, domain, path string) ([]string, error
 
 // Catalog calls fn with the name of every repository of a registry, until it returns false. Many registries show nobody their catalog.
 func (c *Client) Catalog(ctx context.Context, domain string, fn func(name string) bool) error {
-	ep, err := c.PushEndpoint(ctx, domain, "")
+	eps, err := c.itself(domain, canResolve)
 	if err != nil {
 		return err
 	}
-	err = c.pages(ctx, ep, ep.Scheme+"://"+ep.Host+"/v2/_catalog?n=1000", "registry:catalog:*", "repositories", fn)
+	ep, err := c.speaking(ctx, eps)
+	if err != nil {
+		return err
+	}
+	err = c.pages(ctx, ep, ep.api()+"/_catalog?n=1000", "registry:catalog:*", "repositories", fn)
 	if err != nil {
 		return &endpointError{ep, fmt.Errorf("list repositories: %w", err)}
 	}

@@ -14,33 +14,6 @@ import (
 	"conex/internal/ocispec"
 )
 
-// PushEndpoint returns where images of a registry are pushed to: the registry itself, never a mirror. A loopback address is asked
-// whether it speaks https or http.
-func (c *Client) PushEndpoint(ctx context.Context, domain, path string) (Endpoint, error) {
-	var eps []Endpoint
-	for _, ep := range c.endpoints(domain) {
-		if !ep.Mirror {
-			eps = append(eps, ep)
-		}
-	}
-	if len(eps) == 1 {
-		return eps[0], nil
-	}
-	return c.first(ctx, eps, func(ep Endpoint) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, ep.Scheme+"://"+ep.Host+"/v2/", nil)
-		if err != nil {
-			return err
-		}
-		req.Header.Set("User-Agent", "conex")
-		resp, err := c.http.Do(req)
-		if err != nil {
-			return plain(err)
-		}
-		drop(resp)
-		return nil
-	})
-}
-
 // HasBlob reports whether a repository that is pushed to has a blob already, and its size (-1 if the registry does not say).
 func (c *Client) HasBlob(ctx context.Context, ep Endpoint, path string, d ocispec.Digest) (size int64, ok bool, err error) {
 	resp, err := c.do(ctx, request{ep: ep, method: http.MethodHead, target: ep.url(path, "blobs", string(d)), scopes: []string{ep.push(path)}})

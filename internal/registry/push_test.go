@@ -292,7 +292,7 @@ func TestUploadRetries(t *testing.T) {
 			})
 			c := client(nil)
 			c.stall = 200 * time.Millisecond
-			c.http.Transport.(*http.Transport).ResponseHeaderTimeout = 200 * time.Millisecond
+			c.transports.base.ResponseHeaderTimeout = 200 * time.Millisecond
 			up := knownBlob(content)
 			if stream {
 				up = streamed(content)

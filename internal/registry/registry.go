@@ -11,13 +11,9 @@ import (
 	"fmt"
 	"io"
 	"mime"
-	"net"
 	"net/http"
-	"net/netip"
-	"net/url"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"conex/internal/config"
@@ -46,19 +42,25 @@ const maxError = 1 << 20
 
 // Client asks registries. It keeps connections and tokens, and may be used by several goroutines at a time.
 type Client struct {
-	cfg       map[string]config.Registry
-	http      *http.Client
-	backoff   func(attempt int) time.Duration // tests make it short
-	stall     time.Duration                   // a blob that delivers nothing for so long is asked for again
-	listing   time.Duration                   // bounds the time of a list of tags or repositories
-	tokenTime time.Duration                   // bounds one question to a token service
+	cfg        map[string]config.Registry
+	dirs       []string
+	http       *http.Client
+	transports *transports
+	backoff    func(attempt int) time.Duration // tests make it short
+	maxWait    time.Duration                   // bounds what a Retry-After can make us wait
+	stall      time.Duration                   // a blob that delivers nothing for so long is asked for again
+	listing    time.Duration                   // bounds the time of a list of tags or repositories
+	tokenTime  time.Duration                   // bounds one question to a token service
 
 	credentials *credentials.Store // nil: everything is asked for anonymously
 
-	logins chan struct{} // held by who logs in, so that a token is fetched once
-	mu     sync.Mutex
-	tokens map[string][]token                 // by endpoint
-	known  map[string]credentials.Credentials // by host
+	logins  chan struct{} // held by who logs in, so that a token is fetched once
+	mu      sync.Mutex
+	tokens  map[string][]token                 // by endpoint
+	known   map[string]credentials.Credentials // by host
+	hosts   map[string][]Endpoint              // by domain
+	headers map[string]http.Header             // what hosts.toml adds, by scheme and host
+	plain   map[string]bool                    // hosts that hosts.toml allows to be asked by plain http
 }
 
 // Options says how registries are reached. The zero value is valid.
@@ -67,118 +69,35 @@ type Options struct {
 	Registry map[string]config.Registry
 	// Credentials has what the user has logged in with, nil for nothing. It is asked when a registry wants a login.
 	Credentials *credentials.Store
+	// HostDirs are the folders with settings of single registries, see HostDirs.
+	HostDirs []string
 }
 
 // New returns a client. It reads no file and asks nobody.
 func New(o Options) *Client {
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.DialContext = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
-	t.MaxIdleConnsPerHost = 8
-	t.ResponseHeaderTimeout = time.Minute
-	t.DisableCompression = true // layers are compressed already, and their digests are of what is sent
+	t := newTransports(o.HostDirs)
 	return &Client{
 		cfg:         o.Registry,
+		dirs:        o.HostDirs,
+		transports:  t,
 		credentials: o.Credentials,
 		http:        &http.Client{Transport: t, CheckRedirect: checkRedirect},
 		backoff:     func(n int) time.Duration { return 250 * time.Millisecond << n },
 		stall:       time.Minute,
+		maxWait:     maxWait,
 		listing:     listingTime,
 		tokenTime:   30 * time.Second,
 		logins:      make(chan struct{}, 1),
 		tokens:      map[string][]token{},
 		known:       map[string]credentials.Credentials{},
+		hosts:       map[string][]Endpoint{},
+		headers:     map[string]http.Header{},
+		plain:       map[string]bool{},
 	}
 }
 
 // Close drops idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
-
-// checkRedirect lets blobs move to a storage host, but never from https to http: what the digest protects from changes would
-// still tell everybody on the way what is fetched. Credentials and the address that was asked stay behind.
-func checkRedirect(req *http.Request, via []*http.Request) error {
-	if len(via) >= maxHops {
-		return refused("stopped after %d redirects", maxHops)
-	}
-	if via[len(via)-1].URL.Scheme == "https" && req.URL.Scheme != "https" {
-		return refused("refused a redirect from https to %s://%s", oneLine(req.URL.Scheme), oneLine(req.URL.Host))
-	}
-	req.Header.Del("Referer")
-	for _, v := range append(via[1:], req) {
-		// The http package lets them go along to subdomains and other ports.
-		if v.URL.Host != via[0].URL.Host || v.URL.Scheme != via[0].URL.Scheme {
-			req.Header.Del("Authorization")
-		}
-	}
-	return nil
-}
-
-// Endpoint is one place to ask for a registry's images: a mirror or the registry itself.
-type Endpoint struct {
-	// Domain is the registry's name in references.
-	Domain string
-	// Scheme is http or https; Host has the port, if any.
-	Scheme, Host string
-	// Prefix is put before repository names, without slashes at its ends: a mirror http://h/hub serves library/nginx as
-	// http://h/v2/hub/library/nginx.
-	Prefix string
-	// Mirror is true for a configured mirror.
-	Mirror bool
-}
-
-// String returns the endpoint as a person would write it.
-func (e Endpoint) String() string {
-	s := e.Scheme + "://" + e.Host
-	if e.Prefix != "" {
-		s += "/" + e.Prefix
-	}
-	return s
-}
-
-func (e Endpoint) repo(path string) string {
-	if e.Prefix != "" {
-		return e.Prefix + "/" + path
-	}
-	return path
-}
-
-func (e Endpoint) url(path, kind, name string) string {
-	return e.Scheme + "://" + e.Host + "/v2/" + e.repo(path) + "/" + kind + "/" + name
-}
-
-// endpoints lists where to ask for a registry's images, in order.
-func (c *Client) endpoints(domain string) []Endpoint {
-	var eps []Endpoint
-	r := c.cfg[domain]
-	for _, m := range r.Mirrors {
-		u, err := url.Parse(m)
-		if err != nil || u.Host == "" {
-			continue // config.Load refuses these
-		}
-		eps = append(eps, Endpoint{domain, u.Scheme, u.Host, strings.Trim(u.Path, "/"), true})
-	}
-	host := domain
-	if domain == "docker.io" {
-		host = "registry-1.docker.io" // docker.io itself is a web site
-	}
-	if !r.PlainHTTP {
-		eps = append(eps, Endpoint{domain, "https", host, "", false})
-	}
-	if r.PlainHTTP || isLoopback(host) {
-		eps = append(eps, Endpoint{domain, "http", host, "", false})
-	}
-	return eps
-}
-
-// isLoopback reports whether host (with or without port) is this machine by name or address; no DNS answer can make it so.
-func isLoopback(host string) bool {
-	u := url.URL{Host: host}
-	h := u.Hostname()
-	if h == "localhost" {
-		return true
-	}
-	a, err := netip.ParseAddr(h)
-	return err == nil && a.IsLoopback()
-}
 
 // accept lists the manifest kinds that we understand. Schema 1 is not among them; a registry that sends it anyway is refused.
 var accept = []string{
@@ -191,7 +110,7 @@ var accept = []string{
 func (c *Client) Resolve(ctx context.Context, domain, path, tagOrDigest string) (ocispec.Descriptor, []byte, Endpoint, error) {
 	var desc ocispec.Descriptor
 	var raw []byte
-	ep, err := c.first(ctx, c.endpoints(domain), func(ep Endpoint) (err error) {
+	ep, err := c.first(ctx, domain, wanted(tagOrDigest), func(ep Endpoint) (err error) {
 		desc, raw, err = c.manifest(ctx, ep, path, tagOrDigest)
 		return err
 	})
@@ -201,45 +120,22 @@ func (c *Client) Resolve(ctx context.Context, domain, path, tagOrDigest string) 
 	return desc, raw, ep, nil
 }
 
-// first calls ask with one endpoint after another and returns that which answered without an error. When all fail, the error has
-// what each said.
-func (c *Client) first(ctx context.Context, eps []Endpoint, ask func(Endpoint) error) (Endpoint, error) {
-	var failed []error
-	for _, ep := range eps {
-		err := ask(ep)
-		if err == nil {
-			return ep, nil
-		}
-		if ctx.Err() != nil {
-			return Endpoint{}, ctx.Err()
-		}
-		tryHTTP := ep.Scheme == "https" && !ep.Mirror && isLoopback(ep.Host)
-		if tryHTTP && noTLS(err) {
-			continue // the same host is asked by http next; one report of it is enough
-		}
-		failed = append(failed, &endpointError{ep, err})
-		if tryHTTP && isAnswer(err) {
-			break
-		}
-	}
-	return Endpoint{}, joinLine(failed)
-}
-
-// noTLS reports whether https failed in a way that http may not.
-func noTLS(err error) bool {
-	return errors.Is(err, http.ErrSchemeMismatch) || errors.Is(err, syscall.ECONNREFUSED)
-}
-
-// Manifest fetches the manifest that desc names, an entry of an index, from ep.
+// Manifest fetches the manifest that desc names, an entry of an index, from ep, or where ep is a mirror that does not have it, from the
+// endpoints behind it.
 func (c *Client) Manifest(ctx context.Context, ep Endpoint, path string, desc ocispec.Descriptor) ([]byte, error) {
-	got, raw, err := c.manifest(ctx, ep, path, string(desc.Digest))
-	if err != nil {
-		return nil, &endpointError{ep, err}
-	}
-	if got.MediaType != desc.MediaType && desc.MediaType != "" {
-		return nil, &endpointError{ep, fmt.Errorf("manifest %s is a %s, the index says %s: %w", desc.Digest, got.MediaType, desc.MediaType, ErrMismatch)}
-	}
-	return raw, nil
+	var raw []byte
+	_, err := c.firstOf(ctx, append([]Endpoint{ep}, c.after(ep)...), func(ep Endpoint) error {
+		got, b, err := c.manifest(ctx, ep, path, string(desc.Digest))
+		if err != nil {
+			return err
+		}
+		if got.MediaType != desc.MediaType && desc.MediaType != "" {
+			return fmt.Errorf("manifest %s is a %s, the index says %s: %w", desc.Digest, got.MediaType, desc.MediaType, ErrMismatch)
+		}
+		raw = b
+		return nil
+	})
+	return raw, err
 }
 
 func (c *Client) manifest(ctx context.Context, ep Endpoint, path, tagOrDigest string) (ocispec.Descriptor, []byte, error) {

@@ -170,8 +170,9 @@ func TestEndpoints(t *testing.T) {
 		"localhost:5000": "[https://localhost:5000 http://localhost:5000]", "127.0.0.1": "[https://127.0.0.1 http://127.0.0.1]",
 		"[::1]:5000": "[https://[::1]:5000 http://[::1]:5000]", "localhost.evil.com": "[https://localhost.evil.com]", "10.0.0.1:5000": "[https://10.0.0.1:5000]",
 	} {
-		if got := fmt.Sprint(New(Options{}).endpoints(domain)); got != want {
-			t.Errorf("%s: %s, want %s", domain, got, want)
+		eps, err := New(Options{}).endpoints(domain)
+		if got := fmt.Sprint(eps); got != want || err != nil {
+			t.Errorf("%s: %s, want %s, %v", domain, got, want, err)
 		}
 	}
 }

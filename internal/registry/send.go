@@ -40,10 +40,6 @@ type request struct {
 	open func() (*sending, error)
 }
 
-// pull is the scope of reading a repository, push that of writing to it.
-func (e Endpoint) pull(path string) string { return "repository:" + e.repo(path) + ":pull" }
-func (e Endpoint) push(path string) string { return "repository:" + e.repo(path) + ":pull,push" }
-
 // send asks ep with GET for a resource of repository path, see do.
 func (c *Client) send(ctx context.Context, ep Endpoint, path, target string, header http.Header) (*http.Response, error) {
 	return c.do(ctx, request{ep: ep, method: http.MethodGet, target: target, header: header, scopes: []string{ep.pull(path)}})
@@ -63,7 +59,7 @@ func (c *Client) do(ctx context.Context, r request) (*http.Response, error) {
 				}
 				continue
 			}
-			return nil, plain(err)
+			return nil, explain(r.ep, plain(err))
 		}
 		switch status := resp.StatusCode; {
 		case status == http.StatusUnauthorized && !authed && !r.bare && r.ep.owns(r.target):
@@ -107,6 +103,13 @@ func (c *Client) try(ctx context.Context, r request) (resp *http.Response, auth 
 		req.Header[k] = v
 	}
 	req.Header.Set("User-Agent", "conex")
+	if r.ep.owns(r.target) {
+		c.mu.Lock()
+		for k, v := range c.headers[r.ep.Scheme+"://"+r.ep.Host] {
+			req.Header[k] = v
+		}
+		c.mu.Unlock()
+	}
 	if !r.bare && r.ep.owns(r.target) {
 		if auth = c.token(r.ep, r.scopes); auth != "" {
 			req.Header.Set("Authorization", auth)
@@ -152,12 +155,6 @@ func buffer(resp *http.Response) error {
 	return err
 }
 
-// owns reports whether a URL leads to the endpoint's own host: credentials go nowhere else.
-func (e Endpoint) owns(target string) bool {
-	u, err := url.Parse(target)
-	return err == nil && u.Scheme == e.Scheme && u.Host == e.Host
-}
-
 // maxHops bounds the redirects of one request.
 const maxHops = 10
 
@@ -176,8 +173,11 @@ func follow(from, location string) (string, error) {
 	if base.Scheme == "https" && u.Scheme == "http" && u.Host == base.Host {
 		u.Scheme = "https"
 	}
-	if u.Host == "" || u.Scheme != "https" && (u.Scheme != "http" || base.Scheme != "http") {
-		return "", refused("refused a redirect from %s to %s://%s", base.Scheme, oneLine(u.Scheme), oneLine(u.Host))
+	if u.Host == "" {
+		return "", refused("refused a redirect to %q", oneLine(location))
+	}
+	if err := mayLead(base, u); err != nil {
+		return "", err
 	}
 	u.User, u.Fragment = nil, ""
 	return u.String(), nil
@@ -194,8 +194,8 @@ func drop(resp *http.Response) {
 func (c *Client) wait(ctx context.Context, n int, retryAfter string) error {
 	d := c.backoff(n)
 	d += rand.N(d/2 + 1)
-	if s, err := strconv.Atoi(strings.TrimSpace(retryAfter)); err == nil && s > 0 {
-		d = min(time.Duration(s)*time.Second, maxWait)
+	if asked := after(retryAfter, time.Now()); asked > 0 {
+		d = min(asked, c.maxWait)
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -205,6 +205,18 @@ func (c *Client) wait(ctx context.Context, n int, retryAfter string) error {
 	case <-t.C:
 		return nil
 	}
+}
+
+// after reads a Retry-After header, which counts seconds or names a time; 0 for none.
+func after(header string, now time.Time) time.Duration {
+	header = strings.TrimSpace(header)
+	if s, err := strconv.Atoi(header); err == nil {
+		return time.Duration(min(max(s, 0), 1<<20)) * time.Second
+	}
+	if t, err := http.ParseTime(header); err == nil {
+		return max(t.Sub(now), 0)
+	}
+	return 0
 }
 
 // unreachable reports whether no connection to a host came about.
