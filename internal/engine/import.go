@@ -142,9 +142,5 @@ func openSource(ctx context.Context, req ImportRequest) (io.ReadCloser, error) {
 		}
 		return resp.Body, nil
 	}
-	f, err := os.Open(req.Source)
-	if err != nil {
-		return nil, fmt.Errorf("import: %w", err)
-	}
-	return f, nil
+	return os.Open(req.Source)
 }

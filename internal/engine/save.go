@@ -3,14 +3,19 @@ package engine
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"conex/internal/archive"
 	"conex/internal/collect"
+	"conex/internal/compress"
+	"conex/internal/disk"
 	"conex/internal/image"
 	"conex/internal/layers"
 	"conex/internal/ocispec"
@@ -42,6 +47,7 @@ func (e *Engine) Save(ctx context.Context, req SaveRequest) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer s.close()
 	names, err := s.resolve(req.Images)
 	if err != nil {
 		return nil, classify(err)
@@ -51,6 +57,7 @@ func (e *Engine) Save(ctx context.Context, req SaveRequest) ([]string, error) {
 		return nil, err
 	}
 	defer lease.Close()
+	s.lease = lease
 	var sets []archive.Set
 	for _, n := range names {
 		if err := stillThere(s.images, n.images); err != nil {
@@ -70,29 +77,33 @@ func (e *Engine) Save(ctx context.Context, req SaveRequest) ([]string, error) {
 
 // saver is one save at work.
 type saver struct {
-	e           *Engine
-	ctx         context.Context //nolint:containedctx // a saver is one call of Save
-	images      *image.Store
-	layers      *layers.Store
-	format      archive.Format
-	compression string
-	all         bool
-	platforms   []ocispec.Platform
-	progress    Progress
-	remarks     []string
-	told        map[ocispec.Digest]int64
+	e         *Engine
+	ctx       context.Context //nolint:containedctx // a saver is one call of Save
+	images    *image.Store
+	layers    *layers.Store
+	format    archive.Format
+	kind      compress.Kind // "": not asked for
+	all       bool
+	platforms []ocispec.Platform
+	progress  Progress
+	remarks   []string
+	told      map[ocispec.Digest]int64
+	lease     *collect.Lease
+	stage     *disk.Stage // of layers that are compressed for this archive; nil before there are any
 }
 
 func (e *Engine) newSaver(ctx context.Context, req SaveRequest) (*saver, error) {
-	s := &saver{e: e, ctx: ctx, format: archive.Format(cmp.Or(req.Format, string(archive.Docker))), compression: req.Compression, progress: req.Progress,
+	s := &saver{e: e, ctx: ctx, format: archive.Format(cmp.Or(req.Format, string(archive.Docker))), progress: req.Progress,
 		told: map[ocispec.Digest]int64{}}
 	if s.format != archive.Docker && s.format != archive.OCI {
 		return nil, invalid("unknown format %q: there are %s and %s", req.Format, archive.Docker, archive.OCI)
 	}
-	switch s.compression {
-	case "", "none", "gzip", "zstd":
-	default:
-		return nil, invalid("unknown compression %q: there are none, gzip and zstd", s.compression)
+	if req.Compression != "" {
+		kind, err := compress.ParseKind(req.Compression)
+		if err != nil || kind != compress.None && kind != compress.Gzip && kind != compress.Zstd {
+			return nil, invalid("unknown compression %q: there are none, gzip and zstd", req.Compression)
+		}
+		s.kind = kind
 	}
 	for _, p := range req.Platforms {
 		if p == "all" {
@@ -297,7 +308,7 @@ func (s *saver) item(name string, img image.Image) (archive.Item, error) {
 	if len(ids) > 0 {
 		it.TopLayer = ids[len(ids)-1]
 	}
-	if s.format == archive.OCI && s.compression == "" && img.Manifest != "" {
+	if s.format == archive.OCI && s.kind == "" && img.Manifest != "" {
 		ok, err := s.original(&it, img)
 		if err != nil {
 			return it, err
@@ -328,12 +339,23 @@ func (s *saver) original(it *archive.Item, img image.Image) (bool, error) {
 	if err != nil || m.Config.Digest != img.ID || len(m.Layers) != len(img.Layers()) {
 		return false, nil
 	}
+	var packed []ocispec.Digest
+	for _, d := range m.Layers {
+		packed = append(packed, d.Digest)
+	}
+	if err := s.lease.Add(packed...); err != nil { // before the look whether they are here
+		return false, err
+	}
 	for i, d := range m.Layers {
 		b := archive.Blob{Descriptor: d, Open: s.openBlob(d.Digest)}
 		if d.Digest == img.Layers()[i] {
 			b.Open = s.openLayer(d.Digest)
 		} else if n, err := s.e.Blobs().Size(d.Digest); err != nil || n != d.Size {
-			return false, nil
+			again, ok, err := s.again(img.Layers()[i], d)
+			if err != nil || !ok {
+				return false, err
+			}
+			b = again
 		}
 		it.Layers = append(it.Layers, b)
 	}
@@ -347,11 +369,103 @@ func (s *saver) layer(id ocispec.Digest) (archive.Blob, error) {
 	if err != nil {
 		return archive.Blob{}, err
 	}
-	if s.compression == "" || s.compression == "none" {
+	if s.kind == "" || s.kind == compress.None {
 		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: id, Size: info.Size}
 		return archive.Blob{Descriptor: d, Open: s.openLayer(id)}, nil
 	}
-	return archive.Blob{}, invalid("--compression %s is not supported yet", s.compression)
+	known, err := s.layers.Blobs(id)
+	if err != nil {
+		return archive.Blob{}, err
+	}
+	for _, f := range known {
+		if kindOf(f.MediaType) != s.kind {
+			continue
+		}
+		if err := s.lease.Add(f.Digest); err != nil {
+			return archive.Blob{}, err
+		}
+		if n, err := s.e.Blobs().Size(f.Digest); err == nil && n == f.Size {
+			d := ocispec.Descriptor{MediaType: layerType(s.kind, false), Digest: f.Digest, Size: f.Size}
+			return archive.Blob{Descriptor: d, Open: s.openBlob(f.Digest)}, nil
+		}
+	}
+	return s.squeezed(id, info.Size, s.kind, compress.DefaultLevel(s.kind))
+}
+
+// again makes the compressed form of a layer anew that was made here and is here no more.
+func (s *saver) again(id ocispec.Digest, want ocispec.Descriptor) (archive.Blob, bool, error) {
+	known, err := s.layers.Blobs(id)
+	if err != nil {
+		return archive.Blob{}, false, err
+	}
+	for _, f := range known {
+		kind, level, ok := parseRecipe(f.Recipe)
+		if f.Digest != want.Digest || !ok {
+			continue
+		}
+		info, err := s.layers.Stat(id)
+		if err != nil {
+			return archive.Blob{}, false, err
+		}
+		b, err := s.squeezed(id, info.Size, kind, level)
+		same := b.Digest == want.Digest && b.Size == want.Size // not if another version of conex made it
+		b.Descriptor = want
+		return b, same, err
+	}
+	return archive.Blob{}, false, nil
+}
+
+// squeezed compresses a layer into the stage.
+func (s *saver) squeezed(id ocispec.Digest, size int64, kind compress.Kind, level int) (b archive.Blob, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("compress layer %s: %w", id, err)
+		}
+	}()
+	if s.stage == nil {
+		if s.stage, err = s.e.root.Stage(); err != nil {
+			return b, err
+		}
+	}
+	tar, _, err := s.layers.OpenTar(id)
+	if err != nil {
+		return b, err
+	}
+	label := shortDigest(id)
+	src := &readCounter{r: tar, tell: func(n int64) {
+		s.progress.emit(Event{ID: label, Action: "Compressing", Current: n, Total: size})
+	}}
+	sum := &summed{rc: squeeze(struct {
+		io.Reader
+		io.Closer
+	}{src, tar}, kind, level), hash: sha256.New()}
+	defer sum.Close()
+	path := filepath.Join(s.stage.Dir, id.Encoded())
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return b, err
+	}
+	stop := context.AfterFunc(s.ctx, func() { sum.Close() })
+	_, err = io.Copy(f, struct{ io.Reader }{sum})
+	if stop(); s.ctx.Err() != nil {
+		err = s.ctx.Err()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return b, err
+	}
+	b.Descriptor = ocispec.Descriptor{MediaType: layerType(kind, false), Digest: sum.digest(), Size: sum.n}
+	b.Open = func() (io.ReadCloser, error) { return os.Open(path) }
+	return b, nil
+}
+
+// close takes the stage away.
+func (s *saver) close() {
+	if s.stage != nil {
+		s.stage.Close() // a failure to remove rubbish is the sweeper's business
+	}
 }
 
 func (s *saver) openLayer(id ocispec.Digest) func() (io.ReadCloser, error) {

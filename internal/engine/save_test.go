@@ -154,6 +154,54 @@ func TestSaveWithoutBlobs(t *testing.T) {
 	wantEmpty(t, third, "downloads")
 }
 
+// TestSaveCompressed has layers compressed for an archive: the same bytes each time, and any format of them is loaded.
+func TestSaveCompressed(t *testing.T) {
+	e := newImageEngine(t)
+	content := strings.Repeat("compressible ", 1<<18)
+	if _, err := e.Import(bg, ImportRequest{Source: "-", Stdin: bytes.NewReader(tarOf(t, map[string]string{"f": content})), Reference: "app"}); err != nil {
+		t.Fatal(err)
+	}
+	want, err := imageStore(t, e).Resolve("app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"gzip", "zstd"} {
+		for _, format := range []string{"docker-archive", "oci-archive"} {
+			req := SaveRequest{Images: []string{"app"}, Format: format, Compression: kind}
+			b, _ := save(t, e, req)
+			if again, _ := save(t, e, req); !bytes.Equal(again, b) || len(b) > len(content)/4 {
+				t.Errorf("%s %s: %d bytes, the same again: %t", format, kind, len(b), bytes.Equal(again, b))
+			}
+			for _, stream := range []bool{true, false} {
+				other := newImageEngine(t)
+				load(t, other, b, stream)
+				if got, err := imageStore(t, other).Resolve("app"); err != nil || got.ID != want.ID {
+					t.Errorf("%s %s: %s, %v", format, kind, got.ID, err)
+				}
+				// Its manifest is in the archive, so it stays, and asked for the same form once more nothing is compressed.
+				if again, remarks := save(t, other, SaveRequest{Images: []string{"app"}, Format: "oci-archive"}); len(remarks) > 0 || format == "oci-archive" && !bytes.Equal(again, b) {
+					t.Errorf("%s %s: saved again it differs, %q", format, kind, remarks)
+				}
+				if again, _ := save(t, other, req); !bytes.Equal(again, b) {
+					t.Errorf("%s %s: compressed again it differs", format, kind)
+				}
+			}
+		}
+	}
+	wantEmpty(t, e, "staging", "leases")
+	// None at all where there are some.
+	pulled, p, _ := pulledEngine(t)
+	if b, _ := save(t, pulled, SaveRequest{Images: []string{"app"}, Format: "oci-archive", Compression: "none"}); !bytes.Contains(b, p.tars[0]) || bytes.Contains(b, p.packed[0]) {
+		t.Error("layers are compressed")
+	}
+	ctx, cancel := context.WithCancel(bg)
+	cancel()
+	if _, err := e.Save(ctx, SaveRequest{Images: []string{"app"}, Compression: "gzip", Output: io.Discard}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	wantEmpty(t, e, "staging", "leases")
+}
+
 // TestSaveNames has what save may be asked for, in Docker's manner.
 func TestSaveNames(t *testing.T) {
 	e := newImageEngine(t)
