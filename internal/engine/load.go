@@ -74,11 +74,11 @@ func (e *Engine) Load(ctx context.Context, req LoadRequest) (_ []Loaded, err err
 		return nil, err
 	}
 	defer in.close()
-	// Which digests come is known for some archives only, and a lease on thousands of them would be no better.
-	lease, err := collect.NewLease(e.root)
+	lease, err := collect.Hold(e.root)
 	if err != nil {
 		return nil, err
 	}
+	l.lease, l.layers = lease, l.layers.Claiming(lease.Claim)
 	images, loaded, err := l.load(ctx, in)
 	if err != nil {
 		err = loadError(in.name, err)
@@ -178,7 +178,8 @@ func isPlainFile(f *os.File, in *input) bool {
 type loader struct {
 	e         *Engine
 	images    *image.Store
-	layers    *layers.Store
+	layers    *layers.Store // claims what it stores for lease
+	lease     *collect.Lease
 	platforms []ocispec.Platform
 	progress  Progress
 
@@ -223,6 +224,9 @@ func (l *loader) load(ctx context.Context, in *input) (_ []archive.Image, _ []Lo
 	}
 	defer a.Close()
 	if err := l.choose(a); err != nil {
+		return nil, nil, err
+	}
+	if err := l.claim(a); err != nil { // before the looks at what is here
 		return nil, nil, err
 	}
 	if err := l.allLayers(ctx, a.Images); err != nil {
@@ -273,6 +277,27 @@ func (l *loader) choose(a *archive.Archive) error {
 	}
 	a.Tags = slices.DeleteFunc(a.Tags, func(t archive.Tag) bool { return len(t.Images) == 0 })
 	return nil
+}
+
+// claim protects all that the archive's images need until they are recorded.
+func (l *loader) claim(a *archive.Archive) error {
+	var ds []ocispec.Digest
+	for _, img := range a.Images {
+		ds = append(ds, img.ID)
+		if img.Manifest != nil {
+			ds = append(ds, ocispec.FromBytes(img.Manifest))
+		}
+		for _, x := range img.Layers {
+			ds = append(ds, x.DiffID)
+			if x.Blob.Digest != "" {
+				ds = append(ds, x.Blob.Digest)
+			}
+		}
+	}
+	for d := range a.Indexes {
+		ds = append(ds, d)
+	}
+	return l.lease.Claim(ds...)
 }
 
 // allLayers makes the layers of all images be there, on the disk.
@@ -348,6 +373,9 @@ func (l *loader) fromStream(ctx context.Context, name string, r io.Reader, size 
 	if hexa, ok := strings.CutPrefix(name, "blobs/sha256/"); ok {
 		if d := ocispec.Digest("sha256:" + hexa); d.Validate() == nil {
 			desc.Digest = d
+			if err := l.lease.Claim(d); err != nil {
+				return nil, err
+			}
 			if _, err := l.layers.Stat(d); err == nil {
 				l.progress.emit(Event{ID: shortDigest(d), Action: "Already exists"})
 				return &archive.Taken{DiffID: d, Digest: d, Size: size}, nil
@@ -487,36 +515,36 @@ func (l *loader) compressedSource(ctx context.Context, r io.Reader, desc ocispec
 
 // record makes images and tags of what is there.
 func (l *loader) record(ctx context.Context, a *archive.Archive) ([]Loaded, error) {
-	put := func(raw []byte) (ocispec.Digest, error) {
-		if raw == nil {
-			return "", nil
-		}
-		return l.e.Blobs().PutBytes(raw)
-	}
+	byID := map[ocispec.Digest]archive.Image{}
 	tagged := map[ocispec.Digest]bool{}
 	for _, img := range a.Images {
-		manifest, err := l.manifestOf(img)
-		if err != nil {
-			return nil, err
-		}
-		d, err := put(manifest)
-		if err != nil {
-			return nil, err
-		}
-		if _, err := l.images.Add(ctx, img.RawConfig, d, ""); err != nil {
+		byID[img.ID] = img
+		if err := l.add(ctx, img); err != nil {
 			return nil, err
 		}
 	}
 	var loaded []Loaded
 	for _, t := range a.Tags {
-		if _, err := put(a.Indexes[t.Index]); err != nil {
-			return nil, err
+		if raw := a.Indexes[t.Index]; raw != nil {
+			if _, err := l.e.Blobs().PutBytes(raw); err != nil {
+				return nil, err
+			}
 		}
 		before, err := l.images.IDOf(t.Reference)
 		if err != nil && !errors.Is(err, image.ErrNotFound) {
 			return nil, err
 		}
-		if err := l.images.TagIndex(t.Reference, t.Index, t.Images...); err != nil {
+		for {
+			if err = l.images.TagIndex(t.Reference, t.Index, t.Images...); !errors.Is(err, image.ErrNotFound) {
+				break
+			}
+			for _, id := range t.Images { // a prune took them, as they had no name yet
+				if err := l.add(ctx, byID[id]); err != nil {
+					return nil, err
+				}
+			}
+		}
+		if err != nil {
 			return nil, err
 		}
 		for _, id := range t.Images {
@@ -534,6 +562,22 @@ func (l *loader) record(ctx context.Context, a *archive.Archive) ([]Loaded, erro
 		}
 	}
 	return loaded, nil
+}
+
+// add records one image.
+func (l *loader) add(ctx context.Context, img archive.Image) error {
+	raw, err := l.manifestOf(img)
+	if err != nil {
+		return err
+	}
+	manifest := ocispec.Digest("")
+	if raw != nil {
+		if manifest, err = l.e.Blobs().PutBytes(raw); err != nil {
+			return err
+		}
+	}
+	_, err = l.images.Add(ctx, img.RawConfig, manifest, "")
+	return err
 }
 
 // manifestOf returns the manifest to record for an image: none if one is recorded whose bytes are here.
