@@ -89,6 +89,8 @@ type Result struct {
 	ID ocispec.Digest
 	// Cached says that no step ran.
 	Cached bool
+	// Made are the layers of the steps that ran.
+	Made []ocispec.Digest
 }
 
 // Build builds an image, records it and tags it. The caller holds a lease that Layers claims for, and Base for what it returns. The same input gives the same image id as long as the
@@ -160,7 +162,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	if err != nil {
 		return res, err
 	}
-	res.Cached = len(s.made) == 0
+	res.Cached, res.Made = len(s.made) == 0, s.made
 	res.ID, err = b.export(ctx, j, s, target, out, refs, &req)
 	return res, err
 }

@@ -199,6 +199,7 @@ func (a *app) report(err error) int {
 			return code
 		}
 	}
+	told := map[string]bool{}
 	for _, e := range flatten(err) {
 		var oe *objectError
 		if errors.As(e, &oe) {
@@ -208,6 +209,16 @@ func (a *app) report(err error) int {
 		hint := ""
 		if errors.Is(e, os.ErrPermission) && os.Geteuid() != 0 && !strings.Contains(e.Error(), "needs root") {
 			hint = " (conex needs root for now: try sudo)"
+		}
+		if a.eng != nil {
+			h := a.eng.Hint(e)
+			if told[h] {
+				continue // what else went wrong because the disk is full is no news
+			}
+			if h != "" {
+				told[h] = true
+				hint = " (" + h + ")"
+			}
 		}
 		fmt.Fprintf(a.err, "%s: %s%s\n", a.name, cleanLines(strings.TrimRight(e.Error(), "\n")), hint)
 		if a.debug {

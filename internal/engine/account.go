@@ -460,7 +460,7 @@ func (a *account) addRest(context.Context) error {
 }
 
 // rootFiles are the files that lie in the root itself.
-var rootFiles = []string{"version", "names.lock", "volumes.lock", "oci-layout", "index.json", "gc.json", "gc.json.lock"}
+var rootFiles = []string{"version", "names.lock", "volumes.lock", "oci-layout", "index.json", "gc.json", "gc.json.lock", "gc.json.run"}
 
 // strangers counts what lies in a folder that holds only the named folders.
 func (a *account) strangers(dir string, known ...string) error {

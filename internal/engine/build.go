@@ -5,9 +5,11 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"time"
 
 	"conex/internal/build"
 	"conex/internal/collect"
+	"conex/internal/disk"
 	"conex/internal/image"
 	"conex/internal/runtime"
 )
@@ -47,7 +49,24 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 		Root: e.root, State: e.cfg.State, Layers: ls.Claiming(lease.Claim), Images: images, Runtime: runtime.New(), Networks: e.Networks(),
 		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, Base: e.claimingBase(lease),
 	}
-	return b.Build(ctx, req)
+	before, _, err := disk.Free(e.root.Path())
+	if err != nil {
+		return res, err
+	}
+	begun := time.Now()
+	res, err = b.Build(ctx, req)
+	if noSpace(err) && req.Context != "-" && req.Dockerfile != "-" && e.makeRoom(ctx, begun) {
+		res, err = b.Build(ctx, req) // the steps that were done are cached
+	}
+	var wrote int64
+	if err != nil || !res.Cached {
+		// What cache mounts have grown by shows in the free space alone.
+		after, _, ferr := disk.Free(e.root.Path())
+		err = errors.Join(err, ferr)
+		wrote = max(before-after, e.layersSize(ls, res.Made))
+	}
+	e.afterWrite(ctx, wrote)
+	return res, err
 }
 
 // claimingBase is buildBase for a build's lease: what it returns stays.

@@ -115,6 +115,7 @@ func (e *Engine) Import(ctx context.Context, req ImportRequest) (id string, err 
 	if err != nil {
 		return "", err
 	}
+	e.afterWrite(ctx, 0)
 	return string(img.ID), nil
 }
 

@@ -86,7 +86,15 @@ func (e *Engine) Load(ctx context.Context, req LoadRequest) (_ []Loaded, err err
 	if cerr := e.closeLease(ctx, lease); err == nil {
 		err = cerr
 	}
-	if err := l.tidy(ctx, images, err); err != nil {
+	err = l.tidy(ctx, images, err)
+	var kept int64
+	for d := range l.kept {
+		if n, serr := e.Blobs().Size(d); serr == nil { // else it is not kept
+			kept += n
+		}
+	}
+	e.afterWrite(ctx, kept)
+	if err != nil {
 		return nil, err
 	}
 	return loaded, nil

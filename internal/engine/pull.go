@@ -71,7 +71,12 @@ func (e *Engine) Pull(ctx context.Context, req PullRequest) (image.Image, PullSt
 	}
 	p := &puller{e: e, ref: ref, client: e.registryClient(), images: images, layers: ls, progress: req.Progress.serial(req.Quiet)}
 	defer p.client.Close()
+	begun := time.Now()
 	img, status, err := p.pull(ctx, want, req.Platform != "")
+	if noSpace(err) && e.makeRoom(ctx, begun) {
+		img, status, err = p.pull(ctx, want, req.Platform != "")
+	}
+	e.afterWrite(ctx, p.kept)
 	if err != nil {
 		return image.Image{}, PullStatus{}, pullError(ref, err)
 	}
@@ -151,6 +156,7 @@ type puller struct {
 	layers   *layers.Store
 	progress Progress
 	ep       registry.Endpoint // where the manifest was found; the blobs come from there too
+	kept     int64             // bytes of compressed layers that it left in the store
 }
 
 // pulled is what a reference leads to in its registry, for one platform.
@@ -342,6 +348,7 @@ func (p *puller) fetchLayers(ctx context.Context, m *pulled) error {
 		if err := p.e.keepDownload(m.manifest.Layers[i].Digest, m.manifest.Layers[i].Size); err != nil {
 			return err
 		}
+		p.kept += m.manifest.Layers[i].Size
 	}
 	for _, i := range had {
 		// A pull that was killed may have left what it made these layers of.

@@ -7,6 +7,7 @@ import (
 
 	"conex/internal/container"
 	"conex/internal/control"
+	"conex/internal/image"
 	"conex/internal/volume"
 )
 
@@ -71,5 +72,19 @@ func (e *Engine) RemoveContainer(ctx context.Context, req RemoveRequest) error {
 	if trash != "" {
 		errs = append(errs, os.RemoveAll(trash))
 	}
+	errs = append(errs, e.afterContainer(ctx, rec))
 	return errors.Join(errs...)
+}
+
+// afterContainer lets the layers of a removed container go whose image is gone already: it was the last that had them.
+func (e *Engine) afterContainer(ctx context.Context, rec *container.Record) error {
+	images, err := e.Images()
+	if err != nil {
+		return err
+	}
+	if _, err := images.Find(string(rec.ImageID)); !errors.Is(err, image.ErrNotFound) {
+		return nil //nolint:nilerr // it is there, whatever else is wrong with it
+	}
+	_, err = e.sweep(context.WithoutCancel(ctx))
+	return err
 }

@@ -77,6 +77,7 @@ func (e *Engine) RemoveImage(ctx context.Context, name string, req RemoveImageRe
 	if len(r.gone) > 0 {
 		// What follows is cleaning up, which a Ctrl-C shall not leave half done.
 		res, serr := e.sweep(context.WithoutCancel(ctx))
+		e.afterWrite(ctx, r.unheld(res))
 		r.swept(res)
 		err = errors.Join(err, serr)
 	}
@@ -284,6 +285,23 @@ func (r *imageRemoval) remove(id ocispec.Digest) error {
 	r.done = append(r.done, apii.DeleteResponse{Deleted: string(img.ID)})
 	r.gone = append(r.gone, goneImage{img.Layers(), len(r.done)})
 	return nil
+}
+
+// unheld adds up the layers of the images that are gone which a sweep left: the build cache has them alone, as far as anybody knows.
+func (r *imageRemoval) unheld(res collect.Result) int64 {
+	ls, err := r.e.Layers()
+	if err != nil {
+		return 0
+	}
+	var left []ocispec.Digest
+	for _, g := range r.gone {
+		for _, d := range g.layers {
+			if !slices.Contains(res.Layers, d) {
+				left = append(left, d)
+			}
+		}
+	}
+	return r.e.layersSize(ls, left)
 }
 
 // swept tells of the layers that a sweep removed, topmost first, each behind the last image that had it.

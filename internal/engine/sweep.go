@@ -6,6 +6,7 @@ import (
 
 	"conex/internal/build"
 	"conex/internal/collect"
+	"conex/internal/config"
 	"conex/internal/container"
 	"conex/internal/image"
 	"conex/internal/layers"
@@ -14,6 +15,11 @@ import (
 
 // sweep removes layers and blobs that no image (mounted ones too), container, step of the build cache or live lease uses.
 func (e *Engine) sweep(ctx context.Context) (collect.Result, error) {
+	return e.sweepForms(ctx, func(ocispec.Digest) bool { return true })
+}
+
+// sweepForms is sweep that also lets the compressed layers go that keep does not want, or the configuration.
+func (e *Engine) sweepForms(ctx context.Context, keep func(ocispec.Digest) bool) (collect.Result, error) {
 	images, err := e.Images()
 	if err != nil {
 		return collect.Result{}, err
@@ -22,7 +28,12 @@ func (e *Engine) sweep(ctx context.Context) (collect.Result, error) {
 	if err != nil {
 		return collect.Result{}, err
 	}
-	return collect.Sweep(ctx, e.stores(images, ls), e.markContainers, e.markBuildCache, e.markMounts)
+	s := e.stores(images, ls)
+	s.KeepForm = keep
+	if e.cfg.KeepBlobs == config.KeepNever {
+		s.KeepForm = func(ocispec.Digest) bool { return false }
+	}
+	return collect.Sweep(ctx, s, e.markContainers, e.markBuildCache, e.markMounts)
 }
 
 func (e *Engine) stores(images *image.Store, ls *layers.Store) collect.Stores {

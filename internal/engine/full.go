@@ -1,0 +1,40 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"conex/internal/disk"
+
+	"github.com/docker/go-units"
+)
+
+// noSpace reports whether an error came of a full disk or an exhausted quota.
+func noSpace(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
+
+// Hint says what to do about an error of the machine's, "" when there is nothing to add to it: which file system is full, how much of it
+// is free, and which commands show and free what conex has on it. Monitors report their errors as text, so the words count too.
+func (e *Engine) Hint(err error) string {
+	full := noSpace(err) || strings.Contains(err.Error(), syscall.ENOSPC.Error()) || strings.Contains(err.Error(), syscall.EDQUOT.Error())
+	switch {
+	case full:
+	case errors.Is(err, syscall.EROFS):
+		return fmt.Sprintf("the file system of %s or %s is mounted read-only", e.root.Path(), e.cfg.State)
+	case errors.Is(err, syscall.EIO):
+		return "the disk reports an error: see dmesg; 'conex system check' tells what is damaged"
+	default:
+		return ""
+	}
+	// The root's unless the error names the state folder, or only that is full.
+	where, what := e.root.Path(), "'conex system df' shows what takes it, 'conex system prune' frees what is unused"
+	free, total, ferr := disk.Free(where)
+	if sfree, stotal, serr := disk.Free(e.cfg.State); serr == nil && (strings.Contains(err.Error(), e.cfg.State+"/") || sfree < 64<<10 && ferr == nil && free > 1<<20) {
+		where, free, total, ferr, what = e.cfg.State, sfree, stotal, nil, "it is a file system in memory: make it larger or clear it"
+	}
+	if ferr != nil {
+		return what
+	}
+	return fmt.Sprintf("%s of %s are free for %s; %s", units.HumanSize(float64(free)), units.HumanSize(float64(total)), where, what)
+}
