@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 
+	"conex/internal/image"
 	"conex/internal/ocispec"
 
 	"golang.org/x/sync/errgroup"
@@ -60,7 +61,7 @@ type FileDifference struct {
 
 // Diff compares two images by what a container would see: their trees and their configs, not their layers. Contents are read only of files of
 // one size that do not come from the same place of the same layer.
-func (s Store) Diff(ctx context.Context, a, b string, opt DiffOptions) (*Difference, error) {
+func (s Store) Diff(ctx context.Context, a, b image.Image, opt DiffOptions) (*Difference, error) {
 	d := &Difference{}
 	var err error
 	if d.A, err = s.Image(ctx, a); err != nil {
@@ -83,7 +84,7 @@ func (s Store) Diff(ctx context.Context, a, b string, opt DiffOptions) (*Differe
 	p := &pairs{d: d, times: opt.Times}
 	p.walk(d.A.root, d.B.root, "")
 	if err := p.read(ctx, s); err != nil {
-		return nil, fmt.Errorf("compare %s and %s: %w", a, b, err)
+		return nil, fmt.Errorf("compare %s and %s: %w", Label(a), Label(b), err)
 	}
 	p.finish()
 	return d, nil

@@ -27,7 +27,7 @@ func shortDiff(d *Difference) string {
 
 func (s testStore) diff(t *testing.T, a, b string, opt DiffOptions) *Difference {
 	t.Helper()
-	d, err := s.Diff(context.Background(), a, b, opt)
+	d, err := s.Diff(context.Background(), s.resolve(t, a), s.resolve(t, b), opt)
 	if err != nil {
 		t.Fatal(err)
 	}

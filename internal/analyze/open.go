@@ -13,6 +13,7 @@ import (
 	"conex/internal/layers"
 	"conex/internal/layertar"
 	"conex/internal/ocispec"
+	"conex/internal/registry"
 )
 
 // Store is where images and their layers are.
@@ -21,20 +22,13 @@ type Store struct {
 	Layers *layers.Store
 }
 
-// Image looks at the image of a name or id. A layer that is not here is layers.ErrNotFound, an image image.ErrNotFound.
-func (s Store) Image(ctx context.Context, name string) (*Image, error) {
-	img, err := s.Images.Resolve(name)
+// Image looks at an image. A layer that is not here is layers.ErrNotFound.
+func (s Store) Image(ctx context.Context, img image.Image) (*Image, error) {
+	sharers, err := s.Sharers(img)
 	if err != nil {
 		return nil, err
 	}
-	sharers, err := s.Sharers(img.ID)
-	if err != nil {
-		return nil, err
-	}
-	out := &Image{ID: img.ID, Tags: img.RepoTags, Created: img.Created, Config: img.Config, Platform: img.Config.OS + "/" + img.Config.Architecture}
-	if v := img.Config.Variant; v != "" {
-		out.Platform += "/" + v
-	}
+	out := &Image{ID: img.ID, Tags: img.RepoTags, Created: img.Created, Config: img.Config, Platform: registry.FormatPlatform(img.Config.Platform)}
 	made := Steps(img.Config)
 	ids := img.Layers()
 	trees := s.scan(ctx, ids)
@@ -43,14 +37,14 @@ func (s Store) Image(ctx context.Context, name string) (*Image, error) {
 	for i, id := range ids {
 		t, size, err := trees.next()
 		if err != nil {
-			return nil, fmt.Errorf("look at image %s: %w", name, err)
+			return nil, fmt.Errorf("look at image %s: %w", Label(img), err)
 		}
 		l := Layer{DiffID: id, TarSize: size, CreatedBy: made[i].CreatedBy, Comment: made[i].Comment, SharedWith: sharers[id]}
 		if made[i].Created != nil {
 			l.Created = *made[i].Created
 		}
 		if err := m.add(l, t); err != nil {
-			return nil, fmt.Errorf("look at image %s: %w", name, err)
+			return nil, fmt.Errorf("look at image %s: %w", Label(img), err)
 		}
 	}
 	m.done()
@@ -88,19 +82,22 @@ func Steps(c ocispec.Image) []ocispec.History {
 	return steps
 }
 
-// Sharers returns for each layer here the images other than except that have it: the first tag of each, or its short id. Damaged images have
-// no say.
-func (s Store) Sharers(except ocispec.Digest) (map[ocispec.Digest][]string, error) {
+// Sharers returns for each layer here the images other than the given one that have it: the first tag of each, or its short id. Images of one tag
+// and several platforms are told apart by these. Damaged images have no say.
+func (s Store) Sharers(except image.Image) (map[ocispec.Digest][]string, error) {
 	all, err := s.Images.List()
 	if err != nil && !errors.Is(err, image.ErrDamaged) {
 		return nil, err
 	}
 	out := map[ocispec.Digest][]string{}
 	for _, img := range all {
-		if img.ID == except {
+		if img.ID == except.ID {
 			continue
 		}
 		name := Label(img)
+		if slices.Contains(except.RepoTags, name) {
+			name += " (" + registry.FormatPlatform(img.Config.Platform) + ")"
+		}
 		for _, d := range img.Layers() {
 			if !slices.Contains(out[d], name) {
 				out[d] = append(out[d], name)

@@ -10,6 +10,7 @@ import (
 	"conex/internal/image"
 	"conex/internal/layers"
 	"conex/internal/ocispec"
+	"conex/internal/registry"
 )
 
 // Tree is how images share layers: those with the same layers from the base on have the same ancestors.
@@ -53,24 +54,17 @@ type TreeLayer struct {
 
 // TreeImage is an image in the tree.
 type TreeImage struct {
-	ID   ocispec.Digest `json:"id"`
-	Tags []string       `json:"tags"`
+	ID       ocispec.Digest `json:"id"`
+	Tags     []string       `json:"tags"`
+	Platform string         `json:"platform"`
 }
 
-// Tree puts all images into a tree of layers, or with a name those whose layers are also that image's, which makes a chain. Runs of layers
+// Tree puts all images into a tree of layers, or with one given those whose layers are also its, which makes a chain. Runs of layers
 // without a branch are one node, but for a chain, where each layer has its own. image.ErrDamaged comes with the tree of all other images.
-func (s Store) Tree(ctx context.Context, name string) (*Tree, error) {
+func (s Store) Tree(ctx context.Context, only *image.Image) (*Tree, error) {
 	all, damaged := s.Images.List()
 	if damaged != nil && !errors.Is(damaged, image.ErrDamaged) {
 		return nil, damaged
-	}
-	var only *image.Image
-	if name != "" {
-		img, err := s.Images.Resolve(name)
-		if err != nil {
-			return nil, err
-		}
-		only = &img
 	}
 	b := &treeBuilder{s: s, root: &TreeNode{}, layers: map[ocispec.Digest]*TreeLayer{}}
 	for _, img := range all {
@@ -145,7 +139,7 @@ func (b *treeBuilder) add(img image.Image) {
 	if tags == nil {
 		tags = []string{}
 	}
-	n.Images = append(n.Images, TreeImage{img.ID, tags})
+	n.Images = append(n.Images, TreeImage{img.ID, tags, registry.FormatPlatform(img.Config.Platform)})
 	b.t.Images++
 }
 

@@ -3,12 +3,15 @@ package analyze
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"strings"
 	"testing"
 
+	"conex/internal/image"
 	"conex/internal/layers"
+	"conex/internal/ocispec"
 )
 
 // drawn is a tree in lines: sizes of the layers and the images that end there.
@@ -32,7 +35,12 @@ func TestTree(t *testing.T) {
 	s := newStore(t, layers.DriverDir)
 	tree := func(name, want string) *Tree {
 		t.Helper()
-		got, err := s.Tree(context.Background(), name)
+		var only *image.Image
+		if name != "" {
+			img := s.resolve(t, name)
+			only = &img
+		}
+		got, err := s.Tree(context.Background(), only)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -57,10 +65,7 @@ func TestTree(t *testing.T) {
 	tree("base", "100/4 = 100 base:latest\n")
 
 	// A layer that is not here is said to be missing, and hides nothing else.
-	img, err := s.Images.Resolve("long")
-	if err != nil {
-		t.Fatal(err)
-	}
+	img := s.resolve(t, "long")
 	if err := os.RemoveAll(dirOf(s, img.Layers()[2])); err != nil {
 		t.Fatal(err)
 	}
@@ -72,8 +77,43 @@ func TestTree(t *testing.T) {
 	if err := os.WriteFile(s.dir+"/blobs/sha256/"+img.ID.Encoded(), bytes.Repeat([]byte("x"), 10), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	all, err := s.Tree(context.Background(), "")
+	all, err := s.Tree(context.Background(), nil)
 	if err == nil || all == nil || all.Images != 5 {
 		t.Errorf("with a damaged image: %+v, %v", all, err)
+	}
+}
+
+// TestPlatforms: images of one tag are told apart by their platforms.
+func TestPlatforms(t *testing.T) {
+	s := newStore(t, layers.DriverDir)
+	shared := layerTar(t, "f a 100")
+	own := s.add(t, "app", shared, layerTar(t, "f b 1"))
+	c := own.Config
+	c.Architecture, c.Variant = "arm64", "v8"
+	raw, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := s.Images.Add(context.Background(), raw, ocispec.FromBytes([]byte("manifest")), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := image.ParseReference("app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Images.TagIndex(ref, ocispec.FromBytes([]byte("index")), own.ID, foreign.ID); err != nil {
+		t.Fatal(err)
+	}
+	img := s.look(t, "app")
+	if l := img.Layers[0]; img.Platform != "linux/amd64" || fmt.Sprint(l.SharedWith) != "[app:latest (linux/arm64/v8)]" {
+		t.Errorf("%s shared with %q", img.Platform, l.SharedWith)
+	}
+	tree, err := s.Tree(context.Background(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := tree.Roots[0].Images; len(got) != 2 || got[0].Platform == got[1].Platform || got[0].Tags[0] != "app:latest" || got[1].Tags[0] != "app:latest" {
+		t.Errorf("%+v", got)
 	}
 }

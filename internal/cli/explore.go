@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,7 +16,7 @@ import (
 const explorerName = "conex-explore"
 
 // explore becomes the explorer, which lies beside this program.
-func (a *app) explore(image string) error {
+func (a *app) explore(ctx context.Context, image, platform string) error {
 	_, in := terminal(a.in)
 	_, out := terminal(a.out)
 	if !in || !out {
@@ -25,12 +26,16 @@ func (a *app) explore(image string) error {
 	if err != nil {
 		return err
 	}
+	id, err := e.ImageID(ctx, image, platform)
+	if err != nil {
+		return err
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	path := filepath.Join(filepath.Dir(self), explorerName)
-	err = unix.Exec(path, []string{explorerName, a.name, e.Root().Path(), e.State(), image}, os.Environ())
+	err = unix.Exec(path, []string{explorerName, a.name, e.Root().Path(), e.State(), id}, os.Environ())
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("image explore needs the program %s, which is not there: `make install` puts it beside %s; --format json and `%s image layers` do without",
 			path, filepath.Base(self), a.name)

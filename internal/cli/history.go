@@ -13,7 +13,7 @@ import (
 
 func (a *app) historyCommand() *cobra.Command {
 	var human, noTrunc, quiet bool
-	var format string
+	var format, platform string
 	cmd := &cobra.Command{
 		Use: "history [OPTIONS] IMAGE", Short: "Show the history of an image", Args: a.exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -21,7 +21,7 @@ func (a *app) historyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			items, err := e.History(cmd.Context(), args[0])
+			items, err := e.History(cmd.Context(), args[0], platform)
 			if err != nil {
 				return err
 			}
@@ -42,7 +42,7 @@ func (a *app) historyCommand() *cobra.Command {
 	f.BoolVarP(&human, "human", "H", true, "Print sizes and dates in human readable format")
 	f.BoolVar(&noTrunc, "no-trunc", false, "Don't truncate output")
 	f.BoolVarP(&quiet, "quiet", "q", false, "Only show image IDs")
-	refuseAll(f, "platform")
+	f.StringVar(&platform, "platform", "", platformHelp)
 	return cmd
 }
 

@@ -16,7 +16,7 @@ import (
 
 func (a *app) imageDiffCommand() *cobra.Command {
 	var opt analyze.DiffOptions
-	var format, only string
+	var format, only, platform string
 	var exitCode, quiet bool
 	cmd := &cobra.Command{
 		Use: "diff [OPTIONS] IMAGE IMAGE", Short: "Show how two images differ in files and config", Args: a.exactly(2),
@@ -28,7 +28,7 @@ func (a *app) imageDiffCommand() *cobra.Command {
 				return a.usageError(cmd, fmt.Errorf("--only %s: there are files and config", only))
 			}
 			opt.NoFiles, opt.NoConfig = only == "config", only == "files"
-			err := a.imageDiff(cmd, args, opt, format, exitCode, quiet)
+			err := a.imageDiff(cmd, args, opt, format, platform, exitCode, quiet)
 			var ee *exitError
 			if (exitCode || quiet) && err != nil && !errors.As(err, &ee) {
 				return &exitError{code: 2, err: err} // 1 says that they differ
@@ -39,20 +39,21 @@ func (a *app) imageDiffCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&format, "format", "", "Print the differences as \"json\"")
 	f.StringVar(&only, "only", "", `Compare "files" or "config" alone`)
+	f.StringVar(&platform, "platform", "", platformHelp)
 	f.BoolVar(&opt.Times, "times", false, "Count modification times and the images' creation as differences")
 	f.BoolVar(&exitCode, "exit-code", false, "Exit with 1 if the images differ, 2 if something went wrong")
 	f.BoolVarP(&quiet, "quiet", "q", false, "Print nothing; implies --exit-code")
 	return cmd
 }
 
-func (a *app) imageDiff(cmd *cobra.Command, args []string, opt analyze.DiffOptions, format string, exitCode, quiet bool) error {
+func (a *app) imageDiff(cmd *cobra.Command, args []string, opt analyze.DiffOptions, format, platform string, exitCode, quiet bool) error {
 	e, err := a.engine()
 	if err != nil {
 		return err
 	}
 	ctx, stop := a.interruptible(cmd.Context())
 	defer stop()
-	d, err := e.DiffImages(ctx, args[0], args[1], opt)
+	d, err := e.DiffImages(ctx, args[0], args[1], platform, opt)
 	if err != nil {
 		return err
 	}

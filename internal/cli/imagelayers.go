@@ -11,9 +11,12 @@ import (
 	"conex/internal/analyze"
 )
 
+// platformHelp describes --platform where it chooses among the images of a name.
+const platformHelp = "Of the images that the name leads to take that of a platform (os[/arch[/variant]])"
+
 func (a *app) imageLayersCommand() *cobra.Command {
 	var noTrunc bool
-	var format string
+	var format, platform string
 	cmd := &cobra.Command{
 		Use: "layers [OPTIONS] IMAGE", Short: "Show what each layer of an image did", Args: a.exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -23,7 +26,7 @@ func (a *app) imageLayersCommand() *cobra.Command {
 			}
 			ctx, stop := a.interruptible(cmd.Context())
 			defer stop()
-			img, err := e.AnalyzeImage(ctx, args[0])
+			img, err := e.AnalyzeImage(ctx, args[0], platform)
 			if err != nil {
 				return err
 			}
@@ -43,6 +46,7 @@ func (a *app) imageLayersCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&format, "format", "", formatHelp)
 	f.BoolVar(&noTrunc, "no-trunc", false, "Don't truncate output")
+	f.StringVar(&platform, "platform", "", platformHelp)
 	return cmd
 }
 
@@ -132,7 +136,7 @@ func (s *share) Type() string   { return "share" }
 func (s *share) String() string { return "" }
 
 func (a *app) imageExploreCommand() *cobra.Command {
-	var format string
+	var format, platform string
 	var gate share
 	var maxWasted bytesFlag
 	cmd := &cobra.Command{
@@ -143,7 +147,7 @@ func (a *app) imageExploreCommand() *cobra.Command {
 			}
 			limited := cmd.Flags().Changed("max-wasted")
 			if format == "" && !gate.set && !limited {
-				return a.explore(args[0])
+				return a.explore(cmd.Context(), args[0], platform)
 			}
 			e, err := a.engine()
 			if err != nil {
@@ -151,7 +155,7 @@ func (a *app) imageExploreCommand() *cobra.Command {
 			}
 			ctx, stop := a.interruptible(cmd.Context())
 			defer stop()
-			img, err := e.AnalyzeImage(ctx, args[0])
+			img, err := e.AnalyzeImage(ctx, args[0], platform)
 			if err != nil {
 				return err
 			}
@@ -178,6 +182,7 @@ func (a *app) imageExploreCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&format, "format", "", "Print all that is known about the image as \"json\" instead")
+	f.StringVar(&platform, "platform", "", platformHelp)
 	f.Var(&gate, "min-efficiency", "Fail if the image's efficiency is below this, for example 0.95 or 95%")
 	f.Var(&maxWasted, "max-wasted", "Fail if more bytes than this are wasted, for example 20m")
 	return cmd

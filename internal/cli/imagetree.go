@@ -47,6 +47,8 @@ func (a *app) imageTreeCommand() *cobra.Command {
 // printTree draws the tree, a line for each run of layers; a chain with the instruction of each layer.
 func (a *app) printTree(t *analyze.Tree, chain, trunc bool) error {
 	w := bufio.NewWriter(a.out)
+	named := map[string]int{} // images by tag: those of several platforms have the same
+	countTags(t.Roots, named)
 	var draw func(nodes []*analyze.TreeNode, lead string, top bool)
 	draw = func(nodes []*analyze.TreeNode, lead string, top bool) {
 		for i, n := range nodes {
@@ -57,7 +59,7 @@ func (a *app) printTree(t *analyze.Tree, chain, trunc bool) error {
 			case i == len(nodes)-1:
 				mark, next = "└─ ", "   "
 			}
-			fmt.Fprintln(w, strings.TrimRight(lead+mark+treeLine(n, chain, trunc), " "))
+			fmt.Fprintln(w, strings.TrimRight(lead+mark+treeLine(n, named, chain, trunc), " "))
 			draw(n.Children, lead+next, false)
 		}
 	}
@@ -68,14 +70,30 @@ func (a *app) printTree(t *analyze.Tree, chain, trunc bool) error {
 	return w.Flush()
 }
 
+func countTags(nodes []*analyze.TreeNode, named map[string]int) {
+	for _, n := range nodes {
+		for _, img := range n.Images {
+			for _, t := range img.Tags {
+				named[t]++
+			}
+		}
+		countTags(n.Children, named)
+	}
+}
+
 // treeLine is a node: its last layer, sizes, and the images that end there.
-func treeLine(n *analyze.TreeNode, chain, trunc bool) string {
+func treeLine(n *analyze.TreeNode, named map[string]int, chain, trunc bool) string {
 	var tags []string
 	for _, img := range n.Images {
 		if len(img.Tags) == 0 {
 			tags = append(tags, none+" "+short(string(img.ID)))
 		}
-		tags = append(tags, img.Tags...)
+		for _, t := range img.Tags {
+			if named[t] > 1 {
+				t += " (" + img.Platform + ")"
+			}
+			tags = append(tags, t)
+		}
 	}
 	label := strings.Join(tags, ", ")
 	if len(n.Layers) == 0 {

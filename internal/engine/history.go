@@ -23,17 +23,18 @@ type HistoryItem struct {
 
 // History lists the steps that made an image, newest first. The first item carries the image's id and tags, the others
 // "<missing>", since the images between were never kept.
-func (e *Engine) History(_ context.Context, name string) ([]HistoryItem, error) {
+// With a platform it is the image of that platform.
+func (e *Engine) History(_ context.Context, name, platform string) ([]HistoryItem, error) {
 	s, err := e.analyzer()
 	if err != nil {
 		return nil, err
 	}
-	images, ls := s.Images, s.Layers
-	img, err := images.Resolve(name)
+	ls := s.Layers
+	img, err := findImage(s.Images, name, platform)
 	if err != nil {
-		return nil, classify(err)
+		return nil, err
 	}
-	sharers, err := s.Sharers(img.ID)
+	sharers, err := s.Sharers(img)
 	if err != nil {
 		return nil, err
 	}

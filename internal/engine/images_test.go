@@ -277,7 +277,7 @@ func TestHistory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	items, err := e.History(bg, host+"/h")
+	items, err := e.History(bg, host+"/h", "")
 	if err != nil || len(items) != 4 {
 		t.Fatalf("%+v, %v", items, err)
 	}

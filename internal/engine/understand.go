@@ -4,25 +4,61 @@ import (
 	"context"
 
 	"conex/internal/analyze"
+	"conex/internal/image"
 )
 
-// AnalyzeImage looks at what each layer of an image did. It reads the headers of the layers and no contents.
-func (e *Engine) AnalyzeImage(ctx context.Context, name string) (*analyze.Image, error) {
+// AnalyzeImage looks at what each layer of an image did, with a platform (os[/arch[/variant]]) of the image of a name which fits it. It reads the
+// headers of the layers and no contents.
+func (e *Engine) AnalyzeImage(ctx context.Context, name, platform string) (*analyze.Image, error) {
 	s, err := e.analyzer()
 	if err != nil {
 		return nil, err
 	}
-	img, err := s.Image(ctx, name)
+	img, err := findImage(s.Images, name, platform)
+	if err != nil {
+		return nil, err
+	}
+	found, err := s.Image(ctx, img)
+	return found, classify(err)
+}
+
+// ImageID returns the id of the image that a name leads to, with a platform of the one which fits it.
+func (e *Engine) ImageID(_ context.Context, name, platform string) (string, error) {
+	images, err := e.Images()
+	if err != nil {
+		return "", err
+	}
+	img, err := findImage(images, name, platform)
+	return string(img.ID), err
+}
+
+// findImage is Resolve, or with a platform ResolvePlatform.
+func findImage(images *image.Store, name, platform string) (image.Image, error) {
+	var img image.Image
+	var err error
+	if platform == "" {
+		img, err = images.Resolve(name)
+	} else {
+		img, err = variantFor(images, name, platform)
+	}
 	return img, classify(err)
 }
 
-// DiffImages compares two images by what a container would see of them.
-func (e *Engine) DiffImages(ctx context.Context, a, b string, opt analyze.DiffOptions) (*analyze.Difference, error) {
+// DiffImages compares two images by what a container would see of them, with a platform those of the names which fit it.
+func (e *Engine) DiffImages(ctx context.Context, a, b, platform string, opt analyze.DiffOptions) (*analyze.Difference, error) {
 	s, err := e.analyzer()
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.Diff(ctx, a, b, opt)
+	x, err := findImage(s.Images, a, platform)
+	if err != nil {
+		return nil, err
+	}
+	y, err := findImage(s.Images, b, platform)
+	if err != nil {
+		return nil, err
+	}
+	d, err := s.Diff(ctx, x, y, opt)
 	return d, classify(err)
 }
 
@@ -33,7 +69,15 @@ func (e *Engine) ImageTree(ctx context.Context, name string) (*analyze.Tree, err
 	if err != nil {
 		return nil, err
 	}
-	t, err := s.Tree(ctx, name)
+	var only *image.Image
+	if name != "" {
+		img, err := findImage(s.Images, name, "")
+		if err != nil {
+			return nil, err
+		}
+		only = &img
+	}
+	t, err := s.Tree(ctx, only)
 	return t, classify(err)
 }
 

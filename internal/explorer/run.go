@@ -15,7 +15,7 @@ import (
 	"conex/internal/layers"
 )
 
-// Main is the program conex-explore: args are what `conex image explore` gives it, its own name, the root, the state folder and the image. It
+// Main is the program conex-explore: args are what `conex image explore` gives it, its own name, the root, the state folder and the image's id. It
 // returns the exit code.
 func Main(args []string) int {
 	if len(args) != 5 {
@@ -29,7 +29,7 @@ func Main(args []string) int {
 	return 0
 }
 
-func run(root, state, name string) error {
+func run(root, state, id string) error {
 	r, err := disk.OpenRoot(root)
 	if err != nil {
 		return err
@@ -38,7 +38,12 @@ func run(root, state, name string) error {
 	if err != nil {
 		return err
 	}
-	img, err := analyze.Store{Images: image.Open(r, blobs.Open(r), ls), Layers: ls}.Image(context.Background(), name)
+	images := image.Open(r, blobs.Open(r), ls)
+	found, err := images.Resolve(id)
+	if err != nil {
+		return err
+	}
+	img, err := analyze.Store{Images: images, Layers: ls}.Image(context.Background(), found)
 	if err != nil {
 		return err
 	}
