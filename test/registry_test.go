@@ -60,7 +60,7 @@ type conduct struct {
 	header map[string]string
 	// cut, if not 0, breaks the connection after so many bytes of the answer's body.
 	cut int64
-	// pace, if not 0, is how many bytes a second the answer's body may have.
+	// pace, if not nil, is how fast the bodies may come and go.
 	pace *pacer
 }
 
@@ -162,7 +162,7 @@ func (r *registry) proxy() http.Handler {
 			c = decide(req)
 		}
 		e := exchange{method: req.Method, path: req.URL.Path, query: req.URL.RawQuery, at: time.Now()}
-		body := &countedBody{ReadCloser: req.Body}
+		body := &countedBody{ReadCloser: req.Body, pace: c.pace}
 		req.Body = body
 		cw := &countedWriter{ResponseWriter: w, c: c}
 		defer func() {
@@ -188,12 +188,16 @@ func (r *registry) proxy() http.Handler {
 
 type countedBody struct {
 	io.ReadCloser
-	n counter
+	n    counter
+	pace *pacer
 }
 
 func (b *countedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.n.add(int64(n))
+	if b.pace != nil {
+		b.pace.wait(n)
+	}
 	return n, err
 }
 

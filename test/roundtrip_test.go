@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -407,4 +408,42 @@ func TestPushBacksOff(t *testing.T) {
 	if res := w.try("push", "-q", "127.0.0.1:1/app:1"); res.code != 1 || strings.Count(res.stderr, "\n") != 1 {
 		t.Errorf("%d, %s", res.code, res.stderr)
 	}
+}
+
+// A push that is killed or told to stop leaves nothing that keeps the next one from its work, and no half an image in the registry.
+func TestPushInterrupted(t *testing.T) {
+	w := bareWorld(t)
+	w.netns = newNetns(t)
+	from, to := w.serveRegistry(), w.serveRegistry()
+	var tars [][]byte
+	for i := range 4 {
+		tars = append(tars, tarOf(t, map[string][]byte{fmt.Sprintf("noise%d", i): noise(byte(i), 4<<20)}))
+	}
+	from.put("app:1", forms[0].image(t, "linux/amd64", tars...))
+	w.conex("pull", "-q", from.addr+"/app:1")
+	w.conex("tag", from.addr+"/app:1", to.addr+"/app:1")
+	line := &pacer{perSecond: 16 << 20}
+	to.behave(func(*http.Request) conduct { return conduct{pace: line} })
+	for i := range 8 {
+		cmd := w.command("push", to.addr+"/app:1")
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		w.start(cmd)
+		time.Sleep(time.Duration(i) * 60 * time.Millisecond)
+		sig := []syscall.Signal{syscall.SIGKILL, syscall.SIGINT}[i%2]
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); sig == syscall.SIGINT && code != 130 && i > 1 {
+			t.Errorf("Ctrl-C after %d ms: exit code %d\n%s", i*60, code, out.String())
+		}
+		if _, err := remote.Get(to.ref("app:1"), w.remote()...); err == nil && i < 6 {
+			to.wantWhole("app:1")
+		}
+	}
+	w.conex("push", "-q", to.addr+"/app:1")
+	wantSame(t, from, "app:1", to, "app:1")
+	to.wantWhole("app:1")
+	w.checkStore()
 }
