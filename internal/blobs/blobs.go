@@ -275,13 +275,14 @@ func (s *Store) Size(d ocispec.Digest) (int64, error) {
 	return fi.Size(), nil
 }
 
-// Remove deletes the blob. It is no error when there is none.
+// Remove deletes the blob. It is no error when there is none. The space is given back by disk.Root.Sweep.
 func (s *Store) Remove(d ocispec.Digest) error {
 	p, err := s.path(d)
 	if err != nil {
 		return fmt.Errorf("remove blob: %w", err)
 	}
-	return s.root.Trash(p)
+	_, err = s.root.TrashLater(p)
+	return err
 }
 
 // List returns the digests of all blobs, in no order that means anything.

@@ -65,6 +65,9 @@ func TestPut(t *testing.T) {
 	if s.Has(d) {
 		t.Fatal("still there")
 	}
+	if err := root.Sweep(); err != nil {
+		t.Fatal(err)
+	}
 	nothingLeft(t, s, root, 0)
 	empty, err := s.PutBytes(nil)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"conex/internal/blobs"
 	"conex/internal/disk"
@@ -341,5 +342,34 @@ func TestKeepForm(t *testing.T) {
 	}
 	if res, _ := sweep(t, s, marker); !slices.Equal(res.Blobs, forms[:1]) || Left(s.Root) {
 		t.Fatalf("%+v", res)
+	}
+}
+
+// TestPlentyOfTrash has a sweep leave much work to a process of its own, and nothing when that dies.
+func TestPlentyOfTrash(t *testing.T) {
+	s := stores(t)
+	big := strings.Repeat("x", plenty)
+	layer(t, s, big)
+	if res, left := sweep(t, s); left != 0 || res.Bytes < plenty {
+		t.Fatalf("%d layers left, %d bytes", left, res.Bytes)
+	}
+	empty := func() bool {
+		list, err := s.Root.Leftovers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list) == 0
+	}
+	for deadline := time.Now().Add(10 * time.Second); !empty(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the trash is not emptied")
+		}
+	}
+	// As if the process had been killed: the next sweep does it.
+	if _, err := s.Root.TrashLater(s.Root.Path("layers", layer(t, s, big).Encoded())); err != nil {
+		t.Fatal(err)
+	}
+	if _, left := sweep(t, s); left != 0 || !empty() {
+		t.Errorf("%d layers left, trash empty: %v", left, empty())
 	}
 }

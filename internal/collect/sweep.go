@@ -80,7 +80,7 @@ func Sweep(ctx context.Context, s Stores, markers ...Marker) (Result, error) {
 		return res, fmt.Errorf("sweep: %w", err)
 	}
 	gc.Release() // staging has locks of its own
-	if err := s.Root.Sweep(); err != nil {
+	if err := emptyTrash(s.Root, res.Bytes); err != nil {
 		return res, fmt.Errorf("sweep: %w", err)
 	}
 	return res, nil

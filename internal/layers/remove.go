@@ -19,7 +19,8 @@ import (
 )
 
 // Remove unmounts a layer and deletes it. It is no error when there is no such layer. The caller makes sure that nothing
-// refers to the layer; a container that runs on it all the same keeps its files with the driver erofs and loses them with dir.
+// refers to the layer; a container that runs on it all the same keeps its files with the driver erofs and loses them with dir. The space
+// is given back by disk.Root.Sweep.
 func (s *Store) Remove(id ocispec.Digest) error {
 	if err := id.Validate(); err != nil {
 		return fmt.Errorf("layer %q: %w", id, err)
@@ -36,7 +37,7 @@ func (s *Store) Remove(id ocispec.Digest) error {
 	if err := unmount(at); err != nil {
 		return fmt.Errorf("remove layer %s: %w", id, err)
 	}
-	if err := s.root.Trash(s.dir(id)); err != nil {
+	if _, err := s.root.TrashLater(s.dir(id)); err != nil {
 		return err
 	}
 	// Under the lock: whoever waits for it sees that the file is gone and takes a new one.

@@ -177,6 +177,7 @@ func TestListRemove(t *testing.T) {
 			t.Errorf("nonsense: %v", err)
 		}
 		must(t, s.Remove(b.DiffID))
+		must(t, s.root.Sweep())
 		empty(t, s)
 		left, err := os.ReadDir(s.state)
 		must(t, err)
