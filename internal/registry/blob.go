@@ -60,6 +60,13 @@ func (v *verified) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// minProgress is how many bytes must come within the time of a stall, and over a connection that breaks, for it to be worth going on so. A
+// registry that sends a byte a second would be done with a layer in years.
+const minProgress = 64 << 10
+
+// maxSlow is how often a connection may be too slow before the blob is given up.
+const maxSlow = 3
+
 // blob reads one blob across several connections.
 type blob struct {
 	c    *Client
@@ -72,7 +79,10 @@ type blob struct {
 	cancel context.CancelFunc // ends the present connection
 	timer  *time.Timer        // calls cancel when nothing comes
 	off    int64              // bytes delivered
-	drops  int                // connections lost since the last byte
+	drops  int                // connections lost without having brought much
+	came   int64              // bytes since the last reckoning of how fast they come
+	waited time.Duration      // for these
+	slow   int                // reckonings that were too slow, one after another
 
 	rest   []Endpoint // behind ep, once a mirror has failed
 	failed []error    // what the endpoints before ep said
@@ -99,7 +109,7 @@ func (b *blob) next(err error) bool {
 	if !noTLS(err) || b.ep.Mirror {
 		b.failed = append(b.failed, &endpointError{b.ep, fmt.Errorf("blob %s: %w", b.desc.Digest, err)})
 	}
-	b.ep, b.rest, b.drops = rest[0], rest[1:], 0
+	b.ep, b.rest, b.drops, b.slow = rest[0], rest[1:], 0, 0
 	return true
 }
 
@@ -156,15 +166,26 @@ func (b *blob) Read(p []byte) (int, error) {
 			}
 		}
 		b.timer.Reset(b.c.stall)
+		began := time.Now()
 		n, err := b.body.Read(p)
+		b.waited += time.Since(began) // what the caller does in between is his own time
+		b.timer.Stop()
 		if over := b.off + int64(n) - b.desc.Size; over > 0 {
 			return 0, b.wrap(fmt.Errorf("more than the %d bytes of the manifest: %w", b.desc.Size, ErrMismatch))
 		}
 		b.off += int64(n)
-		if n > 0 {
-			b.drops = 0
+		if b.came += int64(n); b.came >= minProgress {
+			b.drops, b.slow = 0, 0
+			b.came, b.waited = 0, 0
 		}
 		switch {
+		case err == nil && b.waited < b.c.stall:
+			return n, nil
+		case err == nil && b.off < b.desc.Size:
+			err = fmt.Errorf("less than %d bytes came in %s", minProgress, b.c.stall)
+			if b.slow++; b.slow >= maxSlow {
+				err = refused("%v, the registry is too slow", err)
+			}
 		case err == nil:
 			return n, nil
 		case err == io.EOF && b.off == b.desc.Size:
@@ -172,6 +193,7 @@ func (b *blob) Read(p []byte) (int, error) {
 		}
 		// Cut short: a clean end too early (a chunked answer has no length to miss) is a drop like any other.
 		b.Close()
+		b.came, b.waited = 0, 0
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}

@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -113,7 +112,7 @@ func (c *Client) pages(ctx context.Context, ep Endpoint, target, scope, key stri
 		seen[target] = true
 		list, n, next, err := c.page(ctx, ep, target, scope, key)
 		if err != nil {
-			if errors.Is(err, context.DeadlineExceeded) {
+			if ctx.Err() == context.DeadlineExceeded {
 				return fmt.Errorf("the list did not end within %s, %d pages were read: %w", c.listing, page-1, ErrMismatch)
 			}
 			return err

@@ -74,7 +74,7 @@ type Upload struct {
 // pause, when the connection breaks or the registry is overloaded. A nil error promises that the registry has confirmed the digest.
 func (c *Client) PutBlob(ctx context.Context, ep Endpoint, path string, up Upload) error {
 	for n := 0; ; n++ {
-		err := c.putBlob(ctx, ep, path, up)
+		opened, err := c.putBlob(ctx, ep, path, up)
 		if err == nil {
 			return nil
 		}
@@ -92,7 +92,7 @@ func (c *Client) PutBlob(ctx context.Context, ep Endpoint, path string, up Uploa
 				answer.Code == "BLOB_UPLOAD_UNKNOWN" || answer.Code == "BLOB_UPLOAD_INVALID"
 			after = answer.after
 		}
-		if !again || n+1 >= attempts {
+		if !again || !opened || n+1 >= attempts { // opening one was tried often enough
 			return pushError(ep, up.Digest, err)
 		}
 		if err := c.wait(ctx, n, after); err != nil {
@@ -101,8 +101,8 @@ func (c *Client) PutBlob(ctx context.Context, ep Endpoint, path string, up Uploa
 	}
 }
 
-// putBlob is one attempt. If it fails, the registry is told to forget the upload.
-func (c *Client) putBlob(ctx context.Context, ep Endpoint, path string, up Upload) (err error) {
+// putBlob is one attempt. If it fails, the registry is told to forget the upload, if one was opened.
+func (c *Client) putBlob(ctx context.Context, ep Endpoint, path string, up Upload) (opened bool, err error) {
 	upload := ep.url(path, "blobs", "uploads/") // becomes the upload's own address, which may change with every answer
 	ask := func(method, target string, open func() (*sending, error)) (*http.Response, error) {
 		r := request{ep: ep, method: method, target: target, scopes: []string{ep.push(path)}, open: open}
@@ -123,7 +123,7 @@ func (c *Client) putBlob(ctx context.Context, ep Endpoint, path string, up Uploa
 		return resp, err
 	}
 	if _, err := ask(http.MethodPost, upload, nil); err != nil {
-		return err
+		return false, err
 	}
 	defer func() {
 		if err != nil {
@@ -142,26 +142,26 @@ func (c *Client) putBlob(ctx context.Context, ep Endpoint, path string, up Uploa
 	var resp *http.Response
 	if up.Digest != "" && up.Size >= 0 {
 		if resp, err = ask(http.MethodPut, withDigest(upload, up.Digest), open); err != nil {
-			return err
+			return true, err
 		}
 		if err := last.complete(); err != nil {
-			return err
+			return true, err
 		}
-		return confirmed(resp, up.Digest)
+		return true, confirmed(resp, up.Digest)
 	}
 	if _, err := ask(http.MethodPatch, upload, open); err != nil {
-		return err
+		return true, err
 	}
 	if err := last.complete(); err != nil {
-		return err
+		return true, err
 	}
 	if up.Digest == "" {
 		up.Digest = up.Sum()
 	}
 	if resp, err = ask(http.MethodPut, withDigest(upload, up.Digest), nil); err != nil {
-		return err
+		return true, err
 	}
-	return confirmed(resp, up.Digest)
+	return true, confirmed(resp, up.Digest)
 }
 
 // withDigest adds ?digest= to an upload's address, keeping what the registry has put there.

@@ -37,6 +37,9 @@ var (
 // MaxManifest bounds a manifest or index in bytes, as the distribution specification recommends.
 const MaxManifest = 4 << 20
 
+// MaxLayers bounds the layers of an image: the kernel mounts no more as one.
+const MaxLayers = 500
+
 // maxError bounds the body of an error answer or token, in bytes.
 const maxError = 1 << 20
 
@@ -140,7 +143,8 @@ func (c *Client) Manifest(ctx context.Context, ep Endpoint, path string, desc oc
 
 func (c *Client) manifest(ctx context.Context, ep Endpoint, path, tagOrDigest string) (ocispec.Descriptor, []byte, error) {
 	var desc ocispec.Descriptor
-	resp, err := c.send(ctx, ep, path, ep.url(path, "manifests", tagOrDigest), http.Header{"Accept": accept})
+	resp, err := c.do(ctx, request{ep: ep, method: http.MethodGet, target: ep.url(path, "manifests", tagOrDigest), header: http.Header{"Accept": accept},
+		scopes: []string{ep.pull(path)}})
 	if err != nil {
 		return desc, nil, err
 	}
@@ -211,12 +215,15 @@ func IsIndex(mediaType string) bool {
 func DecodeManifest(raw []byte) (ocispec.Manifest, error) {
 	var m ocispec.Manifest
 	if err := json.Unmarshal(raw, &m); err != nil {
-		return m, fmt.Errorf("decode manifest: %w", err)
+		return m, fmt.Errorf("manifest is not as it should be: %s: %w", oneLine(err.Error()), ErrMismatch)
 	}
 	switch m.Config.MediaType {
 	case ocispec.MediaTypeImageConfig, ocispec.MediaTypeDockerConfig, "application/octet-stream": // the last by very old clients
 	default:
 		return m, fmt.Errorf("config of type %q, so this is no container image: %w", m.Config.MediaType, ErrUnsupported)
+	}
+	if len(m.Layers) > MaxLayers {
+		return m, fmt.Errorf("the image has %d layers, more than the %d that can be mounted: %w", len(m.Layers), MaxLayers, ErrUnsupported)
 	}
 	for _, d := range append([]ocispec.Descriptor{m.Config}, m.Layers...) {
 		if err := checkDescriptor(d); err != nil {

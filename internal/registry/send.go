@@ -14,6 +14,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -31,6 +32,8 @@ type request struct {
 	header         http.Header
 	// scopes are the rights that a token for it must have, as in repository:team/app:pull,push.
 	scopes []string
+	// stream leaves it to the caller how long the body of a good answer may take.
+	stream bool
 	// bare asks without credentials but those in header, and leaves a 401 to the caller.
 	bare bool
 	// raw is a small body.
@@ -40,9 +43,9 @@ type request struct {
 	open func() (*sending, error)
 }
 
-// send asks ep with GET for a resource of repository path, see do.
+// send asks ep with GET for a blob of repository path, see do.
 func (c *Client) send(ctx context.Context, ep Endpoint, path, target string, header http.Header) (*http.Response, error) {
-	return c.do(ctx, request{ep: ep, method: http.MethodGet, target: target, header: header, scopes: []string{ep.pull(path)}})
+	return c.do(ctx, request{ep: ep, method: http.MethodGet, target: target, header: header, scopes: []string{ep.pull(path)}, stream: true})
 }
 
 // do sends r. It logs in when asked to, and repeats after a dropped connection, 429 and 5xx. The answer's status is the caller's to
@@ -115,29 +118,34 @@ func (c *Client) try(ctx context.Context, r request) (resp *http.Response, auth 
 			req.Header.Set("Authorization", auth)
 		}
 	}
+	inner, cancel := context.WithCancel(ctx)
+	req = req.WithContext(inner)
 	if r.open == nil {
-		resp, err = c.http.Do(req)
-		return resp, auth, err
+		if resp, err = c.http.Do(req); err != nil {
+			cancel()
+			return nil, auth, err
+		}
+		c.within(resp, cancel, r.stream && (resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent))
+		return resp, auth, nil
 	}
 	body, err := r.open()
 	if err != nil {
+		cancel()
 		return nil, auth, err
 	}
-	inner, cancel := context.WithCancel(ctx)
-	defer cancel() // the answers to uploads are read to their end here
 	body.watch(c.stall, cancel)
-	req = req.WithContext(inner)
 	req.Body, req.ContentLength = body, body.size
 	if body.size == 0 {
 		req.Body = http.NoBody
 	}
 	resp, err = c.http.Do(req)
 	if err == nil {
+		c.within(resp, cancel, false)
 		err = buffer(resp)
-	}
-	if err != nil && inner.Err() != nil && ctx.Err() == nil {
+	} else if inner.Err() != nil && ctx.Err() == nil {
 		err = fmt.Errorf("the registry took nothing for %s: %w", c.stall, os.ErrDeadlineExceeded)
 	}
+	cancel()
 	if source := body.finish(); source != nil {
 		err = source
 	}
@@ -145,6 +153,45 @@ func (c *Client) try(ctx context.Context, r request) (resp *http.Response, auth 
 		return nil, auth, err
 	}
 	return resp, auth, nil
+}
+
+// timed is the body of an answer that must come to its end within a time; only blobs may take longer, and watch themselves.
+type timed struct {
+	io.ReadCloser
+	limit  time.Duration
+	timer  *time.Timer // nil: no limit
+	late   atomic.Bool
+	cancel context.CancelFunc // of the request
+}
+
+// within bounds the time of an answer's body, unless it is a blob's stream. cancel ends the request, at the latest with the body.
+func (c *Client) within(resp *http.Response, cancel context.CancelFunc, stream bool) {
+	t := &timed{ReadCloser: resp.Body, limit: c.stall, cancel: cancel}
+	if !stream {
+		t.timer = time.AfterFunc(c.stall, func() {
+			t.late.Store(true)
+			cancel()
+		})
+	}
+	resp.Body = t
+}
+
+func (t *timed) Read(p []byte) (int, error) {
+	n, err := t.ReadCloser.Read(p)
+	if err != nil && err != io.EOF && t.late.Load() {
+		err = fmt.Errorf("the answer did not end within %s: %w", t.limit, ErrMismatch)
+	}
+	return n, err
+}
+
+// Close ends the request.
+func (t *timed) Close() error {
+	if t.timer != nil {
+		t.timer.Stop()
+	}
+	err := t.ReadCloser.Close()
+	t.cancel()
+	return err
 }
 
 // buffer takes in the body of an answer to an upload, which is empty or tells of an error.
@@ -183,8 +230,14 @@ func follow(from, location string) (string, error) {
 	return u.String(), nil
 }
 
+// dropTime bounds how long a connection is worth saving.
+const dropTime = 2 * time.Second
+
 // drop empties an answer nobody reads, so that its connection can serve again.
 func drop(resp *http.Response) {
+	if t, ok := resp.Body.(*timed); ok && t.timer != nil {
+		t.timer.Reset(min(dropTime, t.limit))
+	}
 	io.CopyN(io.Discard, resp.Body, 64<<10) //nolint:errcheck // a connection that fails here is not reused, which is all
 	resp.Body.Close()
 }
