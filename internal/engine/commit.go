@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -205,8 +206,9 @@ func (e *Engine) still(ctx context.Context, n *container.Snapshot) (release func
 				return f.Thaw, nil
 			}
 			var ce *control.Error
-			if !errors.Is(err, control.ErrGone) && !errors.As(err, &ce) || ce != nil && ce.Status >= 500 {
-				return nil, fmt.Errorf("pause: %w", err)
+			if !errors.Is(err, control.ErrGone) && (!errors.As(err, &ce) || ce.Status != http.StatusConflict) {
+				// Also what a monitor says that an older conex started, which does not know how.
+				return nil, fmt.Errorf("pause: %w (--pause=false commits it as it runs)", err)
 			}
 			// It has ended since we looked.
 		}

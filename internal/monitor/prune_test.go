@@ -60,4 +60,7 @@ func TestPruneBesideRuns(t *testing.T) {
 	if err != nil || pruned+len(rep.Containers) != 30 {
 		t.Errorf("%d and %d containers pruned, %v", pruned, len(rep.Containers), err)
 	}
+	if _, err := w.Prune(t.Context(), engine.PruneRequest{Volumes: true, AllVolumes: true}); err != nil {
+		t.Error(err)
+	}
 }

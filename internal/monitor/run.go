@@ -274,6 +274,7 @@ func (r *run) terminate(sig unix.Signal, timeout time.Duration) {
 		case <-t.C:
 		}
 		_ = r.proc.Signal(unix.SIGKILL)
+		r.freezing.dropAll(true) // v1's freezer lets nobody die before the thaw
 	}
 	<-r.done
 }
