@@ -83,8 +83,7 @@ func (w *world) blob(digest string) []byte {
 	return b
 }
 
-// checkStore verifies every blob and every layer against its digest, that conex finds nothing either, and that no download is left of
-// what is there.
+// checkStore verifies every blob and every layer against its digest, and that conex finds nothing wrong either.
 func (w *world) checkStore() {
 	w.t.Helper()
 	root, err := disk.OpenRoot(w.root)
@@ -131,6 +130,11 @@ func (w *world) checkStore() {
 	if r := w.try("system", "check", "--quiet"); r.code != 0 {
 		w.t.Errorf("system check: %d\n%s%s", r.code, r.stdout, r.stderr)
 	}
+}
+
+// wantNoLeftovers checks that no download and nothing half made is left.
+func (w *world) wantNoLeftovers() {
+	w.t.Helper()
 	for _, dir := range []string{"staging", "downloads"} {
 		entries, err := os.ReadDir(filepath.Join(w.root, dir))
 		if err != nil {
@@ -203,6 +207,7 @@ func TestPullForms(t *testing.T) {
 		})
 	}
 	w.checkStore()
+	w.wantNoLeftovers()
 }
 
 // Of an index the image for this machine comes, or the one that is asked for, and nothing of the others.
@@ -253,6 +258,7 @@ func TestPullIndex(t *testing.T) {
 		})
 	}
 	w.checkStore()
+	w.wantNoLeftovers()
 }
 
 // Killed, told to stop and cut off twenty times at random moments, a pull fetches no more than a tenth twice.
@@ -343,6 +349,7 @@ func TestPullInterrupted(t *testing.T) {
 				t.Errorf("%d bytes came for an image of %d", down, size)
 			}
 			w.checkStore()
+			w.wantNoLeftovers()
 			if got := w.conex("run", "--rm", "--network", "none", name, "sh", "-c", "cat /etc/motd; cat /noise* | wc -c"); got != fmt.Sprintf("whole\n%d", 40<<20) {
 				t.Errorf("the container says %q", got)
 			}
@@ -388,6 +395,7 @@ func TestPullTogether(t *testing.T) {
 		}
 	}
 	w.checkStore()
+	w.wantNoLeftovers()
 }
 
 // A registry that has too much to do is asked again, not before the time that it says.

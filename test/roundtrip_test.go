@@ -165,6 +165,7 @@ func TestPushForms(t *testing.T) {
 		})
 	}
 	w.checkStore()
+	w.wantNoLeftovers()
 }
 
 // An index goes as a whole once all of it is here; before that the image for this machine.
@@ -199,6 +200,7 @@ func TestPushIndex(t *testing.T) {
 		})
 	}
 	w.checkStore()
+	w.wantNoLeftovers()
 }
 
 // What was built here is pushed in the form that is asked for, and the same when it is pushed again.
@@ -345,6 +347,7 @@ func TestPeers(t *testing.T) {
 		}
 	})
 	w.checkStore()
+	w.wantNoLeftovers()
 }
 
 // All tags of a repository come and go.
@@ -374,6 +377,7 @@ func TestAllTags(t *testing.T) {
 		wantSame(t, from, fmt.Sprintf("many:%d", i), to, fmt.Sprintf("copy/many:%d", i))
 	}
 	w.checkStore()
+	w.wantNoLeftovers()
 }
 
 // A push survives what happens to connections and registries.
@@ -446,4 +450,5 @@ func TestPushInterrupted(t *testing.T) {
 	wantSame(t, from, "app:1", to, "app:1")
 	to.wantWhole("app:1")
 	w.checkStore()
+	w.wantNoLeftovers()
 }

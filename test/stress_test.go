@@ -48,7 +48,8 @@ func stressTime(t *testing.T) time.Duration {
 // Eight users at once pull, tag, remove, prune, build and run. Nobody sees an error that no user caused, the store is whole afterwards,
 // and nothing is left. Most of the time the program has the race detector; without it, it gets further in the same time.
 func TestTogether(t *testing.T) {
-	t.Run("quick", func(t *testing.T) { together(t, bareWorld(t), stressTime(t)/4) })
+	t.Run("quick", func(t *testing.T) { together(t, bareWorld(t), stressTime(t)/4, false) })
+	t.Run("killed", func(t *testing.T) { together(t, bareWorld(t), stressTime(t)/4, true) })
 	t.Run("race", func(t *testing.T) {
 		w := bareWorld(t)
 		need(t, "gcc", "gcc")
@@ -59,7 +60,7 @@ func TestTogether(t *testing.T) {
 		races := t.TempDir()
 		w.bin = bin
 		w.env = append(w.env, "GORACE=log_path="+filepath.Join(races, "race"))
-		together(t, w, stressTime(t))
+		together(t, w, stressTime(t), false)
 		reports, err := filepath.Glob(filepath.Join(races, "race*"))
 		if err != nil {
 			t.Fatal(err)
@@ -74,7 +75,9 @@ func TestTogether(t *testing.T) {
 	})
 }
 
-func together(t *testing.T, w *world, limit time.Duration) {
+// together lets the users work for so long. With kill every sixth of their commands is killed at a moment of chance, which is no reason
+// for anything else to go wrong.
+func together(t *testing.T, w *world, limit time.Duration, kill bool) {
 	w.netns = newNetns(t)
 	r := w.serveRegistry()
 	// Images that share layers with each other, in every form.
@@ -88,7 +91,7 @@ func together(t *testing.T, w *world, limit time.Duration) {
 	}
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	s := &stress{w: w, names: names, counts: map[string]int{}, excused: map[string]int{}}
+	s := &stress{w: w, kill: kill, names: names, counts: map[string]int{}, excused: map[string]int{}}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	var wg sync.WaitGroup
@@ -103,6 +106,9 @@ func together(t *testing.T, w *world, limit time.Duration) {
 	wg.Wait()
 	t.Logf("%v; errors that users caused: %v", s.counts, s.excused)
 	w.checkStore()
+	if !kill {
+		w.wantNoLeftovers()
+	}
 	// What was made is usable: every image that is listed runs.
 	for _, id := range w.tagged() {
 		if res := w.try("run", "--rm", "--network", "none", id, "cat", "/etc/motd"); res.code != 0 {
@@ -119,6 +125,7 @@ func (w *world) tagged() []string {
 
 type stress struct {
 	w     *world
+	kill  bool
 	names []string
 
 	mu              sync.Mutex
@@ -196,6 +203,7 @@ var excuses = []struct{ command, part string }{
 	{"save", "No such image"},
 	{"history", "No such image"},
 	{"image inspect", "No such image"},
+	{"rm", "No such container"}, // its run was killed
 }
 
 // run runs conex. An error that nobody caused fails the test.
@@ -209,7 +217,12 @@ func (s *stress) run(args ...string) (stdout string, ok bool) {
 	cmd.Stdout, cmd.Stderr = &out, &errb
 	var err error
 	s.w.inNetns(func() { err = cmd.Start() })
+	killed := s.kill && args[0] != "rm" && rand.IntN(6) == 0
 	if err == nil {
+		if killed {
+			time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
+			cmd.Process.Kill() //nolint:errcheck // it may have ended
+		}
 		err = cmd.Wait()
 	}
 	name := args[0]
@@ -221,6 +234,10 @@ func (s *stress) run(args ...string) (stdout string, ok bool) {
 	s.counts[name]++
 	if err == nil {
 		return out.String(), true
+	}
+	if killed && cmd.ProcessState != nil && !cmd.ProcessState.Exited() {
+		s.counts["killed"]++
+		return "", false
 	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && ctx.Err() == nil {

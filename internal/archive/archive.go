@@ -47,10 +47,8 @@ const (
 	maxParts = 100_000
 	// maxDepth is how deep an index may lie in others.
 	maxDepth = 4
-	// maxSpool bounds what a stream may hold beside its layers, in bytes, maxSkipped what in it is too large to be of use: some of a
-	// compressed stream's bytes can stand for a thousand times as many.
-	maxSpool   = 256 << 20
-	maxSkipped = 16 << 30
+	// maxSpool bounds what a stream may hold beside its layers, in bytes.
+	maxSpool = 256 << 20
 )
 
 // Archive is an archive that was read: what is in it is known and checked, but for the layers' contents.

@@ -117,10 +117,17 @@ func (t *transfer) close() {
 func (t *transfer) result(key, text string) {
 	t.close()
 	if t.mode == "json" {
-		writeJSON(t.out, jsonMessage{Aux: map[string]string{key: clean(text)}})
+		t.aux(map[string]any{key: clean(text)})
 		return
 	}
 	fmt.Fprintln(t.out, clean(text))
+}
+
+// aux prints what only programs want to know: nothing but in JSON.
+func (t *transfer) aux(facts map[string]any) {
+	if t.mode == "json" {
+		writeJSON(t.out, jsonMessage{Aux: facts})
+	}
 }
 
 type quietTransfer struct{}
@@ -151,12 +158,12 @@ func (p *plainTransfer) close() {}
 
 // jsonMessage is one line of --progress json. The names are those of Docker's API; rate, in bytes a second, is conex's own.
 type jsonMessage struct {
-	ID     string            `json:"id,omitempty"`
-	Status string            `json:"status,omitempty"`
-	Detail *jsonDetail       `json:"progressDetail,omitempty"`
-	Error  string            `json:"error,omitempty"`
-	Why    *jsonError        `json:"errorDetail,omitempty"`
-	Aux    map[string]string `json:"aux,omitempty"`
+	ID     string         `json:"id,omitempty"`
+	Status string         `json:"status,omitempty"`
+	Detail *jsonDetail    `json:"progressDetail,omitempty"`
+	Error  string         `json:"error,omitempty"`
+	Why    *jsonError     `json:"errorDetail,omitempty"`
+	Aux    map[string]any `json:"aux,omitempty"`
 }
 
 type jsonDetail struct {

@@ -135,6 +135,8 @@ func (it *ttyItem) take(ev engine.Event, now time.Time) {
 		it.have, it.size = ev.Current, max(ev.Total, 0)
 	case done && !moved:
 		it.have, it.size, it.from = 0, 0, 0
+	case done && ev.Total > 0: // what was sent compressed is less than what was read for it
+		it.have, it.size = ev.Total, ev.Total
 	case done || it.carried:
 		it.have = max(it.size, it.have)
 	case ev.Total > 0 && open(ev.Action):

@@ -37,8 +37,9 @@ func (a *app) pushCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if req.Quiet {
-				for _, st := range done {
+			for _, st := range done {
+				progress.aux(map[string]any{"Tag": st.Tag, "Digest": st.Digest, "Size": st.Size})
+				if req.Quiet {
 					progress.result("Reference", ref.Name()+":"+st.Tag)
 				}
 			}
