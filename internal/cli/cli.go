@@ -220,7 +220,11 @@ func (a *app) report(err error) int {
 				hint = " (" + h + ")"
 			}
 		}
-		fmt.Fprintf(a.err, "%s: %s%s\n", a.name, cleanLines(strings.TrimRight(e.Error(), "\n")), hint)
+		first, rest, more := strings.Cut(cleanLines(strings.TrimRight(e.Error(), "\n")), "\n")
+		if more {
+			rest = "\n" + rest
+		}
+		fmt.Fprintf(a.err, "%s: %s%s%s\n", a.name, first, hint, rest)
 		if a.debug {
 			for c := e; c != nil; c = errors.Unwrap(c) {
 				fmt.Fprintf(a.err, "%s: debug: %T: %v\n", a.name, c, c)

@@ -66,6 +66,9 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 		wrote = max(before-after, e.layersSize(ls, res.Made))
 	}
 	e.afterWrite(ctx, wrote)
+	if noSpace(err) {
+		e.makeRoom(ctx, time.Time{}) // the steps that were done too: others need the room more than the next try
+	}
 	return res, err
 }
 

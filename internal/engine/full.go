@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -14,13 +15,27 @@ import (
 // noSpace reports whether an error came of a full disk or an exhausted quota.
 func noSpace(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
+// giveBack removes what an action has stored that found no room for the rest, and parts of blobs that nobody is fetching. Otherwise all
+// that would stay for the next try.
+func (e *Engine) giveBack(ctx context.Context) error {
+	parts, err := e.Blobs().Downloads()
+	errs := []error{err}
+	for _, p := range parts {
+		errs = append(errs, e.Blobs().DropDownload(p.Digest))
+	}
+	_, err = e.sweep(context.WithoutCancel(ctx))
+	return errors.Join(append(errs, err)...)
+}
+
 // Hint says what to do about an error of the machine's, "" when there is nothing to add to it: which file system is full, how much of it
-// is free, and which commands show and free what conex has on it. Monitors report their errors as text, so the words count too.
+// is free, and which commands show and free what conex has on it. Monitors report their errors as text, and programs in RUN steps
+// theirs, so the words count too.
 func (e *Engine) Hint(err error) string {
-	full := noSpace(err) || strings.Contains(err.Error(), syscall.ENOSPC.Error()) || strings.Contains(err.Error(), syscall.EDQUOT.Error())
+	text := strings.ToLower(err.Error())
+	full := noSpace(err) || strings.Contains(text, syscall.ENOSPC.Error()) || strings.Contains(text, syscall.EDQUOT.Error())
 	switch {
 	case full:
-	case errors.Is(err, syscall.EROFS):
+	case errors.Is(err, syscall.EROFS) || strings.Contains(err.Error(), e.root.Path()+"/") && strings.Contains(text, syscall.EROFS.Error()):
 		return fmt.Sprintf("the file system of %s or %s is mounted read-only", e.root.Path(), e.cfg.State)
 	case errors.Is(err, syscall.EIO):
 		return "the disk reports an error: see dmesg; 'conex system check' tells what is damaged"

@@ -77,6 +77,9 @@ func (e *Engine) Pull(ctx context.Context, req PullRequest) (image.Image, PullSt
 		img, status, err = p.pull(ctx, want, req.Platform != "")
 	}
 	e.afterWrite(ctx, p.kept)
+	if noSpace(err) {
+		err = errors.Join(err, e.giveBack(ctx))
+	}
 	if err != nil {
 		return image.Image{}, PullStatus{}, pullError(ref, err)
 	}
