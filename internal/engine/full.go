@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"syscall"
 
@@ -42,6 +43,15 @@ func (e *Engine) Hint(err error) string {
 	default:
 		return ""
 	}
+	// What is written for the user, as save does with -o, lies elsewhere.
+	var pe *fs.PathError
+	if errors.As(err, &pe) && !e.owns(pe.Path) {
+		free, total, ferr := disk.Free(pe.Path)
+		if ferr != nil {
+			return ""
+		}
+		return fmt.Sprintf("%s of %s are free there", units.HumanSize(float64(free)), units.HumanSize(float64(total)))
+	}
 	// The root's unless the error names the state folder, or only that is full.
 	where, what := e.root.Path(), "'conex system df' shows what takes it, 'conex system prune' frees what is unused"
 	free, total, ferr := disk.Free(where)
@@ -52,4 +62,9 @@ func (e *Engine) Hint(err error) string {
 		return what
 	}
 	return fmt.Sprintf("%s of %s are free for %s; %s", units.HumanSize(float64(free)), units.HumanSize(float64(total)), where, what)
+}
+
+// owns reports whether a path lies in the root or the state folder.
+func (e *Engine) owns(path string) bool {
+	return strings.HasPrefix(path, e.root.Path()+"/") || strings.HasPrefix(path, e.cfg.State+"/")
 }

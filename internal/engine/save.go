@@ -485,9 +485,13 @@ func (s *saver) openBlob(d ocispec.Digest) func() (io.ReadCloser, error) {
 // written tells how far a layer is.
 func (s *saver) written(d ocispec.Descriptor, n int64) {
 	action := "Saving layer"
-	if n == d.Size {
+	told, begun := s.told[d.Digest]
+	switch {
+	case n == d.Size:
 		action = "Saved"
-	} else if n-s.told[d.Digest] < 4<<20 {
+	case !begun:
+		s.progress.emit(Event{ID: shortDigest(d.Digest), Action: action, Total: d.Size}) // rates and sums begin at nothing
+	case n-told < 4<<20:
 		return
 	}
 	s.told[d.Digest] = n

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"conex/internal/archive"
@@ -434,6 +435,21 @@ func TestSaveHoldsLayers(t *testing.T) {
 	w = func(b []byte) (int, error) { cancel(); return len(b), nil }
 	if _, err := e.Save(ctx, SaveRequest{Images: []string{"app"}, Output: w}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestSaveDiskFull says of which disk an archive finds no room on.
+func TestSaveDiskFull(t *testing.T) {
+	e, _, _ := pulledEngine(t)
+	dir := t.TempDir()
+	w := writerFunc(func([]byte) (int, error) { return 0, &os.PathError{Op: "write", Path: dir, Err: syscall.ENOSPC} })
+	_, err := e.Save(bg, SaveRequest{Images: []string{"app"}, Output: w})
+	if !errors.Is(err, syscall.ENOSPC) || !strings.HasSuffix(e.Hint(err), "are free there") {
+		t.Errorf("%v (%s)", err, e.Hint(err))
+	}
+	inside := &os.PathError{Op: "write", Path: e.root.Path("staging", "x"), Err: syscall.ENOSPC}
+	if !strings.Contains(e.Hint(inside), "system prune") {
+		t.Errorf("%s", e.Hint(inside))
 	}
 }
 
