@@ -56,6 +56,9 @@ func Prune(root *disk.Root, o PruneOptions) (keys []string, freed int64, err err
 			if err != nil || e.IsDir() {
 				return err // folders stay: somebody may be writing into them
 			}
+			if disk.IsTemp(e.Name()) {
+				return nil // a record that somebody writes at this moment
+			}
 			info, err := e.Info()
 			if errors.Is(err, fs.ErrNotExist) || err == nil && keep(path, info) {
 				return nil
