@@ -50,6 +50,12 @@ func stressTime(t *testing.T) time.Duration {
 func TestTogether(t *testing.T) {
 	t.Run("quick", func(t *testing.T) { together(t, bareWorld(t), stressTime(t)/4, false) })
 	t.Run("killed", func(t *testing.T) { together(t, bareWorld(t), stressTime(t)/4, true) })
+	t.Run("killed dir", func(t *testing.T) {
+		w := bareWorld(t)
+		w.driver = "dir"
+		w.write("config.toml", `storage-driver = "dir"`)
+		together(t, w, stressTime(t)/4, true)
+	})
 	t.Run("race", func(t *testing.T) {
 		w := bareWorld(t)
 		need(t, "gcc", "gcc")

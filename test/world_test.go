@@ -36,6 +36,8 @@ type world struct {
 	dir   string // scratch
 	netns *os.File
 	env   []string
+	// driver is the storage driver, "" what the kernel can.
+	driver string
 	// podmanDir is podman's, once it has been used.
 	podmanDir string
 
@@ -410,7 +412,7 @@ func (w *world) sweep() {
 	if err != nil {
 		w.t.Error(err)
 	}
-	ls, err := layers.Open(root, layers.Options{State: w.state})
+	ls, err := layers.Open(root, layers.Options{State: w.state, Driver: w.driver})
 	if err == nil {
 		err = ls.Unmount()
 	}

@@ -158,6 +158,10 @@ func leases(root *disk.Root, clear bool) (marks map[ocispec.Digest]bool, anyOpen
 	for _, e := range entries {
 		path := root.Path("leases", e.Name())
 		if !isLease(root, e) {
+			// Marks are written under gc.lock alone: what is half written now was a dead process's.
+			if clear && disk.IsTemp(e.Name()) {
+				os.Remove(path) //nolint:errcheck // the next one tries again
+			}
 			continue
 		}
 		if !clear && !disk.Held(path) {
