@@ -51,7 +51,7 @@ func (a *app) pushCommand() *cobra.Command {
 	f.BoolVarP(&req.Quiet, "quiet", "q", false, "Suppress verbose output")
 	f.StringVar(&req.Platform, "platform", "", "Push a platform's image alone, without the index (os[/arch[/variant]])")
 	f.StringVar(&req.Compression, "compression", "", `Send all layers compressed with "gzip" or "zstd" (default: as they were pulled, else gzip)`)
-	f.IntVar(&level, "compression-level", 0, "Level of the compression: gzip 0 to 9, zstd 1 to 22")
+	f.IntVar(&level, "compression-level", 0, "Level of the compression: gzip 0 to 9 (default 5), zstd 1 to 22 (default 1)")
 	a.progressFlag(f, a.out)
 	refuseAll(f, "disable-content-trust?")
 	return cmd
