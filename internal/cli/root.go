@@ -35,6 +35,7 @@ func commands() []command {
 		{name: "buildx", build: (*app).buildxGroup},
 		{name: "container", build: (*app).containerGroup},
 		{name: "image", build: (*app).imageGroup},
+		{name: "manifest", build: (*app).manifestGroup},
 		{name: "network", build: (*app).networkGroup},
 		{name: "system", build: (*app).systemGroup},
 		{name: "volume", build: (*app).volumeGroup},
@@ -58,6 +59,7 @@ func commands() []command {
 		{name: "rm", build: (*app).rmCommand},
 		{name: "rmi", build: (*app).rmiCommand},
 		{name: "save", build: (*app).saveCommand},
+		{name: "search", build: (*app).searchCommand},
 		{name: "start", build: (*app).startCommand},
 		{name: "stop", build: (*app).stopCommand},
 		{name: "tag", build: (*app).tagCommand},
@@ -68,7 +70,7 @@ func commands() []command {
 }
 
 // notYet are Docker's commands that conex will have, to tell them from typing errors.
-var notYet = []string{"compose", "context", "cp", "diff", "events", "pause", "search",
+var notYet = []string{"compose", "context", "cp", "diff", "events", "pause",
 	"stats", "unpause", "update"}
 
 // notYetIn are notYet's like, by group.

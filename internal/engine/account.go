@@ -430,6 +430,8 @@ func (a *account) addRest(context.Context) error {
 			errs = append(errs, one(otherRecords, false, name), one(otherRecords, false, name, "sha256"), a.strangers(name, "sha256"))
 		case "layers":
 			errs = append(errs, one(otherRecords, false, name))
+		case "manifests":
+			errs = append(errs, tree(otherRecords, false, name))
 		case "images":
 			errs = append(errs, one(otherRecords, false, name), one(otherRecords, false, name, "by-id"), a.imageFiles())
 		case "containers":

@@ -329,6 +329,7 @@ func (c *checker) strays(context.Context) error {
 		{"blobs/sha256", func(n string, isDir bool) bool { return hex(n, isDir) && !isDir }},
 		{"downloads", func(n string, isDir bool) bool { return hex(strings.TrimSuffix(n, ".lock"), isDir) && !isDir }},
 		{"images", either(only("lock", "by-id"), suffix(".json"))},
+		{"manifests", either(only("lock"), suffix(".json"))},
 		{"images/by-id", func(n string, isDir bool) bool { return hex(strings.TrimSuffix(n, ".json"), isDir) && !isDir }},
 		{"layers", func(n string, isDir bool) bool { return isDir && (hex(n, isDir) || strings.HasPrefix(n, "chain-")) }},
 		{"containers", func(n string, isDir bool) bool { return isDir && hex(n, isDir) }},

@@ -129,6 +129,12 @@ func (c *Client) endpoints(domain string) ([]Endpoint, error) {
 			own.host = host
 		}
 	}
+	if c.insecure {
+		own.tls.skip = true
+		c.mu.Lock()
+		c.plain[own.host] = true
+		c.mu.Unlock()
+	}
 	if own.scheme != "" {
 		ep := c.use(domain, own)
 		if ep.Scheme == "http" {
@@ -142,7 +148,7 @@ func (c *Client) endpoints(domain string) ([]Endpoint, error) {
 			own.scheme = "https"
 			eps = append(eps, c.use(domain, own))
 		}
-		if r.PlainHTTP || isLoopback(own.host) {
+		if r.PlainHTTP || isLoopback(own.host) || c.insecure {
 			own.scheme = "http"
 			eps = append(eps, c.use(domain, own))
 		}

@@ -126,7 +126,7 @@ func TestTLS(t *testing.T) {
 		"nothing":             {nil, "/etc/conex/certs.d/" + host + "/ca.crt"},
 		"another's CA":        {in(host, map[string]string{"ca.crt": string(other.pem), "client.cert": string(clientCert), "client.key": string(clientKey)}), "certificate"},
 		"another host's":      {in("elsewhere:5000", pair), "certificate"},
-		"no client's":         {in(host, map[string]string{"ca.crt": string(ca.pem)}), "certificate"},
+		"no client's":         {in(host, map[string]string{"ca.crt": string(ca.pem)}), "registry https://"}, // by HTTP/2 the reason gets lost now and then
 		"key missing":         {in(host, map[string]string{"client.cert": string(clientCert)}), "client.key is missing"},
 		"certificate is none": {in(host, map[string]string{"ca.crt": "nonsense"}), "holds no certificate"},
 		"pair does not fit":   {in(host, map[string]string{"ca.crt": string(ca.pem), "client.cert": string(clientCert), "client.key": string(key)}), "client certificate"},

@@ -56,6 +56,19 @@ func knownArch(a string) bool {
 	return false
 }
 
+// KnownPlatform reports whether programs for an operating system and architecture exist.
+func KnownPlatform(os, arch string) bool {
+	switch os {
+	case "linux":
+		return knownArch(arch) || arch == "ppc64" || arch == "mips" || arch == "mipsle" || arch == "wasm"
+	case "windows", "freebsd":
+		return arch == "386" || arch == "amd64" || arch == "arm" || arch == "arm64"
+	case "darwin", "netbsd", "openbsd", "plan9", "dragonfly", "solaris", "android", "aix", "js", "wasip1":
+		return arch != ""
+	}
+	return false
+}
+
 // normal gives each platform one spelling.
 func normal(p ocispec.Platform) ocispec.Platform {
 	p.OS, p.Architecture, p.Variant = strings.ToLower(p.OS), strings.ToLower(p.Architecture), strings.ToLower(p.Variant)

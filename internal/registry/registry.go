@@ -49,6 +49,7 @@ type Client struct {
 	dirs       []string
 	http       *http.Client
 	transports *transports
+	insecure   bool
 	backoff    func(attempt int) time.Duration // tests make it short
 	maxWait    time.Duration                   // bounds what a Retry-After can make us wait
 	stall      time.Duration                   // a blob that delivers nothing for so long is asked for again
@@ -74,6 +75,8 @@ type Options struct {
 	Credentials *credentials.Store
 	// HostDirs are the folders with settings of single registries, see HostDirs.
 	HostDirs []string
+	// Insecure lets every registry be asked with a certificate that nobody vouches for, or without TLS: the user has said so.
+	Insecure bool
 }
 
 // New returns a client. It reads no file and asks nobody.
@@ -83,6 +86,7 @@ func New(o Options) *Client {
 		cfg:         o.Registry,
 		dirs:        o.HostDirs,
 		transports:  t,
+		insecure:    o.Insecure,
 		credentials: o.Credentials,
 		http:        &http.Client{Transport: t, CheckRedirect: checkRedirect},
 		backoff:     func(n int) time.Duration { return 250 * time.Millisecond << n },

@@ -52,7 +52,7 @@ func (t *transports) name(host string, files tlsFiles) {
 // RoundTrip implements http.RoundTripper.
 func (t *transports) RoundTrip(req *http.Request) (*http.Response, error) {
 	tr := t.base
-	if req.URL.Scheme == "https" && len(t.dirs) > 0 {
+	if req.URL.Scheme == "https" {
 		var err error
 		if tr, err = t.of(req.URL.Host); err != nil {
 			if req.Body != nil {
