@@ -69,9 +69,11 @@ func (d dirDriver) verify(ctx context.Context, dir string, m meta) error {
 	}
 	defer r.Close()
 	out := newSink(io.Discard)
-	_, err = io.CopyBuffer(out, &ctxReader{ctx, r}, make([]byte, 128<<10))
+	t := &tee{ctx: ctx, src: r, sink: out}
+	defer t.release()
+	tree, err := layertar.Scan(t, io.Discard)
 	id, serr := out.finish()
-	if errors.Is(err, errSplit) || errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
+	if errors.Is(err, errSplit) || errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, layertar.ErrRefused) {
 		return fmt.Errorf("%w: %w", ErrDigest, err)
 	}
 	if err == nil {
@@ -79,6 +81,9 @@ func (d dirDriver) verify(ctx context.Context, dir string, m meta) error {
 	}
 	if err == nil && id != m.DiffID {
 		err = fmt.Errorf("%w: the files give %s", ErrDigest, id)
+	}
+	if err == nil {
+		err = compareTree(filepath.Join(dir, "fs"), tree)
 	}
 	return err
 }
