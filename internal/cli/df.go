@@ -121,7 +121,7 @@ func (a *app) printDiskUsage(u engine.DiskUsage) error {
 	if p.err != nil {
 		return p.err
 	}
-	_, err := fmt.Fprintf(a.out, "Total: %s (%d bytes), of which removing all that nothing uses frees %s.\n", dfSize(u.Size), u.Size, dfSize(u.Reclaimable))
+	_, err := fmt.Fprintf(a.out, "Total: %s (%d bytes), of which system prune -a --volumes frees %s.\n", dfSize(u.Size), u.Size, dfSize(u.Reclaimable))
 	return err
 }
 

@@ -38,14 +38,17 @@ type account struct {
 	forms map[ocispec.Digest]ocispec.Digest
 	// own is what the image's config, manifest and records take.
 	own map[ocispec.Digest]int64
-	// counted are the paths that own has.
+	// counted are paths of images and names that have been added.
 	counted map[string]bool
 	// Who has a layer, and who has an image: running and other containers.
 	ofImage, ofContainer, ofCache map[ocispec.Digest]bool
+	// mounted are images that image mount shows.
+	mounted map[ocispec.Digest]bool
 }
 
 type layerUsage struct {
 	disk, content int64
+	forms         int64 // what its compressed forms take
 }
 
 func (a *account) read(ctx context.Context) error {
@@ -67,6 +70,14 @@ func (a *account) read(ctx context.Context) error {
 		return err
 	}
 	a.ofImage, a.ofContainer, a.ofCache = map[ocispec.Digest]bool{}, map[ocispec.Digest]bool{}, map[ocispec.Digest]bool{}
+	mounted, err := a.e.mountedIDs()
+	if err != nil {
+		return err
+	}
+	a.mounted = map[ocispec.Digest]bool{}
+	for _, id := range mounted {
+		a.mounted[id] = true
+	}
 	for _, img := range a.images {
 		for _, l := range img.Layers() {
 			a.ofImage[l] = true
@@ -221,12 +232,12 @@ func (a *account) addImages(context.Context) error {
 				iu.Unique += lu.content
 				iu.Disk += lu.disk
 			}
-			if iu.Containers > 0 {
+			if iu.Containers > 0 || a.mounted[img.ID] {
 				keep[l] = true
 			}
 		}
 		iu.Size = iu.Shared + iu.Unique
-		if iu.Containers > 0 {
+		if iu.Containers > 0 || a.mounted[img.ID] {
 			a.u.Images.Active++
 		} else {
 			a.u.Images.Reclaimable += a.own[img.ID]
@@ -260,6 +271,13 @@ func (a *account) addContainers(context.Context) error {
 		if err != nil {
 			return err
 		}
+		link := a.e.root.Path("names", r.Name)
+		sp, err := a.meter.One(link)
+		if err != nil {
+			return err
+		}
+		a.counted[link] = true
+		all = all.Plus(sp)
 		alive := n.Alive() != nil
 		a.u.Containers.add(all.Disk, alive)
 		cu := ContainerUsage{ID: r.ID, Name: r.Name, Image: r.Image, Command: commandText(r), Created: r.Created, Status: n.StatusText(time.Now()), Size: upper.Size, Disk: all.Disk}
@@ -331,7 +349,11 @@ func (a *account) addVolumes(context.Context) error {
 			return err
 		}
 		a.u.Volumes.add(all.Disk, links[name] > 0)
-		a.u.VolumeList = append(a.u.VolumeList, VolumeUsage{Name: name, Links: links[name], Size: data.Size, Disk: all.Disk})
+		v, err := vols.Get(name)
+		if err != nil {
+			v.Anonymous = false // system check says what is wrong with it
+		}
+		a.u.VolumeList = append(a.u.VolumeList, VolumeUsage{Name: name, Anonymous: v.Anonymous, Links: links[name], Size: data.Size, Disk: all.Disk})
 	}
 	return nil
 }
@@ -386,6 +408,9 @@ func (a *account) addBlobs(context.Context) error {
 		case a.forms[id] != "":
 			// What their layers' removal frees is counted there by total; here, what goes under pressure.
 			a.put(otherBlobs, sp.Disk, a.e.cfg.KeepBlobs != config.KeepAlways)
+			l := a.layers[a.forms[id]]
+			l.forms += sp.Disk
+			a.layers[a.forms[id]] = l
 		default:
 			a.put(otherLoose, sp.Disk, true)
 		}
@@ -448,7 +473,16 @@ func (a *account) addRest(context.Context) error {
 			errs = append(errs, one(otherRecords, false, name), a.unclaimed(name, known))
 		case "buildcache":
 			errs = append(errs, a.cacheFolders())
-		case "names", "networks":
+		case "names":
+			errs = append(errs, one(otherRecords, false, name))
+			links, err := os.ReadDir(root.Path(name))
+			errs = append(errs, err)
+			for _, l := range links {
+				if !a.counted[root.Path(name, l.Name())] {
+					errs = append(errs, one(otherRecords, false, name, l.Name()))
+				}
+			}
+		case "networks":
 			errs = append(errs, tree(otherRecords, false, name))
 		default:
 			what := otherUnknown
@@ -585,7 +619,11 @@ func (a *account) total() {
 			volumes[m.Name] = true
 		}
 	}
-	a.u.Reclaimable = stopped + a.u.Other.Reclaimable
+	// Compressed layers go with their layers.
+	a.u.Reclaimable = stopped + a.u.Other.Reclaimable - a.other[otherBlobs].Reclaimable
+	for id := range a.mounted {
+		keepImages[id] = true
+	}
 	for _, img := range a.images {
 		if !keepImages[img.ID] {
 			a.u.Reclaimable += a.own[img.ID]
@@ -596,7 +634,11 @@ func (a *account) total() {
 		}
 	}
 	for id, l := range a.layers {
-		if !keepLayers[id] && (a.ofImage[id] || a.ofContainer[id] || a.ofCache[id]) {
+		if keepLayers[id] {
+			continue
+		}
+		a.u.Reclaimable += l.forms
+		if a.ofImage[id] || a.ofContainer[id] || a.ofCache[id] {
 			a.u.Reclaimable += l.disk
 		}
 	}
@@ -604,7 +646,7 @@ func (a *account) total() {
 		a.u.Reclaimable += en.Space.Disk
 	}
 	for _, v := range a.u.VolumeList {
-		if !volumes[v.Name] {
+		if !volumes[v.Name] && v.Anonymous {
 			a.u.Reclaimable += v.Disk
 		}
 	}

@@ -23,13 +23,13 @@ type DiskUsage struct {
 	Containers Usage
 	// Volumes are active while a container names them.
 	Volumes Usage
-	// BuildCache is cached steps with the layers that no image or container has, and cache mounts. Reclaimable is what `builder prune`
+	// BuildCache is cached steps with the layers that no image or container has, and cache mounts. Reclaimable is what `builder prune -a`
 	// frees.
 	BuildCache Usage
 	// Other is everything else.
 	Other Usage
-	// Size is the sum of the rows; Reclaimable is what removing stopped containers, unused images, the build cache and unused volumes
-	// frees together. That may be more than the rows' sum: a layer can be held by an unused image and the build cache both.
+	// Size is the sum of the rows; Reclaimable is what `system prune -a --volumes` frees. That may be more than the sum of the rows' Images,
+	// Containers and BuildCache: a layer can be held by an unused image and the build cache both.
 	Size, Reclaimable int64
 	// LayersSize is what all layers take, each counted once.
 	LayersSize int64
@@ -64,7 +64,9 @@ type ContainerUsage struct {
 
 // VolumeUsage is one volume. Links counts the containers that name it.
 type VolumeUsage struct {
-	Name       string
+	Name string
+	// Anonymous volumes are those that system prune --volumes removes.
+	Anonymous  bool
 	Links      int
 	Size, Disk int64
 }

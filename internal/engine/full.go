@@ -19,13 +19,24 @@ func noSpace(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.I
 // giveBack removes what an action has stored that found no room for the rest, and parts of blobs that nobody is fetching. Otherwise all
 // that would stay for the next try.
 func (e *Engine) giveBack(ctx context.Context) error {
+	_, err := e.dropParts()
+	_, serr := e.sweep(context.WithoutCancel(ctx))
+	return errors.Join(err, serr)
+}
+
+// dropParts removes the parts of blobs that nobody is fetching, and says what they took.
+func (e *Engine) dropParts() (int64, error) {
 	parts, err := e.Blobs().Downloads()
 	errs := []error{err}
+	var freed int64
 	for _, p := range parts {
+		if disk.Held(e.root.Path("downloads", p.Digest.Encoded()+".lock")) {
+			continue
+		}
+		freed += p.DiskSize
 		errs = append(errs, e.Blobs().DropDownload(p.Digest))
 	}
-	_, err = e.sweep(context.WithoutCancel(ctx))
-	return errors.Join(append(errs, err)...)
+	return freed, errors.Join(errs...)
 }
 
 // Hint says what to do about an error of the machine's, "" when there is nothing to add to it: which file system is full, how much of it

@@ -90,6 +90,13 @@ func (e *Engine) Prune(ctx context.Context, req PruneRequest) (PruneReport, erro
 			return rep, err
 		}
 	}
+	if req.Images && req.BuildCache {
+		n, err := e.dropParts()
+		rep.Bytes += n
+		if err != nil {
+			return rep, err
+		}
+	}
 	// Records are gone: what follows is cleaning up, which a Ctrl-C shall not leave half done.
 	res, err := e.sweep(context.WithoutCancel(ctx))
 	rep.Bytes += res.Bytes
