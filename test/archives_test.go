@@ -348,6 +348,49 @@ func TestArchivesKilled(t *testing.T) {
 	}
 }
 
+// TestArchivesInterrupted ends load and save by Ctrl-C: code 130, no message, nothing left, also while nobody writes to the pipe.
+func TestArchivesInterrupted(t *testing.T) {
+	w := newScriptWorld(t)
+	w.greeter()
+	archive := []byte(w.conex("save", "greeter"))
+	w.conex("rmi", "-f", "greeter", "busybox")
+	w.conex("builder", "prune", "-af")
+	for _, args := range [][]string{{"load"}, {"import", "-"}} {
+		for _, n := range []int{0, 100, len(archive) / 2} {
+			cmd := w.command(args...)
+			pr, pw, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var errb bytes.Buffer
+			cmd.Stdin, cmd.Stderr = pr, &errb
+			w.start(cmd)
+			if _, err := pw.Write(archive[:n]); err != nil { // returns when it reads
+				t.Fatal(err)
+			}
+			w.eventually(10*time.Second, "the command waits for input", func() bool {
+				tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/wchan", cmd.Process.Pid))
+				return slices.ContainsFunc(tasks, func(name string) bool {
+					wchan, _ := os.ReadFile(name)
+					return bytes.Contains(wchan, []byte("poll")) && !bytes.Contains(wchan, []byte("ep_poll"))
+				})
+			})
+			cmd.Process.Signal(os.Interrupt)
+			cmd.Wait()
+			pr.Close()
+			pw.Close()
+			if code := cmd.ProcessState.ExitCode(); code != 130 || strings.Contains(errb.String(), "conex:") {
+				t.Errorf("%v after %d bytes: exit code %d, %s", args, n, code, errb.String())
+			}
+		}
+	}
+	for _, dir := range []string{"staging", "layers", "downloads", "blobs/sha256"} {
+		if left, err := os.ReadDir(filepath.Join(w.root, dir)); err == nil && len(left) > 0 {
+			t.Errorf("%s holds %v", dir, left)
+		}
+	}
+}
+
 // newScriptWorld is a world without a mirror, in a network namespace of its own.
 func newScriptWorld(t *testing.T) *world {
 	t.Helper()

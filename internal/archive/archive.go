@@ -40,15 +40,17 @@ const (
 	// MaxLayers is how many layers an image may have: more the kernel does not mount at a time.
 	MaxLayers = 500
 	// maxEntries bounds the entries of a tar, maxImages the images in it, maxTexts the bytes of their configs and manifests together.
-	maxEntries = 200_000
+	maxEntries = 150_000
 	maxImages  = 10_000
 	maxTexts   = 48 << 20
 	// maxParts bounds the objects and lists in one JSON document.
 	maxParts = 100_000
 	// maxDepth is how deep an index may lie in others.
 	maxDepth = 4
-	// maxSpool bounds what a stream may hold beside its layers, in bytes.
-	maxSpool = 256 << 20
+	// maxSpool bounds what a stream may hold beside its layers, in bytes, maxSkipped what in it is too large to be of use: some of a
+	// compressed stream's bytes can stand for a thousand times as many.
+	maxSpool   = 256 << 20
+	maxSkipped = 16 << 30
 )
 
 // Archive is an archive that was read: what is in it is known and checked, but for the layers' contents.

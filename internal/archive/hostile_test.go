@@ -190,9 +190,9 @@ func refused(t *testing.T, how string, err error, want string) {
 func TestManyEntries(t *testing.T) {
 	b := bytes.Repeat(rawHeader("x", '0', "00000000000\x00"), maxEntries+1)
 	_, err := readFile(b)
-	refused(t, "file", err, "more than 200000 entries")
+	refused(t, "file", err, "more than 150000 entries")
 	_, err = readStream(t, b)
-	refused(t, "stream", err, "more than 200000 entries")
+	refused(t, "stream", err, "more than 150000 entries")
 }
 
 // TestSpoolBound refuses a stream of much that is no layer.
@@ -214,6 +214,18 @@ func TestSpoolBound(t *testing.T) {
 	defer spool.Close()
 	_, err = Stream(bg, r, spool, takeAll)
 	refused(t, "stream", err, "more than 256 MiB beside its layers")
+}
+
+// TestSkippedBound refuses a stream that promises more of no use than anybody waits for.
+func TestSkippedBound(t *testing.T) {
+	spool, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer spool.Close()
+	b := append(rawHeader("x", '0', "\x80\x00\x00\x00\x00\x00\x00\x40\x00\x00\x00\x00"), bytes.Repeat([]byte("x"), 1<<20)...)
+	_, err = Stream(bg, bytes.NewReader(b), spool, takeAll)
+	refused(t, "stream", err, "more than 16 GiB that is no layer")
 }
 
 // TestSourceError passes an error of the source on: it is not the archive's.

@@ -250,9 +250,10 @@ func directoryAt(ctx context.Context, p *position, size int64) (map[string]entry
 // with Err. name is the entry's.
 func Stream(ctx context.Context, r io.Reader, spool *os.File, take func(ctx context.Context, name string, r io.Reader, size int64) (*Taken, error)) (*Archive, error) {
 	p := &position{r: r}
-	var spooled int64
+	var spooled, passed int64
+	block := make([]byte, tarBlock)
 	m, err := directory(ctx, p, func(h *tar.Header, name string, content io.Reader) (entry, error) {
-		head := make([]byte, min(h.Size, tarBlock))
+		head := block[:min(h.Size, tarBlock)]
 		if _, err := io.ReadFull(content, head); err != nil {
 			return entry{}, noEOF(err)
 		}
@@ -266,7 +267,12 @@ func Stream(ctx context.Context, r io.Reader, spool *os.File, take func(ctx cont
 			}
 			x.taken = t
 			return x, nil
+		case h.Size > MaxList && (name == dockerList || name == ociList):
+			return entry{}, refuse("%s has %d bytes, at most %d are allowed", quote(name), h.Size, MaxList)
 		case h.Size > MaxList:
+			if passed += h.Size; passed < 0 || passed > maxSkipped {
+				return entry{}, refuse("the archive holds more than %d GiB that is no layer", maxSkipped>>30)
+			}
 			x.kind = skipped
 			return x, nil
 		}

@@ -126,14 +126,15 @@ func (s *Stage) Close() error {
 	return err
 }
 
-// Trash makes path disappear at once and deletes it afterwards. A crash in between leaves it to Sweep.
+// Trash makes path disappear at once and deletes it afterwards; the space of large files comes back a little later. A crash in between
+// leaves it to Sweep.
 // It is no error when path does not exist.
 func (r *Root) Trash(path string) error {
 	t, err := r.TrashLater(path)
 	if err != nil || t == "" {
 		return err
 	}
-	return os.RemoveAll(t)
+	return removeAll(t)
 }
 
 // TrashLater renames path into trash/ and returns the new place, for callers that delete off their critical path.
@@ -156,7 +157,7 @@ func (r *Root) Sweep() error {
 		return err
 	}
 	for _, e := range entries {
-		errs = append(errs, os.RemoveAll(r.Path("trash", e.Name())))
+		errs = append(errs, removeAll(r.Path("trash", e.Name())))
 	}
 	entries, err = os.ReadDir(r.Path("staging"))
 	if err != nil {

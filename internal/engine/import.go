@@ -126,7 +126,7 @@ func openSource(ctx context.Context, req ImportRequest) (io.ReadCloser, error) {
 		if req.Stdin == nil {
 			return nil, errors.New("import from standard input: there is none")
 		}
-		return io.NopCloser(req.Stdin), nil
+		return io.NopCloser(endable(ctx, req.Stdin)), nil
 	case strings.HasPrefix(req.Source, "http://"), strings.HasPrefix(req.Source, "https://"):
 		hr, err := http.NewRequestWithContext(ctx, http.MethodGet, req.Source, nil)
 		if err != nil {

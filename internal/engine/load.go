@@ -69,7 +69,7 @@ func (e *Engine) Load(ctx context.Context, req LoadRequest) (_ []Loaded, err err
 	if err := e.root.Sweep(); err != nil { // as in Pull
 		return nil, err
 	}
-	in, err := openArchive(req)
+	in, err := openArchive(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +127,7 @@ func (in *input) close() {
 }
 
 // openArchive finds out how the input can be read.
-func openArchive(req LoadRequest) (*input, error) {
+func openArchive(ctx context.Context, req LoadRequest) (*input, error) {
 	in := &input{name: "standard input"}
 	r := req.Stdin
 	if req.Input != "" {
@@ -154,7 +154,7 @@ func openArchive(req LoadRequest) (*input, error) {
 	if f, ok := r.(*os.File); ok && isPlainFile(f, in) {
 		return in, nil
 	}
-	z, _, err := compress.Reader(r)
+	z, _, err := compress.Reader(endable(ctx, r))
 	if err != nil {
 		in.close()
 		return nil, fmt.Errorf("load %s: %w", in.name, err)
