@@ -49,11 +49,15 @@ func stressTime(t *testing.T) time.Duration {
 // and nothing is left. Most of the time the program has the race detector; without it, it gets further in the same time.
 func TestTogether(t *testing.T) {
 	t.Run("quick", func(t *testing.T) { together(t, bareWorld(t), stressTime(t)/4, false) })
-	t.Run("killed", func(t *testing.T) { together(t, bareWorld(t), stressTime(t)/4, true) })
+	t.Run("killed", func(t *testing.T) {
+		w := bareWorld(t)
+		w.write("config.toml", "[gc]\nbudget = \"2MB\"\n") // so that it is at work all the time
+		together(t, w, stressTime(t)/4, true)
+	})
 	t.Run("killed dir", func(t *testing.T) {
 		w := bareWorld(t)
 		w.driver = "dir"
-		w.write("config.toml", `storage-driver = "dir"`)
+		w.write("config.toml", "storage-driver = \"dir\"\n[gc]\nbudget = \"2MB\"\n")
 		together(t, w, stressTime(t)/4, true)
 	})
 	t.Run("race", func(t *testing.T) {
