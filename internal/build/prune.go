@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,6 +21,36 @@ type PruneOptions struct {
 	Images []image.Image
 	// Before keeps what was used at that time or later; zero: nothing.
 	Before time.Time
+	// Keep lets what was used last stay, as much as fits into so many bytes; 0: nothing. LayerSize is what a layer takes that nothing but the
+	// cache holds, 0 for others.
+	Keep      int64
+	LayerSize func(ocispec.Digest) int64
+}
+
+// within lists the files and folders of the entries that Keep lets stay.
+func (o PruneOptions) within(root *disk.Root) (map[string]bool, error) {
+	stay := map[string]bool{}
+	if o.Keep <= 0 {
+		return stay, nil
+	}
+	entries, err := Entries(root, &disk.Meter{})
+	if err != nil {
+		return nil, err
+	}
+	left := o.Keep
+	for _, e := range slices.Backward(entries) { // what was used last comes first
+		left -= e.Space.Disk
+		if e.Layer != "" {
+			left -= o.LayerSize(e.Layer)
+		}
+		if left < 0 {
+			break
+		}
+		for _, p := range e.Paths {
+			stay[p] = true
+		}
+	}
+	return stay, nil
 }
 
 // keeper tells which files of the cache are to stay.
@@ -48,6 +79,10 @@ func (o PruneOptions) keeper() func(path string, info fs.FileInfo) bool {
 // and the bytes freed here.
 func Prune(root *disk.Root, o PruneOptions) (keys []string, freed int64, err error) {
 	keep := o.keeper()
+	stay, err := o.within(root)
+	if err != nil {
+		return nil, 0, err
+	}
 	for _, class := range []string{byDefinition, byContent, "stat"} {
 		err := filepath.WalkDir(root.Path("buildcache", class), func(path string, e fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
@@ -60,7 +95,7 @@ func Prune(root *disk.Root, o PruneOptions) (keys []string, freed int64, err err
 				return nil // a record that somebody writes at this moment
 			}
 			info, err := e.Info()
-			if errors.Is(err, fs.ErrNotExist) || err == nil && keep(path, info) {
+			if errors.Is(err, fs.ErrNotExist) || err == nil && (stay[path] || keep(path, info)) {
 				return nil
 			}
 			if err == nil {
@@ -72,7 +107,7 @@ func Prune(root *disk.Root, o PruneOptions) (keys []string, freed int64, err err
 				}
 				return err
 			}
-			freed += info.Size()
+			freed += disk.Allocated(info)
 			if class == byDefinition {
 				keys = append(keys, e.Name())
 			}
@@ -82,12 +117,12 @@ func Prune(root *disk.Root, o PruneOptions) (keys []string, freed int64, err err
 			return keys, freed, fmt.Errorf("prune build cache: %w", err)
 		}
 	}
-	n, err := pruneMounts(root, o.Before)
+	n, err := pruneMounts(root, o.Before, stay)
 	return keys, freed + n, err
 }
 
 // pruneMounts removes cache mounts. When one was last used is when its lock was last taken.
-func pruneMounts(root *disk.Root, before time.Time) (int64, error) {
+func pruneMounts(root *disk.Root, before time.Time, stay map[string]bool) (int64, error) {
 	base := root.Path("buildcache", "mount")
 	entries, err := os.ReadDir(base)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -97,11 +132,15 @@ func pruneMounts(root *disk.Root, before time.Time) (int64, error) {
 		return 0, fmt.Errorf("prune cache mounts: %w", err)
 	}
 	var freed int64
+	var m disk.Meter
 	for _, e := range entries {
 		if strings.HasSuffix(e.Name(), ".lock") {
 			continue
 		}
 		dir := filepath.Join(base, e.Name())
+		if stay[dir] {
+			continue
+		}
 		l, err := disk.TryAcquire(dir + ".lock")
 		if errors.Is(err, disk.ErrLocked) {
 			continue // a step runs with it
@@ -113,28 +152,15 @@ func pruneMounts(root *disk.Root, before time.Time) (int64, error) {
 			l.Release()
 			continue
 		}
-		size := treeSize(dir)
-		err = root.Trash(dir)
+		sp, err := m.Tree(dir)
+		if err == nil {
+			err = root.Trash(dir)
+		}
 		l.Release()
 		if err != nil {
 			return freed, fmt.Errorf("prune cache mounts: %w", err)
 		}
-		freed += size
+		freed += sp.Disk
 	}
 	return freed, nil
-}
-
-// treeSize adds up the sizes of the regular files below dir, as far as they can be read.
-func treeSize(dir string) int64 {
-	var n int64
-	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error { // the function returns no error
-		if err != nil || !e.Type().IsRegular() {
-			return nil //nolint:nilerr // what vanished takes no space
-		}
-		if info, err := e.Info(); err == nil {
-			n += info.Size()
-		}
-		return nil
-	})
-	return n
 }

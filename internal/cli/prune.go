@@ -87,7 +87,10 @@ func (a *app) printPruned(rep engine.PruneReport, done bool) {
 func (a *app) builderPruneCommand() *cobra.Command {
 	return a.pruneCommand("Remove build cache", engine.PruneRequest{BuildCache: true}, func(cmd *cobra.Command, req *engine.PruneRequest) {
 		cmd.Flags().BoolVarP(&req.AllCache, "all", "a", false, "Remove all unused build cache, not just dangling ones")
-		refuseAll(cmd.Flags(), "keep-storage", "max-used-space", "min-free-space", "reserved-space")
+		keep := (*bytesFlag)(&req.KeepStorage)
+		cmd.Flags().Var(keep, "keep-storage", "Amount of disk space to keep for cache")
+		cmd.Flags().Var(keep, "reserved-space", "Amount of disk space always allowed to keep for cache")
+		refuseAll(cmd.Flags(), "max-used-space", "min-free-space")
 	})
 }
 

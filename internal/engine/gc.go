@@ -176,6 +176,25 @@ func (e *Engine) layersSize(ls *layers.Store, ids []ocispec.Digest) int64 {
 	return n
 }
 
+// cacheLayerSize returns what layers take that neither image, container nor lease has, by their digests.
+func (e *Engine) cacheLayerSize() (func(ocispec.Digest) int64, error) {
+	images, err := e.Images()
+	if err != nil {
+		return nil, err
+	}
+	ls, err := e.Layers()
+	if err != nil {
+		return nil, err
+	}
+	marks, _, err := collect.Marks(e.stores(images, ls), e.markContainers, e.markMounts)
+	return func(d ocispec.Digest) int64 {
+		if marks[d] {
+			return 0
+		}
+		return e.layersSize(ls, []ocispec.Digest{d})
+	}, err
+}
+
 // stock lists what may be dropped, and what all of it takes. Layers that nothing uses at all are in the sum alone: each sweep takes them.
 func (e *Engine) stock(ctx context.Context) (list []forgoable, used int64, err error) {
 	images, err := e.Images()

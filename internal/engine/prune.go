@@ -23,6 +23,8 @@ type PruneRequest struct {
 	// AllImages removes also images that have a name, AllCache also cached steps whose layers an image has, AllVolumes also volumes that
 	// somebody gave a name.
 	AllImages, AllCache, AllVolumes bool
+	// KeepStorage lets so many bytes of the build cache stay, of what was used last.
+	KeepStorage int64
 	// Filters are Docker's: until (not for volumes), label and label! (not for the build cache).
 	Filters map[string][]string
 }
@@ -74,7 +76,12 @@ func (e *Engine) Prune(ctx context.Context, req PruneRequest) (PruneReport, erro
 		}
 	}
 	if req.BuildCache {
-		o := build.PruneOptions{Before: f.until}
+		o := build.PruneOptions{Before: f.until, Keep: req.KeepStorage}
+		if o.Keep > 0 {
+			if o.LayerSize, err = e.cacheLayerSize(); err != nil {
+				return rep, err
+			}
+		}
 		if !req.AllCache {
 			images, err := e.Images()
 			if err != nil {
