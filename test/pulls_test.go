@@ -6,12 +6,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"iter"
 	"log"
 	"maps"
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -29,8 +29,6 @@ import (
 )
 
 var quietLog = log.New(io.Discard, "", 0)
-
-func mapKeys[K comparable, V any](m map[K]V) iter.Seq[K] { return maps.Keys(m) }
 
 // busybox is the tar of the fixture's root.
 func busybox(t *testing.T) []byte {
@@ -397,6 +395,41 @@ func TestPullTogether(t *testing.T) {
 			t.Errorf("%s was fetched %d times by four processes", p, n)
 		}
 	}
+	w.checkStore()
+	w.wantNoLeftovers()
+}
+
+// Who waits for a process that is killed goes on where that one was.
+func TestPullTakenOver(t *testing.T) {
+	w := bareWorld(t)
+	w.netns = newNetns(t)
+	r := w.serveRegistry()
+	r.put("big:1", forms[0].image(t, "linux/amd64", tarOf(t, map[string][]byte{"noise": noise(1, 16<<20)})))
+	line := &pacer{perSecond: 12 << 20}
+	r.behave(func(*http.Request) conduct { return conduct{pace: line} })
+	r.forget()
+	var killed []*exec.Cmd
+	for range 3 {
+		cmd := w.command("pull", r.addr+"/big:1")
+		w.start(cmd)
+		killed = append(killed, cmd)
+	}
+	waiter := w.command("pull", "--progress", "plain", r.addr+"/big:1")
+	var out bytes.Buffer
+	waiter.Stdout, waiter.Stderr = &out, &out
+	w.start(waiter)
+	for _, cmd := range killed {
+		time.Sleep(200 * time.Millisecond)
+		kill9(t, cmd.Process.Pid)
+		cmd.Wait()
+	}
+	if err := waiter.Wait(); err != nil {
+		t.Errorf("%v: %s", err, out.String())
+	}
+	if _, down := sum(r.forget()); down > 16<<20*11/10 {
+		t.Errorf("%d bytes came for an image of %d", down, 16<<20)
+	}
+	w.conex("pull", "-q", r.addr+"/big:1") // which clears away what the dead had begun
 	w.checkStore()
 	w.wantNoLeftovers()
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -37,7 +38,6 @@ type registry struct {
 	w *world
 	// addr is the proxy's address, direct the registry's own.
 	addr, direct string
-	dir          string
 
 	mu      sync.Mutex
 	log     []exchange
@@ -73,7 +73,6 @@ func (w *world) serveRegistry() *registry {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	r.dir = dir
 	var l net.Listener
 	w.inNetns(func() { l, err = net.Listen("tcp", "127.0.0.1:0") })
 	if err != nil {
@@ -150,9 +149,8 @@ func (r *registry) proxy() http.Handler {
 		Transport:     tr,
 		FlushInterval: -1,
 		ErrorHandler:  func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
-		ErrorLog:      nil,
+		ErrorLog:      quietLog,
 	}
-	pass.ErrorLog = quietLog
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.mu.Lock()
 		decide := r.conduct
@@ -465,7 +463,7 @@ func (f form) index(t *testing.T, images map[string]v1.Image) v1.ImageIndex {
 	if f.docker {
 		ix = mutate.IndexMediaType(empty.Index, types.DockerManifestList)
 	}
-	for _, p := range slices.Sorted(mapKeys(images)) {
+	for _, p := range slices.Sorted(maps.Keys(images)) {
 		plat, err := v1.ParsePlatform(p)
 		if err != nil {
 			t.Fatal(err)

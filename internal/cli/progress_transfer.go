@@ -129,9 +129,10 @@ func (it *ttyItem) take(ev engine.Event, now time.Time) {
 	done, moved := settled(ev.Action)
 	switch {
 	case moves(ev.Action):
-		if !it.carried {
-			it.carried, it.from = true, ev.Current
+		if !it.carried && ev.Action == "Downloading" {
+			it.from = ev.Current // the first event says what was here before
 		}
+		it.carried = true
 		it.have, it.size = ev.Current, max(ev.Total, 0)
 	case done && !moved:
 		it.have, it.size, it.from = 0, 0, 0

@@ -417,6 +417,7 @@ func (p *puller) receive(ctx context.Context, dl *blobs.Download, desc ocispec.D
 		return nil
 	}
 	had := dl.Have()
+	p.progress.emit(Event{ID: id, Action: "Downloading", Current: had, Total: desc.Size})
 	src := dl.Reader(ctx, func(ctx context.Context, off int64) (io.ReadCloser, error) {
 		return p.client.RawBlob(ctx, p.ep, p.ref.Path(), desc, off)
 	})
