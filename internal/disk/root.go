@@ -134,7 +134,7 @@ func (r *Root) Trash(path string) error {
 	if err != nil || t == "" {
 		return err
 	}
-	return removeAll(t)
+	return os.RemoveAll(t)
 }
 
 // TrashLater renames path into trash/ and returns the new place, for callers that delete off their critical path.
@@ -157,7 +157,7 @@ func (r *Root) Sweep() error {
 		return err
 	}
 	for _, e := range entries {
-		errs = append(errs, removeAll(r.Path("trash", e.Name())))
+		errs = append(errs, os.RemoveAll(r.Path("trash", e.Name())))
 	}
 	entries, err = os.ReadDir(r.Path("staging"))
 	if err != nil {
