@@ -55,7 +55,7 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 	}
 	begun := time.Now()
 	res, err = b.Build(ctx, req)
-	if noSpace(err) && req.Context != "-" && req.Dockerfile != "-" && e.makeRoom(ctx, begun) {
+	if e.rootFull(err) && req.Context != "-" && req.Dockerfile != "-" && e.makeRoom(ctx, begun) {
 		res, err = b.Build(ctx, req) // the steps that were done are cached
 	}
 	var wrote int64
@@ -66,7 +66,7 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 		wrote = max(before-after, e.layersSize(ls, res.Made))
 	}
 	e.afterWrite(ctx, wrote)
-	if noSpace(err) {
+	if e.rootFull(err) {
 		e.makeRoom(ctx, time.Time{}) // the steps that were done too: others need the room more than the next try
 	}
 	return res, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -15,6 +16,15 @@ import (
 
 // noSpace reports whether an error came of a full disk or an exhausted quota.
 func noSpace(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
+
+// rootFull is noSpace about the root's file system, as far as the error tells: making room there helps nobody who filled another.
+func (e *Engine) rootFull(err error) bool {
+	var pe *fs.PathError
+	if errors.As(err, &pe) && !e.owns(pe.Path) {
+		return false
+	}
+	return noSpace(err)
+}
 
 // giveBack removes what an action has stored that found no room for the rest, and parts of blobs that nobody is fetching. Otherwise all
 // that would stay for the next try.
@@ -75,7 +85,8 @@ func (e *Engine) Hint(err error) string {
 	return fmt.Sprintf("%s of %s are free for %s; %s", units.HumanSize(float64(free)), units.HumanSize(float64(total)), where, what)
 }
 
-// owns reports whether a path lies in the root or the state folder.
+// owns reports whether a path lies in the root or the state folder. So do names without a folder, which are relative to an open one: that is
+// how layers are unpacked.
 func (e *Engine) owns(path string) bool {
-	return strings.HasPrefix(path, e.root.Path()+"/") || strings.HasPrefix(path, e.cfg.State+"/")
+	return !filepath.IsAbs(path) || strings.HasPrefix(path, e.root.Path()+"/") || strings.HasPrefix(path, e.cfg.State+"/")
 }

@@ -73,11 +73,11 @@ func (e *Engine) Pull(ctx context.Context, req PullRequest) (image.Image, PullSt
 	defer p.client.Close()
 	begun := time.Now()
 	img, status, err := p.pull(ctx, want, req.Platform != "")
-	if noSpace(err) && e.makeRoom(ctx, begun) {
+	if e.rootFull(err) && e.makeRoom(ctx, begun) {
 		img, status, err = p.pull(ctx, want, req.Platform != "")
 	}
 	e.afterWrite(ctx, p.kept)
-	if noSpace(err) {
+	if e.rootFull(err) {
 		err = errors.Join(err, e.giveBack(ctx))
 	}
 	if err != nil {
