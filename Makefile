@@ -43,6 +43,7 @@ deps:
 
 # No cached results: they know nothing of the kernel, nor of the binary that the scenarios build.
 test: deps build lint images
+	@mkdir -p $(CACHE)
 	@$(GO) run ./test/leaks save $(CACHE)/leaks
 	CONEX_IMAGES_CACHE='$(IMAGES)' $(GO) test -count=1 -timeout 15m $(TEST_FLAGS) ./...
 	@$(GO) run ./test/leaks check $(CACHE)/leaks

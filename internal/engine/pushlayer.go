@@ -210,11 +210,8 @@ func (p *pusher) fetch(ctx context.Context, from image.Reference, f layers.Blob)
 
 // tar opens a layer's tar; the reader verifies.
 func (p *pusher) tar(id ocispec.Digest) (io.ReadCloser, error) {
-	rc, _, err := p.layers.OpenTar(id)
-	if err != nil {
-		return nil, err
-	}
-	return blobs.Verify(rc, id)
+	rc, _, err := p.layers.OpenVerified(id)
+	return rc, err
 }
 
 // counted shows what is read of a layer.

@@ -16,8 +16,9 @@ import (
 // content is what a driver makes a layer of: layer.tar, and sparse.data of spill bytes, in one folder, and their tree.
 type content struct {
 	tree  *layertar.Tree
-	size  int64 // of layer.tar
-	spill int64 // of sparse.data; 0: there is none
+	size  int64  // of layer.tar
+	crc   uint32 // of layer.tar
+	spill int64  // of sparse.data; 0: there is none
 }
 
 // Import reads an uncompressed tar to its end and keeps it as a layer: hashed, written and indexed in one pass. With want
@@ -68,7 +69,7 @@ func (s *Store) receive(ctx context.Context, dir string, tar io.Reader) (content
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
-	c.size = out.n
+	c.size, c.crc = out.n, out.crc
 	return c, id, err
 }
 
@@ -109,6 +110,7 @@ func (s *Store) complete(ctx context.Context, drv driver, dir string, id ocispec
 			Created: created.UTC().Truncate(time.Microsecond),
 		},
 		Driver: drv.name(), Boot: disk.BootID(), Format: formatVersion, Spill: c.spill,
+		CRC32C: &c.crc,
 	}
 	implied := c.tree.Implied()
 	if m.Implied = len(implied); m.Implied > 0 {

@@ -95,6 +95,8 @@ type meta struct {
 	Implied int `json:"implied,omitempty"`
 	// Format is the version of what the driver keeps beside the contents.
 	Format int `json:"format"`
+	// CRC32C is the checksum of the tar; nil in layers of before it was kept.
+	CRC32C *uint32 `json:"crc32c,omitempty"`
 	// Spill is the length of sparse.data.
 	Spill int64 `json:"spill,omitempty"`
 }

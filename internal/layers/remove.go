@@ -196,7 +196,7 @@ func (s *Store) rebuild(ctx context.Context, id ocispec.Digest, old meta) (bad, 
 	out := newSink(io.Discard)
 	c, err := scan(&tee{ctx: ctx, src: f, sink: out}, filepath.Join(st.Dir, "sparse.data"))
 	got, serr := out.finish()
-	c.size = out.n
+	c.size, c.crc = out.n, out.crc
 	switch {
 	case errors.Is(err, layertar.ErrRefused):
 		return err, nil

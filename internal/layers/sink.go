@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"hash"
+	"hash/crc32"
 	"io"
 	"os"
 	"sync"
@@ -30,6 +31,7 @@ type sink struct {
 	past   bool
 	direct *os.File
 	hash   hash.Hash
+	crc    uint32 // CRC-32C of the stream, valid after finish
 	n      int64
 	cur    *block
 
@@ -43,6 +45,12 @@ type sink struct {
 }
 
 func newSink(f io.Writer) *sink { return &sink{f: f, hash: sha256.New()} }
+
+// sum adds to the digest and to the checksum that makes later readings cheap to verify (OpenVerified).
+func (s *sink) sum(b []byte) {
+	s.hash.Write(b)
+	s.crc = crc32.Update(s.crc, castagnoli(), b)
+}
 
 // depth is how many blocks are on their way at most.
 const depth = 6
@@ -79,7 +87,7 @@ func (s *sink) send(b *block, extra int32) {
 		go func() {
 			defer s.wg.Done()
 			for b := range s.hashes {
-				s.hash.Write(b.data)
+				s.sum(b.data)
 				s.put(b)
 			}
 		}()
@@ -141,7 +149,7 @@ func (s *sink) finish() (ocispec.Digest, error) {
 		return "", err
 	}
 	if s.cur != nil {
-		s.hash.Write(s.cur.data)
+		s.sum(s.cur.data)
 		if err := s.store(s.cur.data); err != nil {
 			return "", err
 		}

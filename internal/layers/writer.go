@@ -167,6 +167,7 @@ func (w *Writer) Commit() (Info, error) {
 		return Info{}, fmt.Errorf("write layer: %w", err)
 	}
 	id, err := w.sink.finish()
+	crc := w.sink.crc
 	w.sink = nil
 	if cerr := w.file.Close(); err == nil {
 		err = cerr
@@ -186,7 +187,7 @@ func (w *Writer) Commit() (Info, error) {
 		return Info{}, err
 	}
 	w.tree.Finish()
-	return w.store.publish(w.ctx, w.stage, id, content{tree: w.tree, size: st.Size()})
+	return w.store.publish(w.ctx, w.stage, id, content{tree: w.tree, size: st.Size(), crc: crc})
 }
 
 // Close gives the layer up if it was not committed. Idempotent.
