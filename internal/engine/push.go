@@ -320,7 +320,7 @@ func (p *pusher) image(ctx context.Context, img image.Image) (ocispec.Descriptor
 		})
 	}
 	conf := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: img.ID, Size: int64(len(img.RawConfig))}
-	g.Go(func() error { return p.blob(gctx, conf.Digest, img.RawConfig) })
+	g.Go(func() error { return p.config(gctx, img) })
 	if err := g.Wait(); err != nil {
 		return desc, nil, err
 	}

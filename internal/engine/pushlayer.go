@@ -297,13 +297,22 @@ func (s *squeezed) Close() error {
 	return s.src.Close()
 }
 
-// blob makes the registry have a small blob.
-func (p *pusher) blob(ctx context.Context, d ocispec.Digest, b []byte) error {
-	_, ok, err := p.client.HasBlob(ctx, p.ep, p.ref.Path(), d)
+// config makes the registry have an image's config.
+func (p *pusher) config(ctx context.Context, img image.Image) error {
+	_, ok, err := p.client.HasBlob(ctx, p.ep, p.ref.Path(), img.ID)
 	if err != nil || ok {
 		return err
 	}
-	return p.client.PutBlob(ctx, p.ep, p.ref.Path(), registry.Upload{Digest: d, Size: int64(len(b)), Open: func() (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(b)), nil
+	for _, name := range img.RepoDigests {
+		from, err := image.ParseReference(name)
+		if err != nil || from.Domain() != p.ref.Domain() || from.Path() == p.ref.Path() {
+			continue
+		}
+		if mounted, err := p.client.MountBlob(ctx, p.ep, p.ref.Path(), img.ID, from.Path()); err != nil || mounted {
+			return err
+		}
+	}
+	return p.client.PutBlob(ctx, p.ep, p.ref.Path(), registry.Upload{Digest: img.ID, Size: int64(len(img.RawConfig)), Open: func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(img.RawConfig)), nil
 	}})
 }
