@@ -12,6 +12,7 @@ import (
 
 	"conex/internal/image"
 	"conex/internal/ocispec"
+	"conex/internal/registry"
 )
 
 // Names of what an archive is known by.
@@ -122,10 +123,6 @@ func bounded(name string, raw []byte) error {
 	return nil
 }
 
-func isIndex(mediaType string) bool {
-	return mediaType == ocispec.MediaTypeImageIndex || mediaType == ocispec.MediaTypeDockerManifestList
-}
-
 func isManifest(mediaType string) bool {
 	return mediaType == ocispec.MediaTypeImageManifest || mediaType == ocispec.MediaTypeDockerManifest
 }
@@ -158,7 +155,7 @@ func (o *opener) layout() error {
 	for _, d := range idx.Manifests {
 		refs := referencesIn(d.Annotations)
 		switch {
-		case isIndex(d.MediaType):
+		case registry.IsIndex(d.MediaType):
 			err = o.index(d, refs)
 		case isManifest(d.MediaType) || d.MediaType == "":
 			var at int
@@ -235,7 +232,7 @@ func (o *opener) platforms(d ocispec.Descriptor, depth int, found *[]int) ([]byt
 		return nil, err
 	}
 	for _, c := range idx.Manifests {
-		if isIndex(c.MediaType) {
+		if registry.IsIndex(c.MediaType) {
 			if _, err := o.platforms(c, depth+1, found); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return nil, err
 			}

@@ -51,9 +51,7 @@ func (e *Engine) InspectImage(_ context.Context, name, platform string) (apii.In
 	if n := len(c.History); n > 0 {
 		r.Comment = c.History[n-1].Comment
 	}
-	if raw, m, err := e.manifestOf(img); err != nil {
-		return r, err
-	} else if m != nil {
+	if raw, m := e.manifestOf(img); m != nil {
 		r.Descriptor = &ocispec.Descriptor{MediaType: manifestType(m), Digest: img.Manifest, Size: int64(len(raw))}
 	}
 	for _, d := range img.Layers() {

@@ -291,10 +291,7 @@ func (p *pusher) index(ctx context.Context, ref image.Reference, d ocispec.Diges
 // it came, else a new one.
 func (p *pusher) image(ctx context.Context, img image.Image) (ocispec.Descriptor, []byte, error) {
 	var desc ocispec.Descriptor
-	raw, old, err := p.e.manifestOf(img)
-	if err != nil {
-		return desc, nil, err
-	}
+	raw, old := p.e.manifestOf(img)
 	ids := img.Layers()
 	sent := make([]ocispec.Descriptor, len(ids))
 	first := map[ocispec.Digest]int{}
@@ -333,7 +330,8 @@ func (p *pusher) image(ctx context.Context, img image.Image) (ocispec.Descriptor
 		return ocispec.Descriptor{MediaType: manifestType(old), Digest: img.Manifest, Size: int64(len(raw))}, raw, nil
 	}
 	m := newManifest(old, conf, sent)
-	if raw, err = json.Marshal(m); err != nil {
+	raw, err := json.Marshal(m)
+	if err != nil {
 		return desc, nil, err
 	}
 	desc = ocispec.Descriptor{MediaType: m.MediaType, Digest: ocispec.FromBytes(raw), Size: int64(len(raw))}
@@ -343,23 +341,20 @@ func (p *pusher) image(ctx context.Context, img image.Image) (ocispec.Descriptor
 	return desc, raw, nil
 }
 
-// manifestOf returns the manifest that an image came by, nil if there is none or it is lost.
-func (e *Engine) manifestOf(img image.Image) ([]byte, *ocispec.Manifest, error) {
+// manifestOf returns the manifest that an image came by, byte by byte and decoded; nil if there is none, or none any more that fits it.
+func (e *Engine) manifestOf(img image.Image) ([]byte, *ocispec.Manifest) {
 	if img.Manifest == "" {
-		return nil, nil, nil
+		return nil, nil
 	}
 	raw, err := e.Blobs().ReadAll(img.Manifest, registry.MaxManifest)
 	if err != nil {
-		return nil, nil, nil //nolint:nilerr // it will be made anew
+		return nil, nil // lost or damaged: as good as none
 	}
 	m, err := registry.DecodeManifest(raw)
-	if err != nil {
-		return nil, nil, fmt.Errorf("manifest %s: %w", img.Manifest, err)
+	if err != nil || m.Config.Digest != img.ID || len(m.Layers) != len(img.Layers()) {
+		return nil, nil
 	}
-	if len(m.Layers) != len(img.Layers()) {
-		return nil, nil, nil
-	}
-	return raw, &m, nil
+	return raw, &m
 }
 
 // manifestType returns a manifest's media type; documents of OCI's form need not say it.

@@ -331,12 +331,8 @@ func (s *saver) item(name string, img image.Image) (archive.Item, error) {
 
 // original fills in the manifest that the image came by, and reports whether all of its layers are here.
 func (s *saver) original(it *archive.Item, img image.Image) (bool, error) {
-	raw, err := s.e.Blobs().ReadAll(img.Manifest, registry.MaxManifest)
-	if err != nil {
-		return false, nil // lost or damaged: as good as none
-	}
-	m, err := registry.DecodeManifest(raw)
-	if err != nil || m.Config.Digest != img.ID || len(m.Layers) != len(img.Layers()) {
+	raw, m := s.e.manifestOf(img)
+	if m == nil {
 		return false, nil
 	}
 	var packed []ocispec.Digest
