@@ -82,7 +82,11 @@ func (e *Engine) Hint(err error) string {
 	if ferr != nil {
 		return what
 	}
-	return fmt.Sprintf("%s of %s are free for %s; %s", units.HumanSize(float64(free)), units.HumanSize(float64(total)), where, what)
+	given := ""
+	if free > 1<<20 { // else nobody would understand what was missing
+		given = "what was written is given back: "
+	}
+	return fmt.Sprintf("%s%s of %s are free for %s; %s", given, units.HumanSize(float64(free)), units.HumanSize(float64(total)), where, what)
 }
 
 // owns reports whether a path lies in the root or the state folder. So do names without a folder, which are relative to an open one: that is
