@@ -120,17 +120,19 @@ func together(t *testing.T, w *world, limit time.Duration, kill bool) {
 		w.wantNoLeftovers()
 	}
 	// What was made is usable: every image that is listed runs.
-	for _, id := range w.tagged() {
+	for _, id := range w.listed() {
 		if res := w.try("run", "--rm", "--network", "none", id, "cat", "/etc/motd"); res.code != 0 {
 			t.Errorf("run %s afterwards: %d, %s", id, res.code, res.stderr)
 		}
 	}
 }
 
-// tagged lists the tags.
-func (w *world) tagged() []string {
+// listed lists the images that have a name, by their ids: the name may be a digest alone, whose tag has moved on.
+func (w *world) listed() []string {
 	w.t.Helper()
-	return strings.Fields(w.conex("images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", "dangling=false"))
+	ids := strings.Fields(w.conex("images", "-q", "--no-trunc", "--filter", "dangling=false"))
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
 type stress struct {
