@@ -116,9 +116,9 @@ func (e *Engine) create(ctx context.Context, req CreateRequest, hold bool) (rec 
 	}
 	if hold {
 		if hc.AutoRemove {
-			lock, err = e.lease(rec)
+			lock, err = e.lease(ctx, rec)
 		} else {
-			lock, err = e.Containers().Lock(rec.ID)
+			lock, err = e.Containers().LockIdle(ctx, rec.ID) // a settler that goes by may hold it for a moment
 		}
 		if err != nil {
 			return nil, nil, nil, err
@@ -139,9 +139,9 @@ func (e *Engine) create(ctx context.Context, req CreateRequest, hold bool) (rec 
 }
 
 // lease locks a container that does not exist yet and leaves a state with which a settler removes it, should the lock be free.
-func (e *Engine) lease(rec *container.Record) (*disk.Lock, error) {
+func (e *Engine) lease(ctx context.Context, rec *container.Record) (*disk.Lock, error) {
 	cs := e.Containers()
-	lock, err := cs.Lock(rec.ID)
+	lock, err := cs.LockIdle(ctx, rec.ID) // a settler that goes by may hold it for a moment
 	if err != nil {
 		return nil, err
 	}
