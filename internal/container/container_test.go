@@ -254,3 +254,29 @@ func TestParseSignal(t *testing.T) {
 		}
 	}
 }
+
+// TestClearNames leaves a name as a creator does that is killed before its container is there.
+func TestClearNames(t *testing.T) {
+	root, err := disk.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := Open(root, t.TempDir())
+	if err := os.Symlink(disk.RandomID(), root.Path("names", "nowhere")); err != nil {
+		t.Fatal(err)
+	}
+	id := disk.RandomID()
+	if err := os.Mkdir(root.Path("containers", id), 0o700); err != nil { // one whose record can't be read keeps its name
+		t.Fatal(err)
+	}
+	if err := os.Symlink(id, root.Path("names", "damaged")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.ClearNames(); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(root.Path("names"))
+	if err != nil || len(left) != 1 || left[0].Name() != "damaged" {
+		t.Fatalf("%v, %v", left, err)
+	}
+}

@@ -433,3 +433,25 @@ func (s *Store) MendName(name, id string) error {
 	}
 	return nil
 }
+
+// ClearNames removes the links that a creator killed between name and container has left: they lead nowhere.
+func (s *Store) ClearNames() error {
+	l, err := s.lockNames()
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	names, err := s.Names()
+	if err != nil {
+		return err
+	}
+	for name, id := range names {
+		if _, err := os.Lstat(s.Dir(id)); id == "" || !errors.Is(err, fs.ErrNotExist) {
+			continue // no link of ours, or one that leads somewhere
+		}
+		if err := os.Remove(s.root.Path("names", name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("release name %s: %w", name, err)
+		}
+	}
+	return nil
+}

@@ -33,7 +33,11 @@ func (e *Engine) sweepForms(ctx context.Context, keep func(ocispec.Digest) bool)
 	if e.cfg.KeepBlobs == config.KeepNever {
 		s.KeepForm = func(ocispec.Digest) bool { return false }
 	}
-	return collect.Sweep(ctx, s, e.markContainers, e.markBuildCache, e.markMounts)
+	res, err := collect.Sweep(ctx, s, e.markContainers, e.markBuildCache, e.markMounts)
+	if err == nil {
+		err = e.Containers().ClearNames()
+	}
+	return res, err
 }
 
 func (e *Engine) stores(images *image.Store, ls *layers.Store) collect.Stores {
