@@ -133,7 +133,7 @@ func (s *Store) put(ctx context.Context, st *disk.Stage, r io.Reader, want ocisp
 	if err != nil {
 		return "", 0, err
 	}
-	if !won && !s.intact(d, n) {
+	if !won && !s.Intact(d, n) {
 		// What lies there was damaged since it was written; ours is verified and replaces it in one step.
 		if err := os.Rename(tmp, dst); err != nil {
 			return "", 0, fmt.Errorf("store blob %s: %w", d, err)
@@ -168,11 +168,9 @@ func overrun(r io.Reader, size, limit, n int64) error {
 	return nil
 }
 
-// Intact reports whether the blob is there in its full length. Of a large one the bytes are looked at only when it is read.
-func (s *Store) Intact(d ocispec.Digest, size int64) bool { return s.intact(d, size) }
-
-// intact reports whether the stored blob d is n bytes long and, when small, still hashes to d.
-func (s *Store) intact(d ocispec.Digest, n int64) bool {
+// Intact reports whether the blob d is there and n bytes long. Of a small one the bytes are compared with its name too; a large one's are
+// when it is read.
+func (s *Store) Intact(d ocispec.Digest, n int64) bool {
 	rc, size, err := s.Open(d)
 	if err != nil {
 		return false
@@ -191,7 +189,7 @@ func (s *Store) intact(d ocispec.Digest, n int64) bool {
 // PutBytes stores b and returns its digest. The promises are Put's.
 func (s *Store) PutBytes(b []byte) (ocispec.Digest, error) {
 	d := ocispec.FromBytes(b)
-	if s.intact(d, int64(len(b))) {
+	if s.Intact(d, int64(len(b))) {
 		return d, nil
 	}
 	d, _, err := s.Put(context.Background(), bytes.NewReader(b), d, int64(len(b)))
