@@ -22,7 +22,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -44,58 +43,25 @@ type Builder struct {
 	State string
 	// Layers claims what it makes: see layers.Store.Claiming.
 	Layers *layers.Store
-	Images *image.Store
 	// Runtime runs RUN steps.
 	Runtime box.Runtime
 	// Networks connects RUN steps to the default bridge; nil leaves them with loopback alone.
 	Networks *network.Manager
 	// DNS and DNSSearch replace the host's name servers and search list, as in package config.
 	DNS, DNSSearch []string
-	// Base finds the image that a FROM or --from names, and gets it if it is missing, or in any case with pull. progress may be called
-	// with counts of bytes.
-	Base func(ctx context.Context, ref string, pull bool, progress func(current, total int64)) (image.Image, error)
+	// Base finds the image that a FROM or --from names, for a platform, and gets it if it is missing, or in any case with pull. progress
+	// may be called with counts of bytes.
+	Base func(ctx context.Context, ref string, platform ocispec.Platform, pull bool, progress func(current, total int64)) (image.Image, error)
 
 	after sync.WaitGroup
 	mu    sync.Mutex
 	errs  []error
 }
 
-// Request says what to build. The zero value of each field is docker build's default.
-type Request struct {
-	// Context is a folder, or "-": a Dockerfile or a tar (plain or compressed) on Stdin.
-	Context string
-	Stdin   io.Reader
-	// Dockerfile is the file's path, "-" for Stdin; "" is Dockerfile in the context.
-	Dockerfile string
-	// Tags are the references to give to the image.
-	Tags []string
-	// BuildArgs are --build-arg; a nil value is one that was given without a value and is not set in the environment.
-	BuildArgs map[string]*string
-	// Target is the stage to build, by name or number; "" is the last.
-	Target string
-	// NoCache runs every step; Pull asks the registry for every base image.
-	NoCache, Pull bool
-	// Labels are added to the image.
-	Labels map[string]string
-	// Platform is os/arch; only this machine's is possible.
-	Platform string
-	// Display receives events.
-	Display Display
-}
-
-// Result is a finished build.
-type Result struct {
-	// ID is the image's.
-	ID ocispec.Digest
-	// Cached says that no step ran.
-	Cached bool
-	// Made are the layers of the steps that ran.
-	Made []ocispec.Digest
-}
-
-// Build builds an image, records it and tags it. The caller holds a lease that Layers claims for, and Base for what it returns. The same input gives the same image id as long as the
-// cache holds its steps. Steps that were done before a failure or cancellation stay in the cache; everything else is taken back. The error is
-// a *StepError or *dockerfile.ParseError where a place in the Dockerfile is to blame.
+// Build computes an image and hands it to req.Export. The caller holds a lease that Layers claims for, and Base for what it returns. The
+// same input gives the same image id, here and elsewhere, but for what RUN steps make of the clock. Steps that were done before a
+// failure or cancellation stay in the cache; everything else is taken back. The error is a *StepError or *dockerfile.ParseError where a
+// place in the Dockerfile is to blame.
 func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error) {
 	defer func() { err = errors.Join(err, b.finish()) }()
 	if err := Settle(ctx, b.State, b.Networks); err != nil {
@@ -104,15 +70,6 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	c := &cache{b.Root, b.Layers}
 	if err := c.clearLocks(); err != nil {
 		return res, err
-	}
-	refs := make([]image.Reference, len(req.Tags))
-	for i, t := range req.Tags {
-		if refs[i], err = image.ParseReference(t); err != nil {
-			return res, fmt.Errorf("invalid tag %q: %w", t, err)
-		}
-		if refs[i].Digest() != "" {
-			return res, fmt.Errorf("invalid tag %q: refusing to create a tag with a digest reference", t)
-		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -129,12 +86,8 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	for _, w := range file.Warnings {
 		j.emit(Event{Kind: Warning, Text: w})
 	}
-	p := &planner{b: b, req: &req, file: file, in: in, journal: j, platform: platform()}
-	defer func() {
-		for _, d := range p.downloads {
-			err = errors.Join(err, d.close())
-		}
-	}()
+	p := newPlanner(b, &req, file, in, j)
+	defer func() { err = errors.Join(err, p.close()) }()
 	target, err := p.all(ctx)
 	if err != nil {
 		return res, err
@@ -142,7 +95,11 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	if names := p.unconsumed(); len(names) > 0 {
 		j.emit(Event{Kind: Warning, Text: fmt.Sprintf("build arguments that no ARG of the Dockerfile takes: %s", strings.Join(names, ", "))})
 	}
-	s := newSolver(c, file, req.NoCache, cancel)
+	epoch, err := p.epoch()
+	if err != nil {
+		return res, err
+	}
+	s := newSolver(c, file, cancel)
 	out, err := s.solve(ctx, target.tip)
 	for _, n := range p.nodes {
 		switch {
@@ -153,17 +110,18 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 			n.vertex.end(Canceled, "", nil)
 		}
 	}
-	if v := p.contexts.v; v != nil && err != nil {
-		v.end(Canceled, "", nil)
-	}
-	if in.view.stats != nil {
-		err = errors.Join(err, in.view.stats.save())
-	}
-	if err != nil {
+	if err = errors.Join(err, p.ended(err)); err != nil {
 		return res, err
 	}
-	res.Cached, res.Made = len(s.made) == 0, s.made
-	res.ID, err = b.export(ctx, j, s, target, out, refs, &req)
+	res.Cached, res.Made = s.ran == 0, s.made
+	x := &Export{journal: j, Layers: out.layers, Base: target.baseLayers()}
+	if x.Config, err = b.config(target, out, &req, epoch, x); err != nil {
+		return res, err
+	}
+	if req.Export != nil {
+		err = req.Export(ctx, x)
+	}
+	res.ID = x.ID()
 	return res, err
 }
 
@@ -192,11 +150,6 @@ func (b *Builder) load(ctx context.Context, req *Request) (*input, *dockerfile.F
 
 // all plans the target and what it needs.
 func (p *planner) all(ctx context.Context) (*stage, error) {
-	if p.req.Platform != "" {
-		if err := p.checkPlatform(p.req.Platform); err != nil {
-			return nil, err
-		}
-	}
 	if err := p.prepare(); err != nil {
 		return nil, err
 	}
@@ -213,34 +166,8 @@ func (p *planner) all(ctx context.Context) (*stage, error) {
 	return target, nil
 }
 
-// export writes the image.
-func (b *Builder) export(ctx context.Context, j *journal, s *solver, target *stage, out result, refs []image.Reference, req *Request) (ocispec.Digest, error) {
-	v := j.vertex("", "exporting to image")
-	v.start()
-	raw, err := b.record(ctx, s, target, out, req)
-	var img image.Image
-	if err == nil {
-		img, err = b.Images.Add(ctx, raw, "", "")
-	}
-	if err != nil {
-		v.end(Failed, "", err)
-		return "", err
-	}
-	v.end(Done, string(img.ID), nil)
-	for _, r := range refs {
-		v := j.vertex("", "naming to "+r.String())
-		v.start()
-		if _, err := b.Images.AddTagged(ctx, raw, "", "", "", r); err != nil {
-			v.end(Failed, "", err)
-			return "", err
-		}
-		v.end(Done, "", nil)
-	}
-	return img.ID, nil
-}
-
-// record makes the image's config, and its layers survive a power loss.
-func (b *Builder) record(ctx context.Context, s *solver, target *stage, out result, req *Request) ([]byte, error) {
+// config makes the image's config, and its layers survive a power loss.
+func (b *Builder) config(target *stage, out result, req *Request, epoch *time.Time, x *Export) ([]byte, error) {
 	cfg := target.cfg.clone()
 	if len(req.Labels) > 0 && cfg.image.Config.Labels == nil {
 		cfg.image.Config.Labels = map[string]string{}
@@ -248,51 +175,12 @@ func (b *Builder) record(ctx context.Context, s *solver, target *stage, out resu
 	for k, v := range req.Labels {
 		cfg.image.Config.Labels[k] = v
 	}
-	img := cfg.assemble(out)
-	// The time of an image is that of its first build: an equal config finds it again.
-	raw, err := json.Marshal(img)
-	if err != nil {
-		return nil, err
-	}
-	key := keyOf(byDefinition, kindConfig, raw, nil)
-	rec, ok, err := s.cache.get(byDefinition, key)
-	if err != nil {
-		return nil, err
-	}
-	if !ok {
-		if rec, err = firstBuild(ctx, s.cache, key); err != nil {
-			return nil, err
-		}
-	}
-	img.Created = &rec.Created
-	for i := range img.History {
-		if img.History[i].Created == nil {
-			img.History[i].Created = img.Created
-		}
-	}
-	if raw, err = json.Marshal(img); err != nil {
-		return nil, err
-	}
+	x.Image = cfg.assemble(out, epoch)
 	// Cached layers too: the build that made them may have ended before it came to this. One lstat each when they are synced.
 	if err := b.Layers.Sync(out.layers...); err != nil {
 		return nil, err
 	}
-	return raw, nil
-}
-
-// firstBuild records now as the time of a config's first build; of several at once one is the first.
-func firstBuild(ctx context.Context, c *cache, key string) (Record, error) {
-	release, err := c.lock(ctx, key)
-	if err != nil {
-		return Record{}, err
-	}
-	defer release()
-	rec, ok, err := c.get(byDefinition, key)
-	if err != nil || ok {
-		return rec, err
-	}
-	rec = Record{Key: key, Kind: kindConfig, Created: time.Now().UTC()}
-	return rec, c.put(byDefinition, rec)
+	return json.Marshal(x.Image)
 }
 
 // background runs f, which takes something down that nobody waits for, until finish.
@@ -314,15 +202,6 @@ func (b *Builder) finish() error {
 	err := errors.Join(b.errs...)
 	b.errs = nil
 	return err
-}
-
-// platform is this machine's.
-func platform() ocispec.Platform {
-	p := ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
-	if p.Architecture == "arm64" {
-		p.Variant = "v8"
-	}
-	return p
 }
 
 // hashTo copies r to f and returns the sha256 of it and its length.

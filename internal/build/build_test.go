@@ -17,16 +17,18 @@ import (
 	"conex/internal/image"
 	"conex/internal/layers"
 	"conex/internal/linux/mount"
+	"conex/internal/ocispec"
 	"conex/internal/runtime"
 )
 
 // env is a root of its own with a builder on it.
 type env struct {
-	t     testing.TB
-	b     *Builder
-	root  *disk.Root
-	state string
-	ctx   string // the context folder
+	t      testing.TB
+	b      *Builder
+	images *image.Store
+	root   *disk.Root
+	state  string
+	ctx    string // the context folder
 
 	mu     sync.Mutex
 	events []Event
@@ -53,10 +55,10 @@ func newEnv(t testing.TB) *env {
 		}
 	})
 	images := image.Open(root, blobs.Open(root), ls)
-	e := &env{t: t, root: root, state: state, ctx: filepath.Join(dir, "ctx")}
+	e := &env{t: t, images: images, root: root, state: state, ctx: filepath.Join(dir, "ctx")}
 	e.b = &Builder{
-		Root: root, State: state, Layers: ls, Images: images, Runtime: runtime.New(),
-		Base: func(_ context.Context, ref string, _ bool, _ func(int64, int64)) (image.Image, error) {
+		Root: root, State: state, Layers: ls, Runtime: runtime.New(),
+		Base: func(_ context.Context, ref string, _ ocispec.Platform, _ bool, _ func(int64, int64)) (image.Image, error) {
 			r, err := image.ParseReference(ref)
 			if err != nil {
 				return image.Image{}, err
@@ -113,15 +115,36 @@ func (e *env) request(ctx context.Context, req Request) (image.Image, error) {
 		e.t.Fatal(err)
 	}
 	defer lease.Close()
+	if req.Export == nil {
+		e.tag()(&req)
+	}
 	res, err := e.b.Build(ctx, req)
 	if err != nil {
 		return image.Image{}, err
 	}
-	img, err := e.b.Images.Get(res.ID)
+	img, err := e.images.Get(res.ID)
 	if err != nil {
 		e.t.Fatal(err)
 	}
 	return img, nil
+}
+
+// tag records the image and gives it names.
+func (e *env) tag(names ...string) func(*Request) {
+	return func(r *Request) {
+		r.Export = func(ctx context.Context, x *Export) error {
+			var refs []image.Reference
+			for _, n := range names {
+				ref, err := image.ParseReference(n)
+				if err != nil {
+					return err
+				}
+				refs = append(refs, ref)
+			}
+			_, err := e.images.AddTagged(ctx, x.Config, "", "", "", refs...)
+			return err
+		}
+	}
 }
 
 func (e *env) must(file string, change ...func(*Request)) image.Image {
@@ -234,7 +257,7 @@ func (e *env) busybox() {
 	e.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:app:/home/app:/bin/sh\n")
 	e.write("etc/group", "root:x:0:\napp:x:1001:\nstaff:x:50:app\n")
 	e.write("tmp/", "")
-	e.must("FROM scratch\nCOPY bin /bin\nCOPY etc /etc\nCOPY tmp /tmp\nCMD [\"sh\"]\n", func(r *Request) { r.Tags = []string{"busybox"} })
+	e.must("FROM scratch\nCOPY bin /bin\nCOPY etc /etc\nCOPY tmp /tmp\nCMD [\"sh\"]\n", e.tag("busybox"))
 	e.ctx = dir
 }
 

@@ -277,7 +277,7 @@ func TestSingleFlight(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range imgs {
 		// A builder each: as good as a process each, since flock knows open files only.
-		b := &Builder{Root: e.b.Root, State: e.b.State, Layers: e.b.Layers, Images: e.b.Images, Runtime: e.b.Runtime, Base: e.b.Base}
+		b := &Builder{Root: e.b.Root, State: e.b.State, Layers: e.b.Layers, Runtime: e.b.Runtime, Base: e.b.Base}
 		wg.Go(func() {
 			res, err := b.Build(t.Context(), Request{Context: e.ctx, Display: func(ev Event) {
 				if !strings.Contains(ev.Name, "RUN") {
@@ -369,7 +369,7 @@ func TestCacheLoss(t *testing.T) {
 	e.write("a", "A")
 	const file = "FROM scratch\nCOPY a /\n"
 	first := e.must(file)
-	if err := e.b.Images.Delete(first.ID); err != nil {
+	if err := e.images.Delete(first.ID); err != nil {
 		t.Fatal(err)
 	}
 	if err := e.b.Layers.Remove(first.Layers()[0]); err != nil {
@@ -397,7 +397,7 @@ func TestCacheLoss(t *testing.T) {
 func TestBaseChanges(t *testing.T) {
 	e := newEnv(t)
 	e.write("a", "1")
-	tag := func(r *Request) { r.Tags = []string{"base"} }
+	tag := e.tag("base")
 	e.must("FROM scratch\nCOPY a /\n", tag)
 	e.write("b", "B")
 	const file = "FROM base\nCOPY b /\n"
@@ -409,9 +409,9 @@ func TestBaseChanges(t *testing.T) {
 	e.wantTree(img, map[string]string{"a": "644 0:0 2", "b": "644 0:0 B"})
 	var asked bool
 	base := e.b.Base
-	e.b.Base = func(ctx context.Context, ref string, pull bool, p func(int64, int64)) (image.Image, error) {
+	e.b.Base = func(ctx context.Context, ref string, plat ocispec.Platform, pull bool, p func(int64, int64)) (image.Image, error) {
 		asked = asked || pull
-		return base(ctx, ref, pull, p)
+		return base(ctx, ref, plat, pull, p)
 	}
 	e.must(file, func(r *Request) { r.Pull = true })
 	if !asked {

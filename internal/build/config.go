@@ -22,6 +22,8 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 type history struct {
 	entry ocispec.History
 	node  *node
+	// inherited entries are the base image's.
+	inherited bool
 }
 
 // stageConfig is what instructions that change no file fold into.
@@ -52,7 +54,7 @@ func (c *stageConfig) note(createdBy string) { c.noteNode(createdBy, nil) }
 
 // noteNode adds a history entry for what n makes.
 func (c *stageConfig) noteNode(createdBy string, n *node) {
-	c.history = append(c.history, history{ocispec.History{CreatedBy: createdBy, EmptyLayer: true}, n})
+	c.history = append(c.history, history{entry: ocispec.History{CreatedBy: createdBy, EmptyLayer: true}, node: n})
 }
 
 func (c *stageConfig) setEnv(key, value string) {
@@ -179,27 +181,49 @@ func validSignal(s string) bool {
 	return name == "SIGRTMIN" || name == "SIGRTMAX" || unix.SignalNum(name) != 0
 }
 
-// assemble makes the image's config of a stage whose nodes are solved. Created is left to the caller.
-func (c *stageConfig) assemble(res result) ocispec.Image {
+// begins is the time of the base image, else of the first step.
+func (c *stageConfig) begins() time.Time {
+	if c.image.Created != nil {
+		return *c.image.Created
+	}
+	for _, h := range c.history {
+		if h.node != nil && h.node.res.created.Unix() > 0 {
+			return h.node.res.created.UTC()
+		}
+	}
+	return time.Unix(0, 0).UTC()
+}
+
+// assemble makes the image's config of a stage whose nodes are solved. Its time is that of its last step, and steps are never older
+// than what they stand on; epoch, if given, is the time of everything that this build added.
+func (c *stageConfig) assemble(res result, epoch *time.Time) ocispec.Image {
 	img := c.image
 	img.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: res.layers}
 	if img.RootFS.DiffIDs == nil {
 		img.RootFS.DiffIDs = []ocispec.Digest{}
 	}
 	img.History = nil
-	var last *time.Time
+	last := c.begins()
 	for _, h := range c.history {
 		e := h.entry
 		if h.node != nil {
-			created := h.node.res.created
-			e.Created, e.EmptyLayer = &created, !h.node.res.added
+			e.EmptyLayer = !h.node.res.added
+			if when := h.node.res.created; when.After(last) {
+				last = when.UTC()
+			}
 		}
-		if e.Created == nil {
-			e.Created = last // what only changes the config is as old as what it stands on
+		if !h.inherited {
+			when := last
+			if epoch != nil {
+				when = *epoch
+			}
+			e.Created = &when
 		}
-		last = e.Created
 		img.History = append(img.History, e)
 	}
-	img.Created = nil
+	if epoch != nil {
+		last = *epoch
+	}
+	img.Created = &last
 	return img
 }

@@ -20,14 +20,14 @@ func TestConfig(t *testing.T) {
 	e := newEnv(t)
 	e.write("a", "A")
 	e.must("FROM scratch\nCOPY a /\nENV BASE=1 PATH=/p\nENTRYPOINT [\"/base\"]\nCMD [\"x\"]\nLABEL l=base\nEXPOSE 1\nWORKDIR /base\nUSER 7\n",
-		func(r *Request) { r.Tags = []string{"base"} })
+		e.tag("base"))
 	bare := e.must("FROM scratch\nCOPY a /\nENV PATH=/p\n").Config
 	bare.Config.WorkingDir = ""
 	raw, err := json.Marshal(bare)
 	if err != nil {
 		t.Fatal(err)
 	}
-	img, err := e.b.Images.Add(t.Context(), raw, "", "")
+	img, err := e.images.Add(t.Context(), raw, "", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +35,7 @@ func TestConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := e.b.Images.Tag(img.ID, ref); err != nil {
+	if err := e.images.Tag(img.ID, ref); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ name, file, want string }{
@@ -119,7 +119,7 @@ func TestOnBuild(t *testing.T) {
 	e := newEnv(t)
 	e.write("a", "A")
 	e.write("b", "B")
-	e.must("FROM scratch\nONBUILD COPY a /from-trigger\nONBUILD ENV T=1\n", func(r *Request) { r.Tags = []string{"parent"} })
+	e.must("FROM scratch\nONBUILD COPY a /from-trigger\nONBUILD ENV T=1\n", e.tag("parent"))
 	img := e.must("FROM parent\nCOPY b /own\nLABEL t=$T\n")
 	e.wantTree(img, map[string]string{"from-trigger": "644 0:0 A", "own": "644 0:0 B"})
 	if len(img.Config.Config.OnBuild) > 0 || img.Config.Config.Labels["t"] != "1" {
@@ -174,7 +174,7 @@ func TestRefusals(t *testing.T) {
 	if _, err := e.build("FROM scratch\n", func(r *Request) { r.Dockerfile = "none" }); !errors.Is(err, ErrNoDockerfile) {
 		t.Errorf("no Dockerfile: %v", err)
 	}
-	if _, err := e.build("FROM scratch\n", func(r *Request) { r.Tags = []string{"UPPER"} }); !errors.Is(err, image.ErrReference) {
+	if _, err := e.build("FROM scratch\n", e.tag("UPPER")); !errors.Is(err, image.ErrReference) {
 		t.Errorf("bad tag: %v", err)
 	}
 }
@@ -182,13 +182,13 @@ func TestRefusals(t *testing.T) {
 func TestTags(t *testing.T) {
 	e := newEnv(t)
 	e.write("a", "A")
-	img := e.must("FROM scratch\nCOPY a /\n", func(r *Request) { r.Tags = []string{"one", "two:x"} })
+	img := e.must("FROM scratch\nCOPY a /\n", e.tag("one", "two:x"))
 	if want := fmt.Sprint([]string{"one:latest", "two:x"}); fmt.Sprint(img.RepoTags) != want {
 		t.Errorf("tags %v, want %s", img.RepoTags, want)
 	}
 	e.write("a", "B")
-	other := e.must("FROM scratch\nCOPY a /\n", func(r *Request) { r.Tags = []string{"one"} })
-	old, err := e.b.Images.Get(img.ID)
+	other := e.must("FROM scratch\nCOPY a /\n", e.tag("one"))
+	old, err := e.images.Get(img.ID)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,8 +4,10 @@ import (
 	"archive/tar"
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"net/http"
 	"net/url"
@@ -39,6 +41,8 @@ type copyOp struct {
 	URLs    []string             `json:"urls,omitempty"`
 	// UnpackURLs is ADD --unpack, without which a downloaded archive stays one.
 	UnpackURLs bool `json:"unpackURLs,omitempty"`
+	// Link makes the layer without a look at what lies below.
+	Link bool `json:"link,omitempty"`
 }
 
 // mkdirOp is WORKDIR.
@@ -50,27 +54,27 @@ type mkdirOp struct {
 func (p *planner) planMkdir(n *node, s *stage) {
 	op := mkdirOp{s.cfg.workdir(), s.cfg.image.Config.User}
 	n.kind, n.op = kindMkdir, op
-	n.run = func(ctx context.Context, _ *node, in []result) (_ ocispec.Digest, err error) {
+	n.run = func(ctx context.Context, _ *node, in []result) (_ made, err error) {
 		t, err := newTarget(ctx, p.b.Layers, in[0].layers)
 		if err != nil {
-			return "", err
+			return made{}, err
 		}
 		defer func() { err = errors.Join(err, t.close()) }()
 		at, err := t.resolve(op.Path, true)
 		if err != nil {
-			return "", err
+			return made{}, err
 		}
 		if ok, err := t.isDir(at); err != nil || ok {
-			return "", err
+			return made{}, err
 		}
 		var o owner
 		if op.User != "" {
 			if o, err = t.lookupOwner(op.User); err != nil {
-				return "", err
+				return made{}, err
 			}
 		}
 		if err := t.mkdirAll(at, o, 0o755, time.Unix(0, 0)); err != nil {
-			return "", err
+			return made{}, err
 		}
 		return t.commit()
 	}
@@ -80,9 +84,12 @@ func (p *planner) planMkdir(n *node, s *stage) {
 type copier struct {
 	b  *Builder
 	op copyOp
-	// fromContext says that the sources lie in the context; sel was filled when the key was computed then.
-	fromContext bool
-	sel         []source
+	// tree is where the sources lie, sel was filled when the key was computed; nil for those of a stage or image.
+	tree *tree
+	from *view
+	sel  []source
+	// sums are the hashes of a stage's regular files in the order of sel, filled while they are copied.
+	sums [][sha256.Size]byte
 	// changed says that a file was not what it was when it was hashed.
 	changed bool
 	urls    []*download
@@ -97,7 +104,7 @@ type copier struct {
 
 // planCopy makes the node of a COPY or ADD and returns its history entry.
 func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile.Copy) (string, error) {
-	op := copyOp{Add: c.Add, Files: c.Files, Chown: c.Chown, Chmod: c.Chmod, Exclude: c.Exclude, Parents: c.Parents, Unpack: c.Add}
+	op := copyOp{Add: c.Add, Files: c.Files, Chown: c.Chown, Chmod: c.Chmod, Exclude: c.Exclude, Parents: c.Parents, Unpack: c.Add, Link: c.Link}
 	if c.Unpack != nil {
 		op.Unpack, op.UnpackURLs = *c.Unpack, *c.Unpack
 	}
@@ -111,7 +118,7 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 	if c.Chown != "" {
 		created += " --chown=" + c.Chown
 	}
-	cp := &copier{b: p.b, fromContext: c.From == ""}
+	cp := &copier{b: p.b}
 	if c.Chmod != "" {
 		change, err := parseChmod(c.Chmod)
 		if err != nil {
@@ -154,32 +161,34 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 		return "", errors.New("checksum requires a single HTTP(S) source")
 	}
 	n.kind, n.op, cp.op = kindCopy, op, op
-	n.run = func(ctx context.Context, n *node, in []result) (ocispec.Digest, error) {
+	n.run = func(ctx context.Context, n *node, in []result) (made, error) {
 		cp.vertex = n.vertex
-		return cp.run(ctx, p.in, in)
+		return cp.run(ctx, in)
 	}
 	n.again = func() bool { return cp.changed }
+	n.free = op.Link
+	cp.tree = p.tree(c.From)
 	switch {
-	case c.From != "":
+	case cp.tree == nil:
 		from, err := p.from(ctx, s, c.From, n.step.Lines)
 		if err != nil {
 			return "", err
 		}
 		n.inputs = append(n.inputs, from)
+		n.selects = cp
 	case len(op.Sources) > 0:
-		p.contexts.left++
-		if p.contexts.v == nil {
-			p.contexts.v = p.journal.vertex("", "[internal] load build context")
-		}
+		cp.tree.expect(p.journal)
 		n.inputs = append(n.inputs, &node{kind: kindContext, owner: n, prepare: func(ctx context.Context) (string, error) {
-			p.contexts.begin()
-			defer p.contexts.done()
+			cp.tree.begin()
+			defer cp.tree.done()
 			var err error
-			cp.sel, err = p.in.view.selection(ctx, op.Sources, selectOptions{op.Exclude, op.Parents})
-			if err != nil {
+			if cp.from, err = cp.tree.open(ctx); err != nil {
 				return "", err
 			}
-			return p.in.view.fingerprint(ctx, cp.sel)
+			if cp.sel, err = cp.from.selection(ctx, op.Sources, selectOptions{op.Exclude, op.Parents}); err != nil {
+				return "", err
+			}
+			return cp.from.fingerprint(ctx, cp.sel)
 		}})
 	}
 	for _, u := range op.URLs {
@@ -203,7 +212,7 @@ func (p *planner) from(ctx context.Context, s *stage, name string, at dockerfile
 		}
 		return st.tip, nil
 	}
-	b, err := p.image(ctx, name, at)
+	b, err := p.image(ctx, name, p.platform, at)
 	if err != nil {
 		return nil, err
 	}
@@ -214,50 +223,80 @@ func isGit(src string) bool {
 	return strings.HasPrefix(src, "git://") || strings.HasPrefix(src, "git@") || isURL(src) && strings.HasSuffix(strings.SplitN(src, "#", 2)[0], ".git")
 }
 
-func (c *copier) run(ctx context.Context, ctxIn *input, in []result) (_ ocispec.Digest, err error) {
-	if c.t, err = newTarget(ctx, c.b.Layers, in[0].layers); err != nil {
-		return "", err
+func (c *copier) run(ctx context.Context, in []result) (_ made, err error) {
+	below := in[0].layers
+	if c.op.Link {
+		below = nil
+	}
+	if c.t, err = newTarget(ctx, c.b.Layers, below); err != nil {
+		return made{}, err
 	}
 	defer func() { err = errors.Join(err, c.t.close()) }()
 	if c.op.Chown != "" {
 		o, err := c.t.lookupOwner(c.op.Chown)
 		if err != nil {
-			return "", err
+			return made{}, err
 		}
 		c.chown = &o
 	}
-	from := &ctxIn.view
-	if !c.fromContext {
-		root, err := openStage(ctx, c.b.Layers, in[1].layers)
-		if err != nil {
-			return "", err
-		}
-		if root != nil {
-			defer root.Close()
-		}
-		from = &view{root: root}
-		if c.sel, err = from.selection(ctx, c.op.Sources, selectOptions{c.op.Exclude, c.op.Parents}); err != nil {
-			return "", err
+	if c.tree == nil {
+		if err := c.openStage(ctx, in[1]); err != nil {
+			return made{}, err
 		}
 	}
 	count := len(c.sel) + len(c.op.Files) + len(c.urls)
 	for i := range c.sel {
-		if err := c.source(ctx, from, &c.sel[i], count > 1); err != nil {
-			return "", err
+		if err := c.source(ctx, c.from, &c.sel[i], count > 1); err != nil {
+			return made{}, err
 		}
 	}
 	for _, f := range c.op.Files {
 		h := &tar.Header{Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(f.Data)), ModTime: time.Unix(0, 0)}
 		if err := c.file(h, path.Base("/"+f.Name), strings.NewReader(f.Data), count > 1); err != nil {
-			return "", err
+			return made{}, err
 		}
 	}
 	for _, d := range c.urls {
 		if err := d.copyTo(c, count > 1); err != nil {
-			return "", err
+			return made{}, err
 		}
 	}
 	return c.t.commit()
+}
+
+// openStage shows the source's layers and selects in them, once.
+func (c *copier) openStage(ctx context.Context, from result) error {
+	if c.from != nil {
+		return nil
+	}
+	root, err := openStage(ctx, c.b.Layers, from.layers)
+	if err != nil {
+		return err
+	}
+	c.from = &view{root: root, owners: true}
+	c.sel, err = c.from.selection(ctx, c.op.Sources, selectOptions{c.op.Exclude, c.op.Parents})
+	return err
+}
+
+// before is selector's.
+func (c *copier) before(ctx context.Context, from result) (string, error) {
+	if err := c.openStage(ctx, from); err != nil {
+		return "", err
+	}
+	return c.from.fingerprint(ctx, c.sel)
+}
+
+// after is selector's.
+func (c *copier) after() (string, bool) { return c.from.sumUp(c.sel, c.sums) }
+
+// release is selector's.
+func (c *copier) release() error {
+	if c.from == nil || c.from.root == nil {
+		return nil
+	}
+	err := c.from.root.Close()
+	c.from.root = nil
+	return err
 }
 
 // owned sets a header's owner: --chown's, else root's for what comes from the context, else the one it has.
@@ -265,7 +304,7 @@ func (c *copier) owned(h *tar.Header, st *unix.Stat_t) {
 	switch {
 	case c.chown != nil:
 		h.Uid, h.Gid = c.chown.uid, c.chown.gid
-	case !c.fromContext && st != nil:
+	case c.tree == nil && st != nil:
 		h.Uid, h.Gid = int(st.Uid), int(st.Gid)
 	}
 }
@@ -462,8 +501,17 @@ func (c *copier) regular(v *view, it *item, h *tar.Header) error {
 		h.ModTime = time.Unix(it.st.Mtim.Unix())
 	}
 	h.Typeflag, h.Size = tar.TypeReg, it.st.Size
-	if err := c.t.write(h, f); err != nil {
+	var content io.Reader = f
+	var sum hash.Hash
+	if c.tree == nil {
+		sum = sha256.New()
+		content = io.TeeReader(f, sum)
+	}
+	if err := c.t.write(h, content); err != nil {
 		return err
+	}
+	if sum != nil {
+		c.sums = append(c.sums, [sha256.Size]byte(sum.Sum(nil)))
 	}
 	var after unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &after); err != nil {

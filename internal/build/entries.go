@@ -17,9 +17,8 @@ import (
 
 // Kinds of entries that are no steps.
 const (
-	KindMount   = "mount" // the folder of a RUN --mount=type=cache
-	KindContext = "stat"  // what is known of a context's files
-	KindConfig  = kindConfig
+	KindMount   = "mount"   // the folder of a RUN --mount=type=cache
+	KindContext = "stat"    // what is known of a context's files
 	KindDamaged = "damaged" // a record that can't be read: a miss, and nobody needs it
 )
 
@@ -40,7 +39,7 @@ type Entry struct {
 
 // Step reports whether the entry is the result of a step or a mount: what people count when they count a cache.
 func (e Entry) Step() bool {
-	return e.Kind != KindContext && e.Kind != KindConfig && e.Kind != KindDamaged
+	return e.Kind != KindContext && e.Kind != KindDamaged
 }
 
 // Entries lists everything in the cache, what was used last at the end. Folders and lock files are not in it.

@@ -21,13 +21,19 @@ import (
 )
 
 // fingerprint hashes what a selection means for the layer that COPY makes of it: names, types, modes, link targets, extended
-// attributes and contents. Times and owners are left out, since copies from the context belong to root and an edit
-// without a change of content shall not count.
+// attributes and contents, and owners where they are kept. Times are left out, since an edit without a change of content shall not
+// count.
 func (v *view) fingerprint(ctx context.Context, sel []source) (string, error) {
 	sums, err := v.contentSums(ctx, sel)
 	if err != nil {
 		return "", err
 	}
+	sum, _ := v.sumUp(sel, sums)
+	return sum, nil
+}
+
+// sumUp is the fingerprint of a selection whose regular files have these hashes, in its order; ok is false when they are not as many.
+func (v *view) sumUp(sel []source, sums [][sha256.Size]byte) (sum string, ok bool) {
 	h := sha256.New()
 	n := 0
 	for i := range sel {
@@ -39,14 +45,20 @@ func (v *view) fingerprint(ctx context.Context, sel []source) (string, error) {
 				continue // its own attributes are not copied
 			}
 			fmt.Fprintf(h, "%q %o %q %q %d:%d ", it.rel, it.st.Mode, it.link, it.xattrs, unix.Major(it.st.Rdev), unix.Minor(it.st.Rdev))
+			if v.owners {
+				fmt.Fprintf(h, "%d:%d ", it.st.Uid, it.st.Gid)
+			}
 			if it.kind() == unix.S_IFREG {
+				if n == len(sums) {
+					return "", false
+				}
 				h.Write(sums[n][:])
 				n++
 			}
 			h.Write([]byte{'\n'})
 		}
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return hex.EncodeToString(h.Sum(nil)), n == len(sums)
 }
 
 // contentSums hashes the regular files of a selection, in its order, those that the cache does not know in parallel.

@@ -20,7 +20,6 @@ const (
 	kindCopy    = "copy"    // COPY and ADD
 	kindRun     = "run"     // RUN
 	kindMkdir   = "mkdir"   // WORKDIR
-	kindConfig  = "config"  // the finished image's config; only to remember when it was made first
 )
 
 // result is what a node gives: a file system, as layers from the base up, and how its own part came to be.
@@ -55,10 +54,17 @@ type node struct {
 	prepare func(ctx context.Context) (string, error)
 	// owner is the step that a context or url node belongs to.
 	owner *node
-	// run does the work; in are the results of inputs. It returns the layer that it made, "" when nothing changed.
-	run func(ctx context.Context, n *node, in []result) (ocispec.Digest, error)
+	// run does the work; in are the results of inputs.
+	run func(ctx context.Context, n *node, in []result) (made, error)
 	// again, when it says true after run, keeps the result out of the cache: an input changed meanwhile.
 	again func() bool
+	// selects is set for a COPY --from: its content key has what the copy selects instead of all that the second input holds.
+	selects selector
+	// free says that the result does not depend on the first input, the file system below, as with COPY --link.
+	free bool
+	// noCache runs the step though its result is known; fresh says that it or a step that it depends on is such: then its definition
+	// tells nothing, though what its inputs turn out to hold may.
+	noCache, fresh bool
 
 	keyOnce sync.Once
 	defKey  string
@@ -68,6 +74,22 @@ type node struct {
 	solveOnce sync.Once
 	res       result
 	resErr    error
+}
+
+// made is what running a node gives: the layer, "" when nothing changed, and its time.
+type made struct {
+	layer ocispec.Digest
+	when  time.Time
+}
+
+// selector hashes the files that a COPY takes out of a stage or an image. The methods are called by one goroutine.
+type selector interface {
+	// before hashes them in the tree that the layers show.
+	before(ctx context.Context, from result) (string, error)
+	// after is the same of the files that run has just copied; ok is false if it did not.
+	after() (sum string, ok bool)
+	// release frees what before has opened and run did not use.
+	release() error
 }
 
 // keyError says whose input could not be read; the key of every later step fails with it too.
@@ -107,12 +129,14 @@ func (n *node) key(ctx context.Context) (string, error) {
 	return n.defKey, n.keyErr
 }
 
+// inputKeys are the definition keys of what n depends on.
 func (n *node) inputKeys(ctx context.Context) ([]string, error) {
-	keys := make([]string, len(n.inputs))
-	errs := make([]error, len(n.inputs))
+	inputs := n.depends()
+	keys := make([]string, len(inputs))
+	errs := make([]error, len(inputs))
 	var wg sync.WaitGroup
-	for i, in := range n.inputs {
-		if i == len(n.inputs)-1 { // the last, which is the only one as a rule, on this goroutine
+	for i, in := range inputs {
+		if i == len(inputs)-1 { // the last, which is the only one as a rule, on this goroutine
 			keys[i], errs[i] = in.key(ctx)
 			break
 		}
@@ -127,18 +151,30 @@ func (n *node) inputKeys(ctx context.Context) ([]string, error) {
 	return keys, nil
 }
 
-// contentKey is the key by what the inputs hold, whatever way they came to it.
-func (n *node) contentKey(ctx context.Context, in []result) (key string, ingredients []string, err error) {
+// depends are the inputs that the result depends on.
+func (n *node) depends() []*node {
+	if n.free {
+		return n.inputs[1:]
+	}
+	return n.inputs
+}
+
+// contentKey is the key by what the inputs hold, whatever way they came to it. sum stands for what the selector says, if there is one.
+func (n *node) contentKey(ctx context.Context, in []result, sum string) (key string, ingredients []string, err error) {
 	for i, input := range n.inputs {
-		if !input.isLeaf() {
+		switch {
+		case i == 0 && n.free:
+		case i == 1 && n.selects != nil:
+			ingredients = append(ingredients, sum)
+		case !input.isLeaf():
 			ingredients = append(ingredients, in[i].key())
-			continue
+		default:
+			k, err := input.key(ctx)
+			if err != nil {
+				return "", nil, err
+			}
+			ingredients = append(ingredients, k)
 		}
-		k, err := input.key(ctx)
-		if err != nil {
-			return "", nil, err
-		}
-		ingredients = append(ingredients, k)
 	}
 	return keyOf(byContent, n.kind, n.opJSON, ingredients), ingredients, nil
 }

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"conex/internal/dockerfile"
 	"conex/internal/image"
@@ -20,24 +21,29 @@ import (
 
 // planner turns stages into nodes. It plans a stage when something first needs it, so stages that nothing needs cost nothing.
 type planner struct {
-	b        *Builder
-	req      *Request
-	file     *dockerfile.File
-	in       *input
-	journal  *journal
-	platform ocispec.Platform
-	global   dockerfile.List // ARGs before the first FROM, and the predefined ones
-	proxies  []string        // http_proxy and its like from the build arguments, for RUN's environment
+	b       *Builder
+	req     *Request
+	file    *dockerfile.File
+	in      *input
+	journal *journal
+	// platform is the target's, local this machine's.
+	platform, local ocispec.Platform
+	global          dockerfile.List // ARGs before the first FROM, and the predefined ones
+	proxies         []string        // http_proxy and its like from the build arguments, for RUN's environment
 
-	stages   []*stage
-	nodes    []*node // all, in planning order
-	contexts contextVertex
+	stages []*stage
+	nodes  []*node // all, in planning order
+	// trees are what COPY and bind mounts read, by the name of the context, "" for the main one.
+	trees map[string]*tree
 	// downloads are ADD's URLs, whose files are closed in the end.
 	downloads []*download
 
 	mu    sync.Mutex
-	bases map[string]*base
+	bases map[baseKey]*base
 }
+
+// baseKey says which image is meant.
+type baseKey struct{ ref, platform string }
 
 // base is an image that FROM, COPY --from or a mount names, resolved once.
 type base struct {
@@ -49,15 +55,19 @@ type base struct {
 
 // stage is a planned stage.
 type stage struct {
-	index   int
-	spec    *dockerfile.Stage
-	label   string // in titles: "build", "stage-1", "" when there is only one
-	base    string // expanded
-	parent  *stage // the stage that FROM names, if any
-	planned bool
+	index  int
+	spec   *dockerfile.Stage
+	label  string // in titles: "build", "stage-1", "" when there is only one
+	base   string // expanded
+	parent *stage // the stage that FROM names, if any
+	// platform is what the stage is for: FROM --platform's, else the target's.
+	platform ocispec.Platform
+	planned  bool
 
 	cfg stageConfig
 	tip *node
+	// first is what a stage without a parent begins with.
+	first result
 	// args are the ARGs declared here and in the stages below, in order, with values; one of each name.
 	args []dockerfile.ArgVar
 	// vars is what variables mean at this point: ENV and ARG in order, the last of a name counts.
@@ -71,12 +81,58 @@ var proxyArgs = []string{"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "
 
 func isProxy(name string) bool { return slices.Contains(proxyArgs, strings.ToLower(name)) }
 
+func newPlanner(b *Builder, req *Request, file *dockerfile.File, in *input, j *journal) *planner {
+	return &planner{
+		b: b, req: req, file: file, in: in, journal: j, platform: platform(), local: platform(), bases: map[baseKey]*base{},
+		trees: map[string]*tree{"": mainTree(in)},
+	}
+}
+
+// ended tells the trees that the build is over, err being why if it failed.
+func (p *planner) ended(err error) error {
+	var errs []error
+	for _, t := range p.trees {
+		errs = append(errs, t.ended(err))
+	}
+	return errors.Join(errs...)
+}
+
+// close frees what the plan held for its steps.
+func (p *planner) close() error {
+	var errs []error
+	for _, t := range p.trees {
+		errs = append(errs, t.close())
+	}
+	for _, d := range p.downloads {
+		errs = append(errs, d.close())
+	}
+	return errors.Join(errs...)
+}
+
+// epoch is SOURCE_DATE_EPOCH, the time to give to everything; nil without one.
+func (p *planner) epoch() (*time.Time, error) {
+	v, ok := p.req.BuildArgs["SOURCE_DATE_EPOCH"]
+	if !ok || v == nil || *v == "" {
+		return nil, nil
+	}
+	n, err := strconv.ParseInt(*v, 10, 64)
+	if err != nil || n < 0 || n > maxEpoch {
+		return nil, fmt.Errorf("SOURCE_DATE_EPOCH=%s: it must be a number of seconds since 1970", *v)
+	}
+	t := time.Unix(n, 0).UTC()
+	return &t, nil
+}
+
+// maxEpoch is the end of the year 9999: later times have no form in JSON.
+const maxEpoch = 253402300799
+
 // prepare evaluates what stands before the first FROM, and the FROM lines.
 func (p *planner) prepare() error {
-	p.bases = map[string]*base{}
-	plat := p.platform.OS + "/" + p.platform.Architecture
-	if p.platform.Variant != "" {
-		plat += "/" + p.platform.Variant
+	if p.req.Platform != "" {
+		var err error
+		if p.platform, err = p.parsePlatform(p.req.Platform); err != nil {
+			return err
+		}
 	}
 	target := p.req.Target
 	if target == "" {
@@ -86,8 +142,8 @@ func (p *planner) prepare() error {
 		target = "default"
 	}
 	for _, kv := range [][2]string{
-		{"BUILDPLATFORM", plat}, {"BUILDOS", p.platform.OS}, {"BUILDOSVERSION", ""}, {"BUILDARCH", p.platform.Architecture},
-		{"BUILDVARIANT", p.platform.Variant}, {"TARGETPLATFORM", plat}, {"TARGETOS", p.platform.OS}, {"TARGETOSVERSION", ""},
+		{"BUILDPLATFORM", platformString(p.local)}, {"BUILDOS", p.local.OS}, {"BUILDOSVERSION", ""}, {"BUILDARCH", p.local.Architecture},
+		{"BUILDVARIANT", p.local.Variant}, {"TARGETPLATFORM", platformString(p.platform)}, {"TARGETOS", p.platform.OS}, {"TARGETOSVERSION", ""},
 		{"TARGETARCH", p.platform.Architecture}, {"TARGETVARIANT", p.platform.Variant}, {"TARGETSTAGE", target},
 	} {
 		v := kv[1]
@@ -146,36 +202,18 @@ func (p *planner) prepareStage(i int) error {
 		return p.file.Errorf(spec.Lines, "base name (%s) should not be blank", spec.Base)
 	}
 	s.parent = p.stageNamed(s.base)
+	s.platform = p.platform
 	if spec.Platform != "" {
 		plat, err := p.file.Word(spec.Platform, p.global)
 		if err != nil {
 			return p.file.Errorf(spec.Lines, "%w", err)
 		}
-		if err := p.checkPlatform(plat); err != nil {
+		if s.platform, err = p.parsePlatform(plat); err != nil {
 			return p.file.Errorf(spec.Lines, "%w", err)
 		}
 	}
 	p.stages = append(p.stages, s)
 	return nil
-}
-
-// checkPlatform refuses what this machine does not run.
-func (p *planner) checkPlatform(s string) error {
-	parts := strings.Split(s, "/")
-	if parts[0] != p.platform.OS || len(parts) > 1 && normalArch(parts[1]) != p.platform.Architecture {
-		return fmt.Errorf("platform %q: this machine is %s/%s, other platforms are %w", s, p.platform.OS, p.platform.Architecture, ErrUnsupported)
-	}
-	return nil
-}
-
-func normalArch(a string) string {
-	switch a {
-	case "x86_64", "x86-64":
-		return "amd64"
-	case "aarch64":
-		return "arm64"
-	}
-	return a
 }
 
 // stageNamed finds a stage prepared so far by its name.
@@ -217,9 +255,9 @@ func (p *planner) preload(ctx context.Context, target *stage) error {
 	g, ctx := errgroup.WithContext(ctx)
 	seen := map[*stage]bool{}
 	var visit func(s *stage)
-	load := func(ref string, at dockerfile.Lines) {
+	load := func(ref string, plat ocispec.Platform, at dockerfile.Lines) {
 		g.Go(func() error {
-			_, err := p.image(ctx, ref, at)
+			_, err := p.image(ctx, ref, plat, at)
 			return err
 		})
 	}
@@ -232,7 +270,7 @@ func (p *planner) preload(ctx context.Context, target *stage) error {
 		case s.parent != nil:
 			visit(s.parent)
 		case s.base != "scratch":
-			load(s.base, s.spec.Lines)
+			load(s.base, s.platform, s.spec.Lines)
 		}
 		for _, st := range s.spec.Steps {
 			c, ok := st.Instruction.(*dockerfile.Copy)
@@ -243,7 +281,7 @@ func (p *planner) preload(ctx context.Context, target *stage) error {
 			if from, err := p.fromStage(s, c.From); err == nil && from != nil {
 				visit(from)
 			} else if err == nil && c.From != "scratch" {
-				load(c.From, st.Lines)
+				load(c.From, p.platform, st.Lines)
 			}
 		}
 	}
@@ -277,13 +315,14 @@ func (p *planner) fromStage(s *stage, from string) (*stage, error) {
 	return nil, nil
 }
 
-// image resolves a reference once.
-func (p *planner) image(ctx context.Context, ref string, at dockerfile.Lines) (*base, error) {
+// image resolves a reference once for each platform.
+func (p *planner) image(ctx context.Context, ref string, plat ocispec.Platform, at dockerfile.Lines) (*base, error) {
+	key := baseKey{ref, platformString(plat)}
 	p.mu.Lock()
-	b, ok := p.bases[ref]
+	b, ok := p.bases[key]
 	if !ok {
 		b = &base{}
-		p.bases[ref] = b
+		p.bases[key] = b
 	}
 	p.mu.Unlock()
 	b.once.Do(func() {
@@ -293,9 +332,9 @@ func (p *planner) image(ctx context.Context, ref string, at dockerfile.Lines) (*
 		}
 		v := p.journal.vertex("", "[internal] load metadata for "+name)
 		v.start()
-		b.img, b.err = p.b.Base(ctx, ref, p.req.Pull, func(current, total int64) { v.progress(current, total) })
-		if b.err == nil && (b.img.Config.OS != "" && b.img.Config.OS != p.platform.OS || b.img.Config.Architecture != "" && b.img.Config.Architecture != p.platform.Architecture) {
-			b.err = fmt.Errorf("%s is for %s/%s: %w", ref, b.img.Config.OS, b.img.Config.Architecture, p.checkPlatform(b.img.Config.OS+"/"+b.img.Config.Architecture))
+		b.img, b.err = p.b.Base(ctx, ref, plat, p.req.Pull, func(current, total int64) { v.progress(current, total) })
+		if b.err == nil {
+			b.err = fits(ref, b.img, plat)
 		}
 		if b.err != nil {
 			kind := Failed
@@ -335,20 +374,21 @@ func (p *planner) plan(ctx context.Context, s *stage) error {
 		s.args, s.vars = slices.Clone(s.parent.args), slices.Clone(s.parent.vars)
 	case s.base == "scratch":
 		s.tip = &node{kind: kindScratch, op: "", fixed: &scratchResult}
-		s.cfg.image.OS, s.cfg.image.Architecture, s.cfg.image.Variant = p.platform.OS, p.platform.Architecture, p.platform.Variant
+		s.first = scratchResult
+		s.cfg.image.OS, s.cfg.image.Architecture, s.cfg.image.Variant = s.platform.OS, s.platform.Architecture, s.platform.Variant
 		s.cfg.image.Config.WorkingDir = "/"
 		s.cfg.image.Config.Env = []string{"PATH=" + defaultPath}
 	default:
-		b, err := p.image(ctx, s.base, s.spec.Lines)
+		b, err := p.image(ctx, s.base, s.platform, s.spec.Lines)
 		if err != nil {
 			return err
 		}
 		s.cfg = stageConfig{image: b.img.Config}
 		for _, h := range b.img.Config.History {
-			s.cfg.history = append(s.cfg.history, history{entry: h})
+			s.cfg.history = append(s.cfg.history, history{entry: h, inherited: true})
 		}
 		s.cfg = s.cfg.clone()
-		s.tip = b.node
+		s.tip, s.first = b.node, *b.node.fixed
 	}
 	if !slices.ContainsFunc(s.cfg.image.Config.Env, func(e string) bool { return strings.HasPrefix(e, "PATH=") }) {
 		s.cfg.image.Config.Env = append(s.cfg.image.Config.Env, "PATH="+defaultPath)
@@ -427,7 +467,7 @@ func (p *planner) step(ctx context.Context, s *stage, st dockerfile.Step, trigge
 	if trigger {
 		title = "ONBUILD " + title
 	}
-	n := &node{step: st, title: title, inputs: []*node{s.tip}}
+	n := &node{step: st, title: title, inputs: []*node{s.tip}, noCache: p.req.NoCache || s.filtered(p.req.NoCacheFilter)}
 	var created string
 	switch i := in.(type) {
 	case *dockerfile.Arg:
@@ -456,11 +496,27 @@ func (p *planner) step(ctx context.Context, s *stage, st dockerfile.Step, trigge
 	default:
 		return fmt.Errorf("%s is not known to the builder", st.Keyword())
 	}
+	n.fresh = n.noCache || slices.ContainsFunc(n.depends(), func(in *node) bool { return in.fresh })
 	n.vertex = p.journal.vertex(s.label, p.number(s)+title)
 	p.nodes = append(p.nodes, n)
 	s.cfg.noteNode(created, n)
 	s.tip = n
 	return nil
+}
+
+// filtered reports whether --no-cache-filter names the stage.
+func (s *stage) filtered(names []string) bool {
+	return slices.ContainsFunc(names, func(n string) bool {
+		return strings.EqualFold(n, s.spec.Name) || n == strconv.Itoa(s.index)
+	})
+}
+
+// baseLayers counts the layers of the image that the stage begins with, through the stages that it is built on.
+func (s *stage) baseLayers() int {
+	for s.parent != nil {
+		s = s.parent
+	}
+	return len(s.first.layers)
 }
 
 // absolute resolves a WORKDIR against the one before.
@@ -538,25 +594,4 @@ func (p *planner) unconsumed() []string {
 		}
 	}
 	return out
-}
-
-// contextVertex is the display's line for reading the context: from the first hash to the last.
-type contextVertex struct {
-	mu   sync.Mutex
-	v    *vertex
-	left int
-}
-
-func (c *contextVertex) begin() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.v.start()
-}
-
-func (c *contextVertex) done() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.left--; c.left == 0 {
-		c.v.end(Done, "", nil)
-	}
 }

@@ -57,7 +57,11 @@ func (o PruneOptions) within(root *disk.Root) (map[string]bool, error) {
 func (o PruneOptions) keeper() func(path string, info fs.FileInfo) bool {
 	layers, times := map[ocispec.Digest]bool{}, map[time.Time]bool{}
 	for _, img := range o.Images {
-		times[img.Created.UTC()] = true
+		for _, h := range img.Config.History {
+			if h.Created != nil {
+				times[h.Created.UTC()] = true
+			}
+		}
 		for _, d := range img.Layers() {
 			layers[d] = true
 		}

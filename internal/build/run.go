@@ -108,9 +108,10 @@ func (p *planner) planRun(ctx context.Context, n *node, s *stage, r *dockerfile.
 		}
 	}
 	n.kind, n.op = kindRun, op
-	n.run = func(ctx context.Context, n *node, in []result) (ocispec.Digest, error) {
+	n.run = func(ctx context.Context, n *node, in []result) (made, error) {
 		x := &execution{b: p.b, op: op, in: in, vertex: n.vertex, script: scriptName, proxies: proxies}
-		return x.run(ctx)
+		layer, err := x.run(ctx)
+		return made{layer, time.Now()}, err
 	}
 	created := "RUN "
 	if len(shown) > 0 {

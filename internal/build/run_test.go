@@ -14,6 +14,7 @@ import (
 	"conex/internal/disk"
 	"conex/internal/image"
 	"conex/internal/layers"
+	"conex/internal/ocispec"
 	"conex/internal/runtime"
 
 	"golang.org/x/sys/unix"
@@ -177,8 +178,8 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	images := image.Open(root, blobs.Open(root), ls)
-	b := &Builder{Root: root, State: state, Layers: ls, Images: images, Runtime: runtime.New(),
-		Base: func(_ context.Context, ref string, _ bool, _ func(int64, int64)) (image.Image, error) {
+	b := &Builder{Root: root, State: state, Layers: ls, Runtime: runtime.New(),
+		Base: func(_ context.Context, ref string, _ ocispec.Platform, _ bool, _ func(int64, int64)) (image.Image, error) {
 			return images.Resolve(ref)
 		},
 	}

@@ -15,20 +15,20 @@ import (
 
 // solver computes nodes: from the cache where it can, otherwise by running them, each once, independent ones side by side.
 type solver struct {
-	cache   *cache
-	file    *dockerfile.File
-	noCache bool
-	slots   chan struct{} // one per step that may run at once
-	cancel  context.CancelFunc
+	cache  *cache
+	file   *dockerfile.File
+	slots  chan struct{} // one per step that may run at once
+	cancel context.CancelFunc
 
 	mu    sync.Mutex
 	first error // the first failure, which cancelled the rest
 	made  []ocispec.Digest
+	ran   int // how many steps did work
 }
 
-func newSolver(c *cache, f *dockerfile.File, noCache bool, cancel context.CancelFunc) *solver {
+func newSolver(c *cache, f *dockerfile.File, cancel context.CancelFunc) *solver {
 	// Steps wait for the network and the disk much of the time, so a few more than there are processors.
-	return &solver{cache: c, file: f, noCache: noCache, slots: make(chan struct{}, runtime.GOMAXPROCS(0)+2), cancel: cancel}
+	return &solver{cache: c, file: f, slots: make(chan struct{}, runtime.GOMAXPROCS(0)+2), cancel: cancel}
 }
 
 // solve returns a node's result. Whoever asks second waits for the first.
@@ -75,7 +75,7 @@ func (s *solver) settle(n *node, err error) error {
 	return err
 }
 
-func (s *solver) compute(ctx context.Context, n *node) (result, error) {
+func (s *solver) compute(ctx context.Context, n *node) (_ result, err error) {
 	if n.fixed != nil {
 		if _, err := n.key(ctx); err != nil {
 			return result{}, err
@@ -121,25 +121,22 @@ func (s *solver) compute(ctx context.Context, n *node) (result, error) {
 	if hit {
 		return s.cached(n, in[0], rec), nil
 	}
-	ckey, ingredients, err := n.contentKey(ctx, in)
+	if n.selects != nil {
+		defer func() { err = errors.Join(err, n.selects.release()) }()
+	}
+	known, err := s.known(ctx, n, in)
 	if err != nil {
 		return result{}, err
 	}
-	if !s.noCache {
-		if rec, hit, err = s.cache.get(byContent, ckey); err != nil {
-			return result{}, err
-		}
-	}
+	rec, hit = known.rec, known.hit
 	if !hit {
-		rec, err = s.execute(ctx, n, in)
-		if err != nil {
+		if rec, err = s.execute(ctx, n, in); err != nil {
 			return result{}, err
 		}
 		if n.again != nil && n.again() {
 			return s.finished(n, in[0], rec), nil
 		}
-		rec.Key, rec.Inputs = ckey, ingredients
-		if err := s.cache.put(byContent, rec); err != nil {
+		if err := s.remember(ctx, n, in, known, rec); err != nil {
 			return result{}, err
 		}
 	}
@@ -157,10 +154,67 @@ func (s *solver) compute(ctx context.Context, n *node) (result, error) {
 	return s.finished(n, in[0], rec), nil
 }
 
+// content is what the cache knows of a node by what its inputs hold.
+type content struct {
+	key         string // "" when the selection was not hashed
+	ingredients []string
+	rec         Record
+	hit         bool
+}
+
+// known asks the cache for the node's content. What a COPY selects is hashed only if the same copy was made before: when nothing can
+// be found, reading the files twice is too dear.
+func (s *solver) known(ctx context.Context, n *node, in []result) (c content, err error) {
+	sum := ""
+	if n.selects != nil {
+		_, seen, err := s.cache.get(byContent, s.seenKey(n, in))
+		if err != nil || !seen || n.noCache {
+			return c, err
+		}
+		if sum, err = n.selects.before(ctx, in[1]); err != nil {
+			return c, err
+		}
+	}
+	if c.key, c.ingredients, err = n.contentKey(ctx, in, sum); err != nil || n.noCache {
+		return c, err
+	}
+	c.rec, c.hit, err = s.cache.get(byContent, c.key)
+	return c, err
+}
+
+// seenKey is the key of a record that says: a selection was copied by this node's op before.
+func (s *solver) seenKey(n *node, in []result) string {
+	var base []string
+	if !n.free {
+		base = []string{in[0].key()}
+	}
+	return keyOf(byContent, n.kind+" seen", n.opJSON, base)
+}
+
+// remember records a result by its content.
+func (s *solver) remember(ctx context.Context, n *node, in []result, c content, rec Record) (err error) {
+	if n.selects != nil {
+		if err := s.cache.put(byContent, Record{Key: s.seenKey(n, in), Kind: n.kind, Layer: rec.Layer, Created: rec.Created}); err != nil {
+			return err
+		}
+		if c.key == "" {
+			sum, ok := n.selects.after()
+			if !ok {
+				return nil
+			}
+			if c.key, c.ingredients, err = n.contentKey(ctx, in, sum); err != nil {
+				return err
+			}
+		}
+	}
+	rec.Key, rec.Inputs = c.key, c.ingredients
+	return s.cache.put(byContent, rec)
+}
+
 // lookup asks the cache for the node's definition.
 func (s *solver) lookup(ctx context.Context, n *node) (Record, bool, error) {
 	key, err := n.key(ctx)
-	if err != nil || s.noCache {
+	if err != nil || n.fresh {
 		return Record{}, false, err
 	}
 	return s.cache.get(byDefinition, key)
@@ -191,20 +245,20 @@ func (s *solver) execute(ctx context.Context, n *node, in []result) (Record, err
 	}
 	n.vertex.start()
 	begun := time.Now()
-	layer, err := n.run(ctx, n, in)
+	m, err := n.run(ctx, n, in)
 	if err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {
 		return Record{}, err
 	}
-	if layer != "" {
-		s.mu.Lock()
-		s.made = append(s.made, layer)
-		s.mu.Unlock()
+	s.mu.Lock()
+	s.ran++
+	if m.layer != "" {
+		s.made = append(s.made, m.layer)
 	}
-	now := time.Now()
-	return Record{Kind: n.kind, Title: n.title, Op: n.opJSON, Layer: layer, Created: now.UTC(), Took: now.Sub(begun)}, nil
+	s.mu.Unlock()
+	return Record{Kind: n.kind, Title: n.title, Op: n.opJSON, Layer: m.layer, Created: m.when.UTC(), Took: time.Since(begun)}, nil
 }
 
 func (s *solver) cached(n *node, base result, rec Record) result {

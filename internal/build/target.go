@@ -41,6 +41,8 @@ type target struct {
 	w     *layers.Writer
 	// made is what the layer has so far, by path without leading slash.
 	made map[string]madeEntry
+	// newest is the latest time of what was written, but for what only repeats the stage below.
+	newest time.Time
 }
 
 type madeEntry struct {
@@ -77,15 +79,15 @@ func (t *target) close() error {
 	return errors.Join(append(errs, t.w.Close())...)
 }
 
-// commit gives the layer, "" when nothing was written.
-func (t *target) commit() (ocispec.Digest, error) {
+// commit gives the layer, with the newest time in it, or nothing when nothing was written.
+func (t *target) commit() (made, error) {
 	for _, e := range t.made {
 		if !e.kept {
 			info, err := t.w.Commit()
-			return info.DiffID, err
+			return made{info.DiffID, t.newest}, err
 		}
 	}
-	return "", nil
+	return made{}, nil
 }
 
 // lookup says what lies at a path whose parents are no links. The error is fs.ErrNotExist when there is nothing.
@@ -279,6 +281,9 @@ func (t *target) write(h *tar.Header, content io.Reader) error {
 func (t *target) append(h *tar.Header, content io.Reader, kept bool) error {
 	if err := t.w.WriteEntry(h, content); err != nil {
 		return err
+	}
+	if h.ModTime.After(t.newest) && h.ModTime.Unix() <= maxEpoch {
+		t.newest = h.ModTime
 	}
 	// A folder that takes new attributes is a change, though the stage's files in it stay.
 	t.made[h.Name] = madeEntry{mode: tarKind(h.Typeflag), link: h.Linkname, kept: kept}

@@ -25,6 +25,8 @@ type view struct {
 	ignore []string
 	// stats knows files of a context folder from earlier builds; nil for what lives for one build only.
 	stats *statCache
+	// owners says that the files keep their owners when they are copied, so those count in a fingerprint.
+	owners bool
 }
 
 // item is one file, folder or link that a COPY selected.

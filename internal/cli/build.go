@@ -85,10 +85,44 @@ func (a *app) buildCommand() *cobra.Command {
 		f.Var(&fixedFlag{name}, name, "")
 		f.Lookup(name).NoOptDefVal, f.Lookup(name).Hidden = "true", true
 	}
-	refuseAll(f, "add-host", "allow", "annotation", "attest", "build-context", "builder", "cache-from", "cache-to", "call", "cgroup-parent",
-		"check?", "compress?", "c|cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems", "disable-content-trust?", "isolation",
-		"m|memory", "memory-swap", "metadata-file", "network", "no-cache-filter", "o|output", "policy", "provenance", "push?", "sbom", "secret",
-		"security-opt", "shm-size", "squash?", "ssh", "ulimit", "D|debug?")
+	refuseAll(f,
+		"add-host",
+		"allow",
+		"annotation",
+		"attest",
+		"build-context",
+		"builder",
+		"cache-from",
+		"cache-to",
+		"call",
+		"cgroup-parent",
+		"check?",
+		"compress?",
+		"c|cpu-shares",
+		"cpu-period",
+		"cpu-quota",
+		"cpuset-cpus",
+		"cpuset-mems",
+		"disable-content-trust?",
+		"isolation",
+		"m|memory",
+		"memory-swap",
+		"metadata-file",
+		"network",
+		"no-cache-filter",
+		"o|output",
+		"policy",
+		"provenance",
+		"push?",
+		"sbom",
+		"secret",
+		"security-opt",
+		"shm-size",
+		"squash?",
+		"ssh",
+		"ulimit",
+		"D|debug?",
+	)
 	return cmd
 }
 

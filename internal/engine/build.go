@@ -11,14 +11,20 @@ import (
 	"conex/internal/collect"
 	"conex/internal/disk"
 	"conex/internal/image"
+	"conex/internal/ocispec"
+	"conex/internal/registry"
 	"conex/internal/runtime"
 )
 
-// BuildRequest says what to build, BuildResult what came of it.
-type (
-	BuildRequest = build.Request
-	BuildResult  = build.Result
-)
+// BuildRequest says what to build and what to do with it.
+type BuildRequest struct {
+	build.Request
+	// Tags are the references to give to the image.
+	Tags []string
+}
+
+// BuildResult says what came of a build.
+type BuildResult = build.Result
 
 // Build builds an image from a Dockerfile. A nil error promises that the image is recorded, tagged and survives a power loss. An error
 // that a place in the Dockerfile is to blame for is a *build.StepError or a *dockerfile.ParseError.
@@ -27,10 +33,11 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 	if err != nil {
 		return res, err
 	}
-	images, err := e.Images()
+	out, err := e.buildOutput(&req)
 	if err != nil {
 		return res, err
 	}
+	req.Export = out.export
 	// What a killed build left in staging goes now. Two folders are read.
 	if err := e.root.Sweep(); err != nil {
 		return res, err
@@ -46,7 +53,7 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 		}
 	}()
 	b := &build.Builder{
-		Root: e.root, State: e.cfg.State, Layers: ls.Claiming(lease.Claim), Images: images, Runtime: runtime.New(), Networks: e.Networks(),
+		Root: e.root, State: e.cfg.State, Layers: ls.Claiming(lease.Claim), Runtime: runtime.New(), Networks: e.Networks(),
 		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, Base: e.claimingBase(lease),
 	}
 	before, _, err := disk.Free(e.root.Path())
@@ -54,9 +61,9 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 		return res, err
 	}
 	begun := time.Now()
-	res, err = b.Build(ctx, req)
+	res, err = b.Build(ctx, req.Request)
 	if e.rootFull(err) && req.Context != "-" && req.Dockerfile != "-" && e.makeRoom(ctx, begun) {
-		res, err = b.Build(ctx, req) // the steps that were done are cached
+		res, err = b.Build(ctx, req.Request) // the steps that were done are cached
 	}
 	var wrote int64
 	if err != nil || !res.Cached {
@@ -73,10 +80,10 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 }
 
 // claimingBase is buildBase for a build's lease: what it returns stays.
-func (e *Engine) claimingBase(lease *collect.Lease) func(context.Context, string, bool, func(current, total int64)) (image.Image, error) {
-	return func(ctx context.Context, ref string, pull bool, progress func(current, total int64)) (image.Image, error) {
+func (e *Engine) claimingBase(lease *collect.Lease) func(context.Context, string, ocispec.Platform, bool, func(current, total int64)) (image.Image, error) {
+	return func(ctx context.Context, ref string, plat ocispec.Platform, pull bool, progress func(current, total int64)) (image.Image, error) {
 		for {
-			img, err := e.buildBase(ctx, ref, pull, progress)
+			img, err := e.buildBase(ctx, ref, plat, pull, progress)
 			if err != nil {
 				return img, err
 			}
@@ -96,18 +103,30 @@ func (e *Engine) claimingBase(lease *collect.Lease) func(context.Context, string
 }
 
 // buildBase finds the image that a FROM names: here, or in its registry.
-func (e *Engine) buildBase(ctx context.Context, ref string, pull bool, progress func(current, total int64)) (image.Image, error) {
+func (e *Engine) buildBase(ctx context.Context, ref string, plat ocispec.Platform, pull bool, progress func(current, total int64)) (image.Image, error) {
 	images, err := e.Images()
 	if err != nil {
 		return image.Image{}, err
 	}
+	want := "" // this machine's: then an image that says nothing of platforms will do
+	if registry.FormatPlatform(plat) != registry.FormatPlatform(registry.HostPlatform()) {
+		want = registry.FormatPlatform(plat)
+	}
 	if !pull {
-		img, err := images.Resolve(ref)
+		var img image.Image
+		if want == "" {
+			img, err = images.Resolve(ref)
+			if err == nil && img.Config.Architecture != "" && registry.Fits(plat, img.Config.Platform) < 0 {
+				err = image.ErrNotFound
+			}
+		} else {
+			img, err = images.ResolvePlatform(ref, plat)
+		}
 		if !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrDamaged) {
 			return img, err
 		}
 	}
-	img, _, err := e.Pull(ctx, PullRequest{Reference: ref, Progress: sumProgress(progress)})
+	img, _, err := e.Pull(ctx, PullRequest{Reference: ref, Platform: want, Progress: sumProgress(progress)})
 	return img, err
 }
 

@@ -40,7 +40,7 @@ func TestBuildPulls(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	first, err := e.Build(bg, BuildRequest{Context: dir, Tags: []string{"mine"}})
+	first, err := e.Build(bg, BuildRequest{Request: build.Request{Context: dir}, Tags: []string{"mine"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,13 +48,13 @@ func TestBuildPulls(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	newPushed(t, tarOf(t, map[string]string{"base": "2"})).push(t, host, "library/base", "latest")
-	if second, err := e.Build(bg, BuildRequest{Context: dir}); err != nil || second.ID != first.ID || !second.Cached {
+	if second, err := e.Build(bg, BuildRequest{Request: build.Request{Context: dir}}); err != nil || second.ID != first.ID || !second.Cached {
 		t.Errorf("without --pull: %+v, %v", second, err)
 	}
-	if third, err := e.Build(bg, BuildRequest{Context: dir, Pull: true}); err != nil || third.ID == first.ID {
+	if third, err := e.Build(bg, BuildRequest{Request: build.Request{Context: dir, Pull: true}}); err != nil || third.ID == first.ID {
 		t.Errorf("with --pull: %+v, %v", third, err)
 	}
-	if _, err := e.Build(bg, BuildRequest{Context: "-", Stdin: strings.NewReader("FROM " + host + "/nowhere\n")}); !errors.Is(err, ErrNotFound) {
+	if _, err := e.Build(bg, BuildRequest{Request: build.Request{Context: "-", Stdin: strings.NewReader("FROM " + host + "/nowhere\n")}}); !errors.Is(err, ErrNotFound) {
 		t.Errorf("on an image that nobody has: %v", err)
 	}
 	wantEmpty(t, e, "staging", "trash")
@@ -76,11 +76,11 @@ func TestBuildNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out strings.Builder
-	req := BuildRequest{Context: dir, Tags: []string{"net"}, Display: func(ev build.Event) {
+	req := BuildRequest{Tags: []string{"net"}, Request: build.Request{Context: dir, Display: func(ev build.Event) {
 		if ev.Kind == build.Output {
 			out.WriteString(ev.Text)
 		}
-	}}
+	}}}
 	first, err := e.Build(bg, req)
 	if err != nil {
 		t.Fatal(err)

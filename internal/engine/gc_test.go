@@ -40,7 +40,7 @@ func buildNoise(t *testing.T, e *Engine, n int, used time.Time) ocispec.Digest {
 			t.Fatal(err)
 		}
 	}
-	res, err := e.Build(bg, BuildRequest{Context: dir})
+	res, err := e.Build(bg, BuildRequest{Request: build.Request{Context: dir}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +167,7 @@ func TestBudgetSpares(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	res, err := e.Build(bg, BuildRequest{Context: dir})
+	res, err := e.Build(bg, BuildRequest{Request: build.Request{Context: dir}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func TestBudgetSpares(t *testing.T) {
 	e.afterWrite(bg, 1)
 	wantLayers(t, e, map[ocispec.Digest]bool{leased: false, dangling: true})
 	// Cached for the image's sake: the same build finds it.
-	if again, err := e.Build(bg, BuildRequest{Context: dir}); err != nil || !again.Cached {
+	if again, err := e.Build(bg, BuildRequest{Request: build.Request{Context: dir}}); err != nil || !again.Cached {
 		t.Errorf("%+v, %v", again, err)
 	}
 	wantClean(t, e)

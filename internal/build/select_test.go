@@ -1,0 +1,77 @@
+package build
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// What COPY --from takes counts, not what else the stage holds.
+func TestCopyFromBySelection(t *testing.T) {
+	e := newEnv(t)
+	e.busybox()
+	file := func(noise, out string) string {
+		return "FROM busybox AS b\nRUN mkdir /out && echo " + out + " > /out/f && echo " + noise + " > /noise\nFROM scratch\nCOPY --from=b /out/ /\nCOPY --from=b /out/f /again\n"
+	}
+	first := e.must(file("1", "x"))
+	e.ran("RUN mkdir /out && echo x > /out/f && echo 1 > /noise", "COPY --from=b /out/ /", "COPY --from=b /out/f /again")
+	second := e.must(file("2", "x"))
+	e.ran("RUN mkdir /out && echo x > /out/f && echo 2 > /noise")
+	if first.ID != second.ID {
+		t.Errorf("images %s and %s of the same files", first.ID, second.ID)
+	}
+	third := e.must(file("3", "y"))
+	e.ran("RUN mkdir /out && echo y > /out/f && echo 3 > /noise", "COPY --from=b /out/ /", "COPY --from=b /out/f /again")
+	e.wantTree(third, map[string]string{"f": "644 0:0 y\n", "again": "644 0:0 y\n"})
+	e.must(file("4", "x"))
+	e.ran("RUN mkdir /out && echo x > /out/f && echo 4 > /noise")
+}
+
+// The time of an image is that of its newest file, not that of the build: so it is the same elsewhere.
+func TestTimesComeFromFiles(t *testing.T) {
+	const file = "FROM scratch\nLABEL a=b\nCOPY a /\nCOPY b /\nWORKDIR /w\nCMD [\"x\"]\n"
+	when := time.Date(2021, 3, 4, 5, 6, 7, 0, time.UTC)
+	write := func(e *env) {
+		for i, name := range []string{"b", "a"} {
+			e.write(name, name)
+			at := when.AddDate(0, i, 0)
+			if err := os.Chtimes(filepath.Join(e.ctx, name), at, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	e, other := newEnv(t), newEnv(t)
+	write(e)
+	img := e.must(file)
+	if want := when.AddDate(0, 1, 0); !img.Created.Equal(want) {
+		t.Errorf("created %v, want %v", img.Created, want)
+	}
+	write(other)
+	if again := other.must(file); again.ID != img.ID {
+		t.Errorf("another machine's image is %s, not %s", again.ID, img.ID)
+	}
+	epoch := "86400"
+	img = e.must(file, func(r *Request) { r.BuildArgs = map[string]*string{"SOURCE_DATE_EPOCH": &epoch} })
+	if want := time.Unix(86400, 0); !img.Created.Equal(want) {
+		t.Errorf("created %v with SOURCE_DATE_EPOCH", img.Created)
+	}
+	for _, h := range img.Config.History {
+		if !h.Created.Equal(time.Unix(86400, 0)) {
+			t.Errorf("%s: %v with SOURCE_DATE_EPOCH", h.CreatedBy, h.Created)
+		}
+	}
+	bad := "soon"
+	if _, err := e.build(file, func(r *Request) { r.BuildArgs = map[string]*string{"SOURCE_DATE_EPOCH": &bad} }); err == nil {
+		t.Error("SOURCE_DATE_EPOCH=soon was taken")
+	}
+}
+
+func TestNoCacheFilter(t *testing.T) {
+	e := newEnv(t)
+	e.write("a", "A")
+	const file = "FROM scratch AS one\nCOPY a /1\nFROM scratch AS two\nCOPY a /2\nFROM scratch\nCOPY --from=one /1 /\nCOPY --from=two /2 /\n"
+	e.must(file)
+	e.must(file, func(r *Request) { r.NoCacheFilter = []string{"two"} })
+	e.ran("COPY a /2")
+}
