@@ -96,10 +96,16 @@ type copier struct {
 	t       *target
 	chown   *owner
 	chmod   modeChange           // nil without --chmod
-	links   map[[2]uint64]string // first names of files with several, by device and inode
+	links   map[[2]uint64]linked // first names of files with several, by device and inode
 	vertex  *vertex
 	bytes   int64
 	shown   time.Time
+}
+
+// linked is where a file with several names went first, and the number of its hash in copier.sums.
+type linked struct {
+	at  string
+	sum int
 }
 
 // planCopy makes the node of a COPY or ADD and returns its history entry.
@@ -370,7 +376,7 @@ func (c *copier) file(h *tar.Header, name string, content io.Reader, several boo
 // source copies what one path of the instruction led to.
 func (c *copier) source(ctx context.Context, v *view, s *source, several bool) error {
 	top := &s.items[0]
-	c.links = map[[2]uint64]string{} // what is named twice is copied twice: only names within one folder stay linked
+	c.links = map[[2]uint64]linked{} // what is named twice is copied twice: only names within one folder stay linked
 	when := time.Unix(top.st.Mtim.Unix())
 	if !s.dir {
 		if c.op.Unpack && top.kind() == unix.S_IFREG {
@@ -461,11 +467,14 @@ func (c *copier) item(v *view, it *item, at string) error {
 	}
 	if kind != unix.S_IFDIR && it.st.Nlink > 1 {
 		key := [2]uint64{it.st.Dev, it.st.Ino}
-		if first, ok := c.links[key]; ok && first != at {
-			h.Typeflag, h.Linkname, h.PAXRecords = tar.TypeLink, first, nil
+		if first, ok := c.links[key]; ok && first.at != at {
+			h.Typeflag, h.Linkname, h.PAXRecords = tar.TypeLink, first.at, nil
+			if c.tree == nil && kind == unix.S_IFREG {
+				c.sums = append(c.sums, c.sums[first.sum])
+			}
 			return c.t.write(h, nil)
 		}
-		c.links[key] = at
+		c.links[key] = linked{at, len(c.sums)}
 	}
 	switch kind {
 	case unix.S_IFDIR:

@@ -28,6 +28,21 @@ func TestCopyFromBySelection(t *testing.T) {
 	e.ran("RUN mkdir /out && echo x > /out/f && echo 4 > /noise")
 }
 
+// Names of one file count as its content each.
+func TestCopyFromLinked(t *testing.T) {
+	e := newEnv(t)
+	e.busybox()
+	file := func(noise string) string {
+		return "FROM busybox AS b\nRUN mkdir /out && echo x > /out/f && ln /out/f /out/g && ln -s f /out/h && echo " + noise + " > /noise\nFROM scratch\nCOPY --from=b /out/ /\n"
+	}
+	first := e.must(file("1"))
+	second := e.must(file("2"))
+	e.ran("RUN mkdir /out && echo x > /out/f && ln /out/f /out/g && ln -s f /out/h && echo 2 > /noise")
+	if first.ID != second.ID {
+		t.Error("two images of the same files")
+	}
+}
+
 // The time of an image is that of its newest file, not that of the build: so it is the same elsewhere.
 func TestTimesComeFromFiles(t *testing.T) {
 	const file = "FROM scratch\nLABEL a=b\nCOPY a /\nCOPY b /\nWORKDIR /w\nCMD [\"x\"]\n"
