@@ -47,6 +47,8 @@ type Builder struct {
 	Runtime box.Runtime
 	// Networks connects RUN steps to the default bridge; nil leaves them with loopback alone.
 	Networks *network.Manager
+	// Parallel is how many commands of RUN steps a build lets run at a time; 0 is all that are ready, as in BuildKit.
+	Parallel int
 	// DNS and DNSSearch replace the host's name servers and search list, as in package config.
 	DNS, DNSSearch []string
 	// Base finds the image that a FROM or --from names, for a platform, and gets it if it is missing, or in any case with pull. progress
@@ -99,7 +101,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	if err != nil {
 		return res, err
 	}
-	s := newSolver(c, file, cancel)
+	s := newSolver(c, file, p.gates, cancel)
 	out, err := s.solve(ctx, target.tip)
 	for _, n := range p.nodes {
 		switch {

@@ -114,15 +114,20 @@ func (c *cache) put(class string, rec Record) error {
 	return nil
 }
 
-// lock makes a step the work of one process at a time.
-func (c *cache) lock(ctx context.Context, key string) (release func(), err error) {
+// lock makes a step the work of one process at a time; busy is called if another one has it. Whoever holds it has all inputs of the step
+// and takes no further step's lock, so two builds can't wait for each other.
+func (c *cache) lock(ctx context.Context, key string, busy func()) (release func(), err error) {
 	dir := c.root.Path("buildcache", "lock")
 	path := filepath.Join(dir, key)
-	l, err := disk.AcquireContext(ctx, path)
+	l, err := disk.TryAcquire(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("build cache: %w", err)
 		}
+		l, err = disk.TryAcquire(path)
+	}
+	if errors.Is(err, disk.ErrLocked) {
+		busy()
 		l, err = disk.AcquireContext(ctx, path)
 	}
 	if err != nil {

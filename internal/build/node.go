@@ -80,6 +80,8 @@ type node struct {
 type made struct {
 	layer ocispec.Digest
 	when  time.Time
+	// waited is how long it waited for other steps to make room.
+	waited time.Duration
 }
 
 // selector hashes the files that a COPY takes out of a stage or an image. The methods are called by one goroutine.

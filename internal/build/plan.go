@@ -26,6 +26,7 @@ type planner struct {
 	file    *dockerfile.File
 	in      *input
 	journal *journal
+	gates   *gates
 	// platform is the target's, local this machine's.
 	platform, local ocispec.Platform
 	global          dockerfile.List // ARGs before the first FROM, and the predefined ones
@@ -83,7 +84,7 @@ func isProxy(name string) bool { return slices.Contains(proxyArgs, strings.ToLow
 
 func newPlanner(b *Builder, req *Request, file *dockerfile.File, in *input, j *journal) *planner {
 	return &planner{
-		b: b, req: req, file: file, in: in, journal: j, platform: platform(), local: platform(), bases: map[baseKey]*base{},
+		b: b, req: req, file: file, in: in, journal: j, gates: newGates(b.Parallel), platform: platform(), local: platform(), bases: map[baseKey]*base{},
 		trees: map[string]*tree{"": mainTree(in)},
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path"
@@ -109,9 +110,9 @@ func (p *planner) planRun(ctx context.Context, n *node, s *stage, r *dockerfile.
 	}
 	n.kind, n.op = kindRun, op
 	n.run = func(ctx context.Context, n *node, in []result) (made, error) {
-		x := &execution{b: p.b, op: op, in: in, vertex: n.vertex, script: scriptName, proxies: proxies}
+		x := &execution{b: p.b, op: op, in: in, vertex: n.vertex, script: scriptName, proxies: proxies, gates: p.gates}
 		layer, err := x.run(ctx)
-		return made{layer, time.Now()}, err
+		return made{layer, time.Now(), x.waited}, err
 	}
 	created := "RUN "
 	if len(shown) > 0 {
@@ -200,11 +201,13 @@ type execution struct {
 	op      runOp
 	in      []result
 	vertex  *vertex
+	gates   *gates
 	script  string
 	proxies []string
 	lower   []string
 	dir     string
 	owner   *running
+	waited  time.Duration // for others, before the command began
 }
 
 // run executes the command over the layers and turns what it changed into a new one.
@@ -238,8 +241,18 @@ func (x *execution) run(ctx context.Context) (_ ocispec.Digest, err error) {
 	}
 	var held undo.Stack // until the command has ended
 	defer held.Run()
+	begun := time.Now()
+	if err := x.lockCaches(ctx, &held); err != nil {
+		return "", err
+	}
+	leave, err := x.gates.runs.enter(ctx)
+	if err != nil {
+		return "", err
+	}
+	held.Add(leave)
+	x.waited = time.Since(begun)
 	undone.Add(func() { err = errors.Join(err, owner.detach()) })
-	spec, err := x.spec(ctx, id, &held)
+	spec, err := x.spec(ctx, id)
 	if err != nil {
 		return "", err
 	}
@@ -277,6 +290,11 @@ func (x *execution) run(ctx context.Context) (_ ocispec.Digest, err error) {
 	if code != 0 {
 		return "", &exitError{strings.Join(x.op.Args, " "), code, out.tail()}
 	}
+	held.Run()
+	if leave, err = x.gates.work.enter(ctx); err != nil {
+		return "", err
+	}
+	defer leave()
 	// The process is dead, so nobody writes to upper any more: the layer is made while the kernel takes the rest down.
 	info, err := x.b.Layers.WriteUpper(ctx, filepath.Join(st.Dir, "upper"), x.exclude(spec))
 	if err != nil {
@@ -344,7 +362,7 @@ func (x *execution) wait(ctx context.Context, c runtime.Container, out *output) 
 }
 
 // spec is what the runtime gets: Docker's defaults and what the step asks for.
-func (x *execution) spec(ctx context.Context, id string, held *undo.Stack) (*specs.Spec, error) {
+func (x *execution) spec(ctx context.Context, id string) (*specs.Spec, error) {
 	s := runtime.DefaultSpec()
 	s.Hostname = hostname
 	s.Linux.CgroupsPath = "/conex/build-" + id
@@ -376,7 +394,7 @@ func (x *execution) spec(ctx context.Context, id string, held *undo.Stack) (*spe
 		s.Mounts = append(s.Mounts, specs.Mount{Type: "bind", Source: dir, Destination: "/dev/pipes", Options: []string{"bind", "ro"}})
 	}
 	for _, m := range x.op.Mounts {
-		sm, err := x.mount(ctx, m, held)
+		sm, err := x.mount(ctx, m)
 		if err != nil {
 			return nil, fmt.Errorf("--mount=type=%s,target=%s: %w", m.Type, m.Target, err)
 		}
@@ -386,7 +404,7 @@ func (x *execution) spec(ctx context.Context, id string, held *undo.Stack) (*spe
 }
 
 // mount prepares one --mount.
-func (x *execution) mount(ctx context.Context, m mountOp, held *undo.Stack) (specs.Mount, error) {
+func (x *execution) mount(ctx context.Context, m mountOp) (specs.Mount, error) {
 	out := specs.Mount{Destination: m.Target}
 	switch m.Type {
 	case "tmpfs":
@@ -396,7 +414,7 @@ func (x *execution) mount(ctx context.Context, m mountOp, held *undo.Stack) (spe
 		}
 		return out, nil
 	case "cache":
-		dir, err := x.cacheDir(ctx, m, held)
+		dir, err := x.cacheDir(m)
 		out.Type, out.Source, out.Options = "bind", dir, []string{"bind"}
 		if m.ReadOnly {
 			out.Options = append(out.Options, "ro")
@@ -459,32 +477,58 @@ func (x *execution) tree(ctx context.Context, m mountOp) (*os.File, error) {
 	return mount.Overlay(mount.OverlayOptions{Lower: lower, Upper: upper, Work: work, Volatile: true})
 }
 
-// cacheDir is the folder of a cache mount. It outlives the build and is not part of any layer.
-func (x *execution) cacheDir(ctx context.Context, m mountOp, held *undo.Stack) (string, error) {
+// cachePath is where a cache mount lies.
+func (x *execution) cachePath(m mountOp) string {
 	sum := sha256.Sum256([]byte(m.ID))
-	base := x.b.Root.Path("buildcache", "mount")
-	if err := os.MkdirAll(base, 0o700); err != nil {
-		return "", err
+	return x.b.Root.Path("buildcache", "mount", hex.EncodeToString(sum[:16]))
+}
+
+// lockCaches takes the locks of all cache mounts, each once and in one order, so that no two steps wait for each other.
+func (x *execution) lockCaches(ctx context.Context, held *undo.Stack) error {
+	alone := map[string]bool{} // by path
+	for _, m := range x.op.Mounts {
+		if m.Type == "cache" {
+			// A private one would get a folder of its own while another step has this; it waits instead, which no result depends on.
+			p := x.cachePath(m)
+			alone[p] = alone[p] || m.Sharing == "locked" || m.Sharing == "private"
+		}
 	}
-	dir := filepath.Join(base, hex.EncodeToString(sum[:16]))
-	if m.Sharing == "locked" || m.Sharing == "private" {
-		// A private one would get a folder of its own while another step has this; it waits instead, which no result depends on.
-		l, err := disk.AcquireContext(ctx, dir+".lock")
-		if err != nil {
-			return "", err
-		}
-		held.Add(l.Release)
-	} else {
-		l, err := disk.AcquireShared(dir + ".lock") // waits for a prune alone
-		if err != nil {
-			return "", err
-		}
-		held.Add(l.Release)
+	if len(alone) == 0 {
+		return nil
+	}
+	if err := os.MkdirAll(x.b.Root.Path("buildcache", "mount"), 0o700); err != nil {
+		return err
 	}
 	now := time.Now() // of the last use: Entries tells what is old by it
-	if err := os.Chtimes(dir+".lock", now, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", err
+	for _, p := range slices.Sorted(maps.Keys(alone)) {
+		l, err := x.lockCache(ctx, p+".lock", alone[p])
+		if err != nil {
+			return err
+		}
+		held.Add(l.Release)
+		if err := os.Chtimes(p+".lock", now, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
+	return nil
+}
+
+func (x *execution) lockCache(ctx context.Context, path string, alone bool) (*disk.Lock, error) {
+	try, wait := disk.TryAcquireShared, disk.AcquireSharedContext
+	if alone {
+		try, wait = disk.TryAcquire, disk.AcquireContext
+	}
+	l, err := try(path)
+	if !errors.Is(err, disk.ErrLocked) {
+		return l, err
+	}
+	x.vertex.output("waiting for a cache mount that another step has\n", true)
+	return wait(ctx, path)
+}
+
+// cacheDir is the folder of a cache mount. It outlives the build and is not part of any layer.
+func (x *execution) cacheDir(m mountOp) (string, error) {
+	dir := x.cachePath(m)
 	err := os.Mkdir(dir, 0o700)
 	if errors.Is(err, fs.ErrExist) {
 		return dir, nil

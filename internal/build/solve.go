@@ -3,7 +3,6 @@ package build
 import (
 	"context"
 	"errors"
-	"runtime"
 	"sync"
 	"time"
 
@@ -17,8 +16,9 @@ import (
 type solver struct {
 	cache  *cache
 	file   *dockerfile.File
-	slots  chan struct{} // one per step that may run at once
+	gates  *gates
 	cancel context.CancelFunc
+	flights
 
 	mu    sync.Mutex
 	first error // the first failure, which cancelled the rest
@@ -26,9 +26,8 @@ type solver struct {
 	ran   int // how many steps did work
 }
 
-func newSolver(c *cache, f *dockerfile.File, cancel context.CancelFunc) *solver {
-	// Steps wait for the network and the disk much of the time, so a few more than there are processors.
-	return &solver{cache: c, file: f, slots: make(chan struct{}, runtime.GOMAXPROCS(0)+2), cancel: cancel}
+func newSolver(c *cache, f *dockerfile.File, g *gates, cancel context.CancelFunc) *solver {
+	return &solver{cache: c, file: f, gates: g, cancel: cancel}
 }
 
 // solve returns a node's result. Whoever asks second waits for the first.
@@ -109,8 +108,19 @@ func (s *solver) compute(ctx context.Context, n *node) (_ result, err error) {
 	if hit {
 		return s.cached(n, in[0], rec), nil
 	}
-	// Another process may be at the same step: its result serves us too.
-	release, err := s.cache.lock(ctx, n.defKey)
+	// This build or another process may be at the same step: its result serves us too.
+	fl, mine, err := s.join(ctx, n.defKey)
+	if err != nil {
+		return result{}, err
+	}
+	if !mine {
+		return s.cached(n, in[0], fl.rec), nil
+	}
+	defer func() { s.land(n.defKey, fl) }()
+	release, err := s.cache.lock(ctx, n.defKey, func() {
+		n.vertex.start()
+		n.vertex.output("waiting for another build, which is at this step\n", true)
+	})
 	if err != nil {
 		return result{}, err
 	}
@@ -119,6 +129,7 @@ func (s *solver) compute(ctx context.Context, n *node) (_ result, err error) {
 		return result{}, err
 	}
 	if hit {
+		fl.rec, fl.ok = rec, true
 		return s.cached(n, in[0], rec), nil
 	}
 	if n.selects != nil {
@@ -148,6 +159,7 @@ func (s *solver) compute(ctx context.Context, n *node) (_ result, err error) {
 	if err := s.cache.put(byDefinition, rec); err != nil {
 		return result{}, err
 	}
+	fl.rec, fl.ok = rec, true
 	if hit {
 		return s.cached(n, in[0], rec), nil
 	}
@@ -237,11 +249,12 @@ func (s *solver) others(ctx context.Context, n *node, in []result) error {
 }
 
 func (s *solver) execute(ctx context.Context, n *node, in []result) (Record, error) {
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	case <-ctx.Done():
-		return Record{}, ctx.Err()
+	if n.kind != kindRun { // which passes its gates by itself
+		leave, err := s.gates.work.enter(ctx)
+		if err != nil {
+			return Record{}, err
+		}
+		defer leave()
 	}
 	n.vertex.start()
 	begun := time.Now()
@@ -258,7 +271,7 @@ func (s *solver) execute(ctx context.Context, n *node, in []result) (Record, err
 		s.made = append(s.made, m.layer)
 	}
 	s.mu.Unlock()
-	return Record{Kind: n.kind, Title: n.title, Op: n.opJSON, Layer: m.layer, Created: m.when.UTC(), Took: time.Since(begun)}, nil
+	return Record{Kind: n.kind, Title: n.title, Op: n.opJSON, Layer: m.layer, Created: m.when.UTC(), Took: time.Since(begun) - m.waited}, nil
 }
 
 func (s *solver) cached(n *node, base result, rec Record) result {

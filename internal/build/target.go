@@ -84,7 +84,7 @@ func (t *target) commit() (made, error) {
 	for _, e := range t.made {
 		if !e.kept {
 			info, err := t.w.Commit()
-			return made{info.DiffID, t.newest}, err
+			return made{layer: info.DiffID, when: t.newest}, err
 		}
 	}
 	return made{}, nil

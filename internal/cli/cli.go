@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -86,6 +87,13 @@ func (a *app) engine() (*engine.Engine, error) {
 		if *o.dst, err = filepath.Abs(v); err != nil {
 			return nil, err
 		}
+	}
+	if v := os.Getenv("CONEX_BUILD_PARALLELISM"); v != "" {
+		n, err := strconv.ParseUint(v, 10, 31)
+		if err != nil {
+			return nil, fmt.Errorf("CONEX_BUILD_PARALLELISM: %q is no number of steps", v)
+		}
+		cfg.Build.MaxParallelism = int(n)
 	}
 	switch a.driver {
 	case "":

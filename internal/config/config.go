@@ -47,6 +47,14 @@ type Config struct {
 	KeepBlobs string `toml:"keep-blobs"`
 	// GC bounds what is kept for later.
 	GC GC `toml:"gc"`
+	// Build bounds builds.
+	Build Build `toml:"build"`
+}
+
+// Build bounds builds.
+type Build struct {
+	// MaxParallelism is how many commands of RUN steps one build lets run at a time, by BuildKit's name; 0 is all that are ready.
+	MaxParallelism int `toml:"max-parallelism"`
 }
 
 // Registry says how one registry is reached.
@@ -209,6 +217,9 @@ func (c *Config) check() error {
 				return bad([]string{"registry", name, "mirrors"}, "registry.%q.mirrors: %q is not of the form http(s)://host[:port][/prefix]", name, m)
 			}
 		}
+	}
+	if c.Build.MaxParallelism < 0 {
+		return bad([]string{"build", "max-parallelism"}, "build.max-parallelism: %d is negative; 0 is no bound", c.Build.MaxParallelism)
 	}
 	for _, a := range c.DNS {
 		if _, err := netip.ParseAddr(a); err != nil {

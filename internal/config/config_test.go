@@ -58,6 +58,7 @@ func TestErrorsNameThePlace(t *testing.T) {
 		"storage-driver = \"zfs\"":                         `storage-driver: "zfs" is none of`,
 		"keep-blobs = \"maybe\"":                           `keep-blobs: "maybe" is none of`,
 		"[gc]\nbudget = \"a lot\"\n":                       `:2:`,
+		"[build]\n\nmax-parallelism = -1\n":                `:3: build.max-parallelism: -1 is negative`,
 		"[gc]\nbudgets = \"1GB\"\n":                        `:2: unknown key "gc.budgets"`,
 		"dns = [\"dns.example.com\"]":                      "dns: ",
 		"[registry.\"a.b\"]\nmirrors=[\"a.b:5000\"]\n":     "is not of the form http(s)://host",

@@ -30,9 +30,23 @@ func TryAcquire(path string) (*Lock, error) {
 	return flock(context.Background(), path, unix.LOCK_EX|unix.LOCK_NB)
 }
 
+// TryAcquireShared takes a shared lock on path or returns ErrLocked at once.
+func TryAcquireShared(path string) (*Lock, error) {
+	return flock(context.Background(), path, unix.LOCK_SH|unix.LOCK_NB)
+}
+
 // AcquireContext is Acquire that gives up when ctx ends.
 func AcquireContext(ctx context.Context, path string) (*Lock, error) {
-	l, err := TryAcquire(path)
+	return wait(ctx, path, unix.LOCK_EX)
+}
+
+// AcquireSharedContext is AcquireShared that gives up when ctx ends.
+func AcquireSharedContext(ctx context.Context, path string) (*Lock, error) {
+	return wait(ctx, path, unix.LOCK_SH)
+}
+
+func wait(ctx context.Context, path string, how int) (*Lock, error) {
+	l, err := flock(context.Background(), path, how|unix.LOCK_NB)
 	if !errors.Is(err, ErrLocked) {
 		return l, err
 	}
@@ -42,7 +56,7 @@ func AcquireContext(ctx context.Context, path string) (*Lock, error) {
 	}
 	ch := make(chan result, 1)
 	go func() { // ends when the lock is free, at the latest with the process
-		l, err := flock(ctx, path, unix.LOCK_EX)
+		l, err := flock(ctx, path, how)
 		ch <- result{l, err}
 	}()
 	select {

@@ -54,7 +54,7 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 	}()
 	b := &build.Builder{
 		Root: e.root, State: e.cfg.State, Layers: ls.Claiming(lease.Claim), Runtime: runtime.New(), Networks: e.Networks(),
-		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, Base: e.claimingBase(lease),
+		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, Parallel: e.cfg.Build.MaxParallelism, Base: e.claimingBase(lease),
 	}
 	before, _, err := disk.Free(e.root.Path())
 	if err != nil {
