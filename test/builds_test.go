@@ -380,7 +380,9 @@ func TestBuildsShare(t *testing.T) {
 		"RUN " + meet + "echo x >> /meet/two; head -c 100 /dev/urandom > /more\n" +
 		"FROM busybox\nRUN " + meet + "echo x >> /meet/three; head -c 100 /dev/urandom > /random\nCOPY --from=a /random /more /a/\n"
 	dir := w.write("share/Dockerfile", text)
-	build := func(n string) *builder { return w.startBuild("-t", "share"+n, "--iidfile", filepath.Join(w.dir, "id"+n), dir) }
+	build := func(n string) *builder {
+		return w.startBuild("-t", "share"+n, "--iidfile", filepath.Join(w.dir, "id"+n), dir)
+	}
 	first := build("1")
 	w.eventually(30*time.Second, "the first build at its step", func() bool { return w.met("started") })
 	second := build("2")
