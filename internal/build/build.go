@@ -75,7 +75,14 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	j := newJournal(req.Display)
+	began := time.Now()
+	j := newJournal(req.Display, newStepLog(b.Root, began))
+	story := newChronicle(b.Root, &req, j, began)
+	defer func() {
+		if herr := story.finish(res.ID, err); herr != nil { // what was built is built
+			j.emit(Event{Kind: Warning, Text: herr.Error()})
+		}
+	}()
 	v := j.vertex("", "[internal] load build definition from "+definition(&req))
 	v.start()
 	in, file, err := b.load(ctx, &req)
@@ -90,6 +97,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	}
 	p := newPlanner(b, &req, file, in, j)
 	defer func() { err = errors.Join(err, p.close()) }()
+	story.planner = p
 	target, err := p.all(ctx)
 	if err != nil {
 		return res, err
@@ -105,9 +113,10 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	out, err := s.solve(ctx, target.tip)
 	for _, n := range p.nodes {
 		switch {
-		case n.vertex == nil:
+		case n.vertex == nil || n.vertex.over():
 		case err == nil:
-			n.vertex.end(Cached, "", nil) // a hit made it needless; it has ended otherwise
+			n.unneeded = true // a hit made it so
+			n.vertex.end(Cached, "", nil)
 		default:
 			n.vertex.end(Canceled, "", nil)
 		}

@@ -181,7 +181,8 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 		n.selects = cp
 	case len(op.Sources) > 0:
 		cp.tree.expect(p.journal)
-		n.inputs = append(n.inputs, &node{kind: kindContext, owner: n, prepare: func(ctx context.Context) (string, error) {
+		source := InputRecord{Kind: kindContext, Name: c.From, Step: cp.tree.vertex.id}
+		n.inputs = append(n.inputs, &node{kind: kindContext, owner: n, source: source, prepare: func(ctx context.Context) (string, error) {
 			cp.tree.begin()
 			defer cp.tree.done()
 			var err error
@@ -198,7 +199,7 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 		d := &download{url: u, checksum: c.Checksum, dir: p.b.Root}
 		p.downloads = append(p.downloads, d)
 		cp.urls = append(cp.urls, d)
-		n.inputs = append(n.inputs, &node{kind: kindURL, owner: n, prepare: d.fetch})
+		n.inputs = append(n.inputs, &node{kind: kindURL, owner: n, source: InputRecord{Kind: kindURL, Name: redact(u)}, prepare: d.fetch})
 	}
 	return created, nil
 }

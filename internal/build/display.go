@@ -80,32 +80,41 @@ type Event struct {
 	Current, Total int64
 	// Err is why, in Failed.
 	Err error
+	// Reasons say why a step was not cached, from Started on, and Origin where the result of a Cached one came from.
+	Reasons []Reason
+	Origin  *Origin
 }
 
-// journal numbers vertices and hands events to a display one at a time.
+// journal numbers vertices and hands events to a display and to the log one at a time.
 type journal struct {
-	mu      sync.Mutex
-	display Display
-	next    int
+	mu       sync.Mutex
+	display  Display
+	log      *stepLog
+	vertices []*vertex
 }
 
-func newJournal(d Display) *journal { return &journal{display: d} }
+func newJournal(d Display, log *stepLog) *journal { return &journal{display: d, log: log} }
 
 func (j *journal) emit(ev Event) {
-	if j.display == nil {
-		return
-	}
 	ev.Time = time.Now()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.display(ev)
+	switch ev.Kind {
+	case Output:
+		j.log.add(&ev)
+	case Cached, Done, Failed, Canceled:
+		j.log.end(ev.Vertex)
+	}
+	if j.display != nil {
+		j.display(ev)
+	}
 }
 
 // vertex announces a new vertex.
 func (j *journal) vertex(stage, name string) *vertex {
 	j.mu.Lock()
-	j.next++
-	v := &vertex{j: j, id: j.next, name: name, stage: stage}
+	v := &vertex{j: j, id: len(j.vertices) + 1, name: name, stage: stage}
+	j.vertices = append(j.vertices, v)
 	j.mu.Unlock()
 	v.send(Event{Kind: Queued})
 	return v
@@ -120,10 +129,13 @@ type vertex struct {
 	mu      sync.Mutex
 	started time.Time
 	ended   bool
+	reasons []Reason
+	origin  *Origin
+	last    Event // how it ended
 }
 
 func (v *vertex) send(ev Event) {
-	ev.Vertex, ev.Name, ev.Stage = v.id, v.name, v.stage
+	ev.Vertex, ev.Name, ev.Stage, ev.Reasons, ev.Origin = v.id, v.name, v.stage, v.reasons, v.origin
 	v.j.emit(ev)
 }
 
@@ -154,10 +166,43 @@ func (v *vertex) end(kind EventKind, text string, err error) {
 		return
 	}
 	v.ended = true
-	ev := Event{Kind: kind, Text: text, Err: err}
+	ev := Event{Kind: kind, Text: text, Err: err, Time: time.Now()}
 	if !v.started.IsZero() {
-		ev.Duration = time.Since(v.started)
+		ev.Duration = ev.Time.Sub(v.started)
 	}
+	v.last = ev
 	v.mu.Unlock()
 	v.send(ev)
+}
+
+// over reports whether the vertex has ended.
+func (v *vertex) over() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.ended
+}
+
+// record is what the history keeps of the vertex. What has neither begun nor ended was cancelled.
+func (v *vertex) record() StepRecord {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := StepRecord{Vertex: v.id, Name: v.name, Stage: v.stage, Outcome: OutcomeCanceled, Took: v.last.Duration, Reasons: v.reasons, Origin: v.origin}
+	if !v.started.IsZero() {
+		s.Started = v.started.UTC()
+	}
+	if v.ended {
+		s.Ended, s.Text = v.last.Time.UTC(), v.last.Text
+		switch v.last.Kind {
+		case Cached:
+			s.Outcome = OutcomeCached
+		case Done:
+			s.Outcome = OutcomeDone
+		case Failed:
+			s.Outcome = OutcomeFailed
+			if v.last.Err != nil {
+				s.Error = firstLine(v.last.Err.Error())
+			}
+		}
+	}
+	return s
 }

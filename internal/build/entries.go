@@ -19,6 +19,7 @@ import (
 const (
 	KindMount   = "mount"   // the folder of a RUN --mount=type=cache
 	KindContext = "stat"    // what is known of a context's files
+	KindHistory = "history" // what is recorded of a build
 	KindDamaged = "damaged" // a record that can't be read: a miss, and nobody needs it
 )
 
@@ -39,10 +40,10 @@ type Entry struct {
 
 // Step reports whether the entry is the result of a step or a mount: what people count when they count a cache.
 func (e Entry) Step() bool {
-	return e.Kind != KindContext && e.Kind != KindDamaged
+	return e.Kind != KindContext && e.Kind != KindHistory && e.Kind != KindDamaged
 }
 
-// Entries lists everything in the cache, what was used last at the end. Folders and lock files are not in it.
+// Entries lists everything in the cache and the history, what was used last at the end. Folders and lock files are not in it.
 func Entries(root *disk.Root, m *disk.Meter) ([]Entry, error) {
 	byID := map[string]*Entry{}
 	for _, class := range []string{byDefinition, byContent} {
@@ -72,6 +73,9 @@ func Entries(root *disk.Root, m *disk.Meter) ([]Entry, error) {
 		if err := addPath(byID, m, Entry{ID: d.Name(), Kind: KindMount, Created: used}, path, used); err != nil {
 			return nil, err
 		}
+	}
+	if err := OpenHistory(root).entries(byID, m); err != nil {
+		return nil, err
 	}
 	list := make([]Entry, 0, len(byID))
 	for _, e := range byID {
@@ -174,6 +178,10 @@ func Forget(root *disk.Root, e Entry) (ok bool, err error) {
 		if err == nil && trash != "" {
 			err = os.RemoveAll(trash)
 		}
+		return err == nil, err
+	}
+	if e.Kind == KindHistory {
+		err := dropBuild(e.Paths[0])
 		return err == nil, err
 	}
 	ok = true

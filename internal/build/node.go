@@ -47,6 +47,10 @@ type node struct {
 	step   dockerfile.Step
 	title  string // "RUN npm ci"
 	vertex *vertex
+	// number is the step's in its stage, config what commands there run with, source what an image or leaf is: for the history.
+	number int
+	config *StepConfig
+	source InputRecord
 
 	// fixed is the result of a node that needs no work: an image, scratch.
 	fixed *result
@@ -70,6 +74,11 @@ type node struct {
 	defKey  string
 	opJSON  []byte
 	keyErr  error
+	value   string // what prepare returned
+
+	// selected is what selects returned; unneeded says that the build did without.
+	selected string
+	unneeded bool
 
 	solveOnce sync.Once
 	res       result
@@ -115,6 +124,7 @@ func (n *node) key(ctx context.Context) (string, error) {
 				n.keyErr = &keyError{n.owner, err}
 				return
 			}
+			n.value = sum
 			n.defKey = keyOf(byDefinition, n.kind, []byte(sum), nil)
 			return
 		}

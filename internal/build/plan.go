@@ -346,7 +346,7 @@ func (p *planner) image(ctx context.Context, ref string, plat ocispec.Platform, 
 			return
 		}
 		res := result{layers: b.img.Layers(), created: b.img.Created}
-		b.node = &node{kind: kindImage, op: string(b.img.ID), fixed: &res}
+		b.node = &node{kind: kindImage, op: string(b.img.ID), fixed: &res, source: InputRecord{Kind: kindImage, Name: name, Value: string(b.img.ID)}}
 		v.end(Done, "", nil)
 	})
 	if b.err != nil && ctx.Err() == nil {
@@ -423,7 +423,10 @@ func (p *planner) plan(ctx context.Context, s *stage) error {
 			name = r.String()
 		}
 		// A node of its own, so that two stages on one image show a line each.
-		s.tip = &node{kind: s.tip.kind, op: s.tip.op, fixed: s.tip.fixed, vertex: p.journal.vertex(s.label, p.number(s)+"FROM "+name)}
+		s.tip = &node{
+			kind: s.tip.kind, op: s.tip.op, fixed: s.tip.fixed, vertex: p.journal.vertex(s.label, p.number(s)+"FROM "+name),
+			number: 1, config: s.config(), source: s.tip.source, step: dockerfile.Step{Lines: s.spec.Lines},
+		}
 		p.nodes = append(p.nodes, s.tip)
 	}
 	for i, st := range steps {
@@ -498,11 +501,21 @@ func (p *planner) step(ctx context.Context, s *stage, st dockerfile.Step, trigge
 		return fmt.Errorf("%s is not known to the builder", st.Keyword())
 	}
 	n.fresh = n.noCache || slices.ContainsFunc(n.depends(), func(in *node) bool { return in.fresh })
-	n.vertex = p.journal.vertex(s.label, p.number(s)+title)
+	n.vertex, n.number, n.config = p.journal.vertex(s.label, p.number(s)+title), s.count, s.config()
 	p.nodes = append(p.nodes, n)
 	s.cfg.noteNode(created, n)
 	s.tip = n
 	return nil
+}
+
+// config is what commands run with at this point of the stage.
+func (s *stage) config() *StepConfig {
+	c := &StepConfig{Dir: s.cfg.workdir(), User: s.cfg.image.Config.User, Shell: s.cfg.image.Config.Shell}
+	for _, k := range s.vars.Keys() {
+		v, _ := s.vars.Get(k)
+		c.Env = append(c.Env, k+"="+v)
+	}
+	return c
 }
 
 // filtered reports whether --no-cache-filter names the stage.

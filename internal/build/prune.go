@@ -39,6 +39,9 @@ func (o PruneOptions) within(root *disk.Root) (map[string]bool, error) {
 	}
 	left := o.Keep
 	for _, e := range slices.Backward(entries) { // what was used last comes first
+		if e.Kind == KindHistory {
+			continue
+		}
 		left -= e.Space.Disk
 		if e.Layer != "" {
 			left -= o.LayerSize(e.Layer)

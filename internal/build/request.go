@@ -46,6 +46,8 @@ type Request struct {
 	ShmSize  int64
 	Ulimits  []specs.POSIXRlimit
 
+	// Names are what the caller calls the image that comes of it; the history has them.
+	Names []string
 	// Display receives events.
 	Display Display
 	// Export does something with what was built. Nil: nothing, which leaves the steps in the cache.

@@ -237,7 +237,7 @@ func TestOutput(t *testing.T) {
 		if ev.Kind == Output {
 			got.WriteString(ev.Text)
 		}
-	}).vertex("", "x")
+	}, nil).vertex("", "x")
 	o, err := newOutput(v)
 	if err != nil {
 		t.Fatal(err)

@@ -186,6 +186,7 @@ func (s *solver) known(ctx context.Context, n *node, in []result) (c content, er
 		if sum, err = n.selects.before(ctx, in[1]); err != nil {
 			return c, err
 		}
+		n.selected = sum
 	}
 	if c.key, c.ingredients, err = n.contentKey(ctx, in, sum); err != nil || n.noCache {
 		return c, err
@@ -217,6 +218,7 @@ func (s *solver) remember(ctx context.Context, n *node, in []result, c content, 
 			if c.key, c.ingredients, err = n.contentKey(ctx, in, sum); err != nil {
 				return err
 			}
+			n.selected = sum
 		}
 	}
 	rec.Key, rec.Inputs = c.key, c.ingredients

@@ -22,8 +22,8 @@ type Root struct{ dir string }
 
 // Folders are the folders of a root. They are root's alone: containers, volumes and layers hold set-user-id programs of the images'
 // making, which must be out of the reach of the host's users (CVE-2021-41091).
-var Folders = []string{"blobs", "blobs/sha256", "downloads", "images", "manifests", "layers", "containers", "names", "networks", "volumes", "buildcache", "leases", "staging",
-	"trash"}
+var Folders = []string{"blobs", "blobs/sha256", "downloads", "images", "manifests", "layers", "containers", "names", "networks", "volumes", "buildcache", "builds",
+	"leases", "staging", "trash"}
 
 // OpenRoot makes the folder's skeleton where it is missing, in part or as a whole, and checks its version.
 func OpenRoot(dir string) (*Root, error) {

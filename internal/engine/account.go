@@ -360,6 +360,10 @@ func (a *account) addVolumes(context.Context) error {
 
 func (a *account) addCache(context.Context) error {
 	for _, en := range a.entries {
+		if en.Kind == build.KindHistory {
+			a.put(otherHistory, en.Space.Disk, false)
+			continue
+		}
 		a.u.BuildCache.Size += en.Space.Disk
 		a.u.BuildCache.Reclaimable += en.Space.Disk
 		shared := en.Layer != "" && (a.ofImage[en.Layer] || a.ofContainer[en.Layer])
@@ -472,7 +476,9 @@ func (a *account) addRest(context.Context) error {
 			}
 			errs = append(errs, one(otherRecords, false, name), a.unclaimed(name, known))
 		case "buildcache":
-			errs = append(errs, a.cacheFolders())
+			errs = append(errs, a.cacheFolders(name))
+		case "builds":
+			errs = append(errs, a.cacheFolders(name))
 		case "names":
 			errs = append(errs, one(otherRecords, false, name))
 			links, err := os.ReadDir(root.Path(name))
@@ -549,8 +555,8 @@ func (a *account) imageFiles() error {
 	return nil
 }
 
-// cacheFolders counts the folders and locks of the build cache, which stay when it is emptied.
-func (a *account) cacheFolders() error {
+// cacheFolders counts the folders and locks of the build cache or its history, which stay when it is emptied.
+func (a *account) cacheFolders(name string) error {
 	claimed := map[string]bool{}
 	for _, en := range a.entries {
 		for _, p := range en.Paths {
@@ -586,7 +592,7 @@ func (a *account) cacheFolders() error {
 		}
 		return nil
 	}
-	return walk(a.e.root.Path("buildcache"))
+	return walk(a.e.root.Path(name))
 }
 
 // total adds the rows up, and what a prune of everything unused frees.

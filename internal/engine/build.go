@@ -37,7 +37,7 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 	if err != nil {
 		return res, err
 	}
-	req.Export = out.export
+	req.Export, req.Names = out.export, out.names()
 	// What a killed build left in staging goes now. Two folders are read.
 	if err := e.root.Sweep(); err != nil {
 		return res, err

@@ -34,6 +34,15 @@ func (e *Engine) buildOutput(req *BuildRequest) (*buildOutput, error) {
 	return o, nil
 }
 
+// names are the tags in full.
+func (o *buildOutput) names() []string {
+	var names []string
+	for _, ref := range o.tags {
+		names = append(names, ref.String())
+	}
+	return names
+}
+
 // export records the image and gives it its tags.
 func (o *buildOutput) export(ctx context.Context, x *build.Export) error {
 	err := x.Step("exporting to image", func(func(current, total int64)) (string, error) {

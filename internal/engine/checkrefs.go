@@ -336,6 +336,7 @@ func (c *checker) strays(context.Context) error {
 		{"networks", either(suffix(".json"), suffix(".lock"))},
 		{"volumes", func(n string, isDir bool) bool { return isDir && volume.CheckName(n) == nil }},
 		{"buildcache", only("def", "content", "lock", "stat", "mount")},
+		{"builds", either(only("swept"), func(n string, isDir bool) bool { return isDir && len(n) == 16 })},
 		{"leases", func(_ string, isDir bool) bool { return !isDir }},
 		{"staging", anything}, {"trash", anything}, {"names", anything},
 	}
@@ -367,8 +368,8 @@ func (c *checker) strays(context.Context) error {
 func (c *checker) temporaries() []string {
 	var list []string
 	root := c.e.root
-	dirs := []string{root.Path(), root.Path("images"), root.Path("images", "by-id"), root.Path("networks"), root.Path("leases"), root.Path("buildcache", "stat")}
-	for _, pattern := range []string{root.Path("containers", "*"), root.Path("volumes", "*"), root.Path("layers", "*"), root.Path("buildcache", "*", "??")} {
+	dirs := []string{root.Path(), root.Path("images"), root.Path("images", "by-id"), root.Path("networks"), root.Path("leases"), root.Path("buildcache", "stat"), root.Path("builds")}
+	for _, pattern := range []string{root.Path("containers", "*"), root.Path("volumes", "*"), root.Path("layers", "*"), root.Path("buildcache", "*", "??"), root.Path("builds", "*", "*")} {
 		if m, err := filepath.Glob(pattern); err == nil {
 			dirs = append(dirs, m...)
 		}

@@ -95,11 +95,12 @@ const (
 	otherTrash      = "being deleted"
 	otherLeases     = "leases"
 	otherQuarantine = "quarantine, of system check --repair"
+	otherHistory    = "build history"
 	otherRecords    = "folders, locks and records"
 	otherUnknown    = "not conex's: system check lists it"
 )
 
-var otherOrder = []string{otherBlobs, otherDownloads, otherLayers, otherLoose, otherStaging, otherTrash, otherLeases, otherQuarantine, otherRecords, otherUnknown}
+var otherOrder = []string{otherBlobs, otherDownloads, otherLayers, otherLoose, otherStaging, otherTrash, otherLeases, otherQuarantine, otherHistory, otherRecords, otherUnknown}
 
 // DiskUsage adds up. Layers that several things share count once: for an image, else a container, else the build cache.
 func (e *Engine) DiskUsage(ctx context.Context) (DiskUsage, error) {
