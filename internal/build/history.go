@@ -170,7 +170,9 @@ func (h *History) sweep(project string) error {
 	return errors.Join(errs...)
 }
 
-func (h *History) drop(project, id string) error { return dropBuild(h.root.Path("builds", project, id)) }
+func (h *History) drop(project, id string) error {
+	return dropBuild(h.root.Path("builds", project, id))
+}
 
 // dropBuild removes a build's folder. The record goes first: the rest is nothing without it.
 func dropBuild(dir string) error {
