@@ -30,7 +30,8 @@ type planner struct {
 	// platform is the target's, local this machine's.
 	platform, local ocispec.Platform
 	global          dockerfile.List // ARGs before the first FROM, and the predefined ones
-	proxies         []string        // http_proxy and its like from the build arguments, for RUN's environment
+	grants          *grants
+	proxies         []string // http_proxy and its like from the build arguments, for RUN's environment
 
 	stages []*stage
 	nodes  []*node // all, in planning order
@@ -128,9 +129,11 @@ func (p *planner) epoch() (*time.Time, error) {
 const maxEpoch = 253402300799
 
 // prepare evaluates what stands before the first FROM, and the FROM lines.
-func (p *planner) prepare() error {
+func (p *planner) prepare() (err error) {
+	if p.grants, err = newGrants(p.req); err != nil {
+		return err
+	}
 	if p.req.Platform != "" {
-		var err error
 		if p.platform, err = p.parsePlatform(p.req.Platform); err != nil {
 			return err
 		}
@@ -274,15 +277,23 @@ func (p *planner) preload(ctx context.Context, target *stage) error {
 			load(s.base, s.platform, s.spec.Lines)
 		}
 		for _, st := range s.spec.Steps {
-			c, ok := st.Instruction.(*dockerfile.Copy)
-			if !ok || c.From == "" {
-				continue
+			var names []string
+			switch c := st.Instruction.(type) {
+			case *dockerfile.Copy:
+				names = []string{c.From}
+			case *dockerfile.Run:
+				names = c.From
 			}
-			// What is wrong with a reference is said when the step is planned.
-			if from, err := p.fromStage(s, c.From); err == nil && from != nil {
-				visit(from)
-			} else if err == nil && c.From != "scratch" {
-				load(c.From, p.platform, st.Lines)
+			for _, name := range names {
+				if p.tree(name) != nil {
+					continue
+				}
+				// What is wrong with a reference is said when the step is planned.
+				if from, err := p.fromStage(s, name); err == nil && from != nil {
+					visit(from)
+				} else if err == nil && name != "scratch" {
+					load(name, p.platform, st.Lines)
+				}
 			}
 		}
 	}
