@@ -123,5 +123,5 @@ func settleOne(ctx context.Context, id, parent string, nets *network.Manager) er
 	if nets == nil {
 		return nil
 	}
-	return nets.Detach(ctx, id)
+	return nets.DetachDead(ctx, id)
 }
