@@ -92,13 +92,21 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	}
 	v.end(Done, "", nil)
 	defer func() { err = errors.Join(err, in.close()) }()
-	for _, w := range file.Warnings {
-		j.emit(Event{Kind: Warning, Text: w})
+	for _, syntax := range []string{file.Syntax, given(req.BuildArgs["BUILDKIT_SYNTAX"])} {
+		if !dockerfile.OwnSyntax(syntax) {
+			j.emit(Event{Kind: Warning, Text: fmt.Sprintf("the front end %s is not run: the file is read as a Dockerfile", syntax)})
+		}
 	}
-	p := newPlanner(b, &req, file, in, j)
+	p, err := newPlanner(b, &req, file, in, j)
+	if err != nil {
+		return res, err
+	}
 	defer func() { err = errors.Join(err, p.close()) }()
 	story.planner = p
 	target, err := p.all(ctx)
+	if cerr := p.findings(v); err == nil {
+		err = cerr
+	}
 	if err != nil {
 		return res, err
 	}
@@ -134,6 +142,14 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	}
 	res.ID = x.ID()
 	return res, err
+}
+
+// given is the value of a build argument, "" for none.
+func given(v *string) string {
+	if v == nil {
+		return ""
+	}
+	return *v
 }
 
 // definition is what the display calls the source of the Dockerfile.

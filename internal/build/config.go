@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"conex/internal/dockerfile"
+	"conex/internal/image"
 	"conex/internal/ocispec"
 
 	"golang.org/x/sys/unix"
@@ -31,7 +32,13 @@ type stageConfig struct {
 	image   ocispec.Image
 	history []history
 	cmdSet  bool // CMD came in this stage, so ENTRYPOINT leaves it
+	size    int  // bytes of the history's words, which repeat what the config has
 }
+
+// maxConfig bounds what instructions put into a config: more could not be pulled.
+const maxConfig = image.MaxConfig
+
+var errConfigSize = fmt.Errorf("the image's config would have more than %d bytes", maxConfig)
 
 func (c *stageConfig) clone() stageConfig {
 	out := *c
@@ -54,6 +61,7 @@ func (c *stageConfig) note(createdBy string) { c.noteNode(createdBy, nil) }
 
 // noteNode adds a history entry for what n makes.
 func (c *stageConfig) noteNode(createdBy string, n *node) {
+	c.size += len(createdBy)
 	c.history = append(c.history, history{entry: ocispec.History{CreatedBy: createdBy, EmptyLayer: true}, node: n})
 }
 
@@ -158,6 +166,9 @@ func (c *stageConfig) fold(in dockerfile.Instruction) (handled bool, err error) 
 		cfg.OnBuild = append(cfg.OnBuild, i.Expr)
 	default:
 		return false, nil
+	}
+	if c.size > maxConfig {
+		return true, errConfigSize
 	}
 	return true, nil
 }

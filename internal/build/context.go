@@ -29,7 +29,9 @@ type input struct {
 	name   string // the Dockerfile's, for messages
 	source []byte
 	view   view
-	stage  *disk.Stage
+	// ignoreName is the ignore file's name, "" without one.
+	ignoreName string
+	stage      *disk.Stage
 }
 
 func (in *input) close() error {
@@ -99,13 +101,16 @@ func openInput(ctx context.Context, root *disk.Root, req *Request) (in *input, e
 	if ignoreBeside != "" {
 		data, err := os.ReadFile(ignoreBeside)
 		if err == nil {
-			return in, in.ignore(ignoreBeside, data)
+			return in, in.ignore(display(ignoreBeside), data)
 		}
 		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
 			return in, fmt.Errorf("read %s: %w", ignoreBeside, err)
 		}
 	}
-	return in, in.ignoreFrom(".dockerignore")
+	if err = in.ignoreFrom(".dockerignore"); in.ignoreName != "" {
+		in.ignoreName = display(filepath.Join(dir, in.ignoreName))
+	}
+	return in, err
 }
 
 func openContext(dir string) (*os.File, error) {
@@ -191,7 +196,7 @@ func (in *input) ignore(name string, data []byte) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", name, err)
 	}
-	in.view.ignore = patterns
+	in.view.ignore, in.ignoreName = patterns, name
 	// A pattern that is wrong shall say so even if no COPY uses it.
 	_, err = (&view{ignore: patterns}).selection(context.Background(), nil, selectOptions{})
 	if err != nil {

@@ -3,6 +3,8 @@ package build
 import (
 	"sync"
 	"time"
+
+	"conex/internal/dockerfile"
 )
 
 // Display receives what a build does, as it goes. The build calls it from one goroutine at a time and never after Build has
@@ -83,6 +85,8 @@ type Event struct {
 	// Reasons say why a step was not cached, from Started on, and Origin where the result of a Cached one came from.
 	Reasons []Reason
 	Origin  *Origin
+	// Finding is what a build check has found, in a Warning that Text tells in short; nil in others.
+	Finding *dockerfile.Finding
 }
 
 // journal numbers vertices and hands events to a display and to the log one at a time.

@@ -78,6 +78,19 @@ func stepError(f *dockerfile.File, s dockerfile.Step, title string, err error) e
 	return e
 }
 
+// Place is where in the Dockerfile an error is to blame, the zero value for nowhere.
+func Place(err error) dockerfile.Lines {
+	var step *StepError
+	var parse *dockerfile.ParseError
+	switch {
+	case errors.As(err, &step):
+		return dockerfile.Lines{First: step.Line, Last: step.Line}
+	case errors.As(err, &parse):
+		return parse.Lines
+	}
+	return dockerfile.Lines{}
+}
+
 func firstLine(s string) string {
 	line, rest, more := strings.Cut(s, "\n")
 	if more && strings.TrimSpace(rest) != "" {

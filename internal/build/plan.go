@@ -4,18 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"conex/internal/dockerfile"
 	"conex/internal/image"
 	"conex/internal/ocispec"
 
+	"github.com/moby/patternmatcher"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -30,8 +29,14 @@ type planner struct {
 	// platform is the target's, local this machine's.
 	platform, local ocispec.Platform
 	global          dockerfile.List // ARGs before the first FROM, and the predefined ones
-	grants          *grants
-	proxies         []string // http_proxy and its like from the build arguments, for RUN's environment
+	proxies         []string        // http_proxy and its like from the build arguments, for RUN's environment
+	// defaults is global without build arguments, declared the names that global's ARGs declare, with or without a value.
+	defaults dockerfile.List
+	declared []string
+	// globalArgs are the ARGs before the first FROM.
+	globalArgs []globalArg
+	checks     *dockerfile.Checks
+	ignore     *patternmatcher.PatternMatcher // the ignore file's, for a check
 
 	stages []*stage
 	nodes  []*node // all, in planning order
@@ -65,29 +70,35 @@ type stage struct {
 	// platform is what the stage is for: FROM --platform's, else the target's.
 	platform ocispec.Platform
 	planned  bool
+	err      error // why it could not be planned
 
 	cfg stageConfig
 	tip *node
 	// first is what a stage without a parent begins with.
-	first result
+	first  result
+	checks *dockerfile.StageChecks
+	// defined are the ARGs and RUN mounts of the stage itself, for its outline.
+	defined definitions
 	// args are the ARGs declared here and in the stages below, in order, with values; one of each name.
 	args []dockerfile.ArgVar
 	// vars is what variables mean at this point: ENV and ARG in order, the last of a name counts.
 	vars dockerfile.List
+	// envList is what env makes of the first envOf of vars.
+	envList []string
+	envOf   int
 	// count and total number the steps that do work, FROM among them.
 	count, total int
 }
 
-// proxyArgs are build arguments that reach RUN without being declared, and then neither keys nor history.
-var proxyArgs = []string{"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"}
-
-func isProxy(name string) bool { return slices.Contains(proxyArgs, strings.ToLower(name)) }
-
-func newPlanner(b *Builder, req *Request, file *dockerfile.File, in *input, j *journal) *planner {
+func newPlanner(b *Builder, req *Request, file *dockerfile.File, in *input, j *journal) (*planner, error) {
+	checks, err := file.Check(req.BuildArgs["BUILDKIT_DOCKERFILE_CHECK"])
+	if err != nil {
+		return nil, err
+	}
 	return &planner{
 		b: b, req: req, file: file, in: in, journal: j, gates: newGates(b.Parallel), platform: platform(), local: platform(), bases: map[baseKey]*base{},
-		trees: map[string]*tree{"": mainTree(in)},
-	}
+		trees: map[string]*tree{"": mainTree(in)}, checks: checks,
+	}, nil
 }
 
 // ended tells the trees that the build is over, err being why if it failed.
@@ -111,78 +122,16 @@ func (p *planner) close() error {
 	return errors.Join(errs...)
 }
 
-// epoch is SOURCE_DATE_EPOCH, the time to give to everything; nil without one.
-func (p *planner) epoch() (*time.Time, error) {
-	v, ok := p.req.BuildArgs["SOURCE_DATE_EPOCH"]
-	if !ok || v == nil || *v == "" {
-		return nil, nil
-	}
-	n, err := strconv.ParseInt(*v, 10, 64)
-	if err != nil || n < 0 || n > maxEpoch {
-		return nil, fmt.Errorf("SOURCE_DATE_EPOCH=%s: it must be a number of seconds since 1970", *v)
-	}
-	t := time.Unix(n, 0).UTC()
-	return &t, nil
-}
-
-// maxEpoch is the end of the year 9999: later times have no form in JSON.
-const maxEpoch = 253402300799
-
 // prepare evaluates what stands before the first FROM, and the FROM lines.
-func (p *planner) prepare() (err error) {
-	if p.grants, err = newGrants(p.req); err != nil {
-		return err
-	}
+func (p *planner) prepare() error {
 	if p.req.Platform != "" {
+		var err error
 		if p.platform, err = p.parsePlatform(p.req.Platform); err != nil {
 			return err
 		}
 	}
-	target := p.req.Target
-	if target == "" {
-		target = p.file.Stages[len(p.file.Stages)-1].Name
-	}
-	if target == "" {
-		target = "default"
-	}
-	for _, kv := range [][2]string{
-		{"BUILDPLATFORM", platformString(p.local)}, {"BUILDOS", p.local.OS}, {"BUILDOSVERSION", ""}, {"BUILDARCH", p.local.Architecture},
-		{"BUILDVARIANT", p.local.Variant}, {"TARGETPLATFORM", platformString(p.platform)}, {"TARGETOS", p.platform.OS}, {"TARGETOSVERSION", ""},
-		{"TARGETARCH", p.platform.Architecture}, {"TARGETVARIANT", p.platform.Variant}, {"TARGETSTAGE", target},
-	} {
-		v := kv[1]
-		if given, ok := p.req.BuildArgs[kv[0]]; ok && given != nil {
-			v = *given
-		}
-		p.global = append(p.global, kv[0]+"="+v)
-	}
-	for _, s := range p.file.Args {
-		in, err := p.file.Expand(s, p.global)
-		if err != nil {
-			return err
-		}
-		for _, a := range in.(*dockerfile.Arg).Args {
-			if given, ok := p.req.BuildArgs[a.Key]; ok && given != nil {
-				p.global = append(p.global, a.Key+"="+*given)
-			} else if a.Value != nil {
-				v, err := p.file.Word(*a.Value, p.global)
-				if err != nil {
-					return p.file.Errorf(s.Lines, "%w", err)
-				}
-				p.global = append(p.global, a.Key+"="+v)
-			}
-		}
-	}
-	for _, k := range slices.Sorted(maps.Keys(p.req.BuildArgs)) {
-		// Programs differ in which case they read, so both are set; a case that was given itself goes before.
-		if v := p.req.BuildArgs[k]; isProxy(k) && v != nil {
-			p.proxies = append(p.proxies, k+"="+*v)
-			for _, other := range []string{strings.ToLower(k), strings.ToUpper(k)} {
-				if given := p.req.BuildArgs[other]; given == nil {
-					p.proxies = append(p.proxies, other+"="+*v)
-				}
-			}
-		}
+	if err := p.globals(); err != nil {
+		return err
 	}
 	for i := range p.file.Stages {
 		if err := p.prepareStage(i); err != nil {
@@ -203,6 +152,7 @@ func (p *planner) prepareStage(i int) error {
 		return p.file.Errorf(spec.Lines, "%w", err)
 	}
 	if s.base == "" {
+		p.checkFrom(s)
 		return p.file.Errorf(spec.Lines, "base name (%s) should not be blank", spec.Base)
 	}
 	s.parent = p.stageNamed(s.base)
@@ -216,6 +166,7 @@ func (p *planner) prepareStage(i int) error {
 			return p.file.Errorf(spec.Lines, "%w", err)
 		}
 	}
+	p.checkFrom(s)
 	p.stages = append(p.stages, s)
 	return nil
 }
@@ -251,7 +202,7 @@ func (p *planner) target() (*stage, error) {
 	if len(names) > 0 {
 		hint = "the stages are " + strings.Join(names, ", ")
 	}
-	return nil, fmt.Errorf("%w %q could not be found: %s", ErrNoTarget, p.req.Target, hint)
+	return nil, fmt.Errorf("%w %q could not be found%s: %s", ErrNoTarget, p.req.Target, dockerfile.DidYouMean(p.req.Target, names), hint)
 }
 
 // preload resolves, side by side, the images that the target is known to need. Triggers may still ask for more.
@@ -277,23 +228,15 @@ func (p *planner) preload(ctx context.Context, target *stage) error {
 			load(s.base, s.platform, s.spec.Lines)
 		}
 		for _, st := range s.spec.Steps {
-			var names []string
-			switch c := st.Instruction.(type) {
-			case *dockerfile.Copy:
-				names = []string{c.From}
-			case *dockerfile.Run:
-				names = c.From
+			c, ok := st.Instruction.(*dockerfile.Copy)
+			if !ok || c.From == "" {
+				continue
 			}
-			for _, name := range names {
-				if p.tree(name) != nil {
-					continue
-				}
-				// What is wrong with a reference is said when the step is planned.
-				if from, err := p.fromStage(s, name); err == nil && from != nil {
-					visit(from)
-				} else if err == nil && name != "scratch" {
-					load(name, p.platform, st.Lines)
-				}
+			// What is wrong with a reference is said when the step is planned.
+			if from, err := p.fromStage(s, c.From); err == nil && from != nil {
+				visit(from)
+			} else if err == nil && c.From != "scratch" {
+				load(c.From, p.platform, st.Lines)
 			}
 		}
 	}
@@ -370,11 +313,12 @@ func (p *planner) image(ctx context.Context, ref string, plat ocispec.Platform, 
 var scratchResult = result{}
 
 // plan plans a stage with all that it needs.
-func (p *planner) plan(ctx context.Context, s *stage) error {
+func (p *planner) plan(ctx context.Context, s *stage) (err error) {
 	if s.planned {
-		return nil
+		return s.err
 	}
 	s.planned = true
+	defer func() { s.err = err }()
 	steps := s.spec.Steps
 	triggers := 0
 	switch {
@@ -407,6 +351,10 @@ func (p *planner) plan(ctx context.Context, s *stage) error {
 	}
 	if s.parent == nil {
 		s.vars = slices.Clone(s.cfg.image.Config.Env)
+	}
+	s.checks = p.checks.Stage(nil)
+	if s.parent != nil {
+		s.checks = p.checks.Stage(s.parent.checks)
 	}
 	if on := s.cfg.image.Config.OnBuild; len(on) > 0 {
 		var extra []dockerfile.Step
@@ -460,10 +408,12 @@ func (p *planner) number(s *stage) string {
 // step plans one instruction.
 func (p *planner) step(ctx context.Context, s *stage, st dockerfile.Step, trigger bool) error {
 	env := s.vars
-	in, err := p.file.Expand(st, env)
+	watched := &dockerfile.Watched{Env: env}
+	in, err := p.file.Expand(st, watched)
 	if err != nil {
 		return err
 	}
+	s.check(p, st, in, watched.Unset)
 	if handled, err := s.cfg.fold(in); handled || err != nil {
 		if e, ok := in.(*dockerfile.EnvVars); ok {
 			for _, v := range e.Vars {
@@ -486,12 +436,10 @@ func (p *planner) step(ctx context.Context, s *stage, st dockerfile.Step, trigge
 	var created string
 	switch i := in.(type) {
 	case *dockerfile.Arg:
-		return s.declare(p, i)
+		return s.declare(p, st, i)
 	case *dockerfile.Workdir:
 		s.count++
-		if s.cfg.image.Config.WorkingDir, err = absolute(s.cfg.workdir(), i.Path); err != nil {
-			return err
-		}
+		s.cfg.image.Config.WorkingDir = absolute(s.cfg.workdir(), i.Path)
 		created = "WORKDIR " + s.cfg.workdir()
 		if s.cfg.workdir() == "/" {
 			s.cfg.note(created)
@@ -515,18 +463,24 @@ func (p *planner) step(ctx context.Context, s *stage, st dockerfile.Step, trigge
 	n.vertex, n.number, n.config = p.journal.vertex(s.label, p.number(s)+title), s.count, s.config()
 	p.nodes = append(p.nodes, n)
 	s.cfg.noteNode(created, n)
+	if s.cfg.size > maxConfig {
+		return errConfigSize
+	}
 	s.tip = n
 	return nil
 }
 
 // config is what commands run with at this point of the stage.
 func (s *stage) config() *StepConfig {
-	c := &StepConfig{Dir: s.cfg.workdir(), User: s.cfg.image.Config.User, Shell: s.cfg.image.Config.Shell}
-	for _, k := range s.vars.Keys() {
-		v, _ := s.vars.Get(k)
-		c.Env = append(c.Env, k+"="+v)
+	return &StepConfig{Dir: s.cfg.workdir(), User: s.cfg.image.Config.User, Shell: s.cfg.image.Config.Shell, Env: s.env()}
+}
+
+// env are the variables as commands have them, one of each name. The list is not to be changed.
+func (s *stage) env() []string {
+	if s.envOf != len(s.vars) {
+		s.envList, s.envOf = slices.Clip(s.vars.Unique()), len(s.vars)
 	}
-	return c
+	return s.envList
 }
 
 // filtered reports whether --no-cache-filter names the stage.
@@ -544,79 +498,10 @@ func (s *stage) baseLayers() int {
 	return len(s.first.layers)
 }
 
-// absolute resolves a WORKDIR against the one before.
-func absolute(dir, p string) (string, error) {
-	if p == "" {
-		return "", errors.New("WORKDIR can't be empty")
-	}
+// absolute resolves a WORKDIR against the one before, which an empty one leaves.
+func absolute(dir, p string) string {
 	if path.IsAbs(p) {
-		return path.Clean(p), nil
+		return path.Clean(p)
 	}
-	return path.Join(dir, p), nil
-}
-
-// declare adds ARGs to a stage: the value given, else the default here, else the global one. As in BuildKit an ARG hides an ENV that
-// stands above it, and reaches the stages that are built on this one.
-func (s *stage) declare(p *planner, a *dockerfile.Arg) error {
-	msg := "ARG"
-	for _, v := range a.Args {
-		given, ok := p.req.BuildArgs[v.Key]
-		switch {
-		case ok && given != nil:
-			v.Value = given
-		case v.Value != nil:
-			val, err := p.file.Word(*v.Value, s.vars)
-			if err != nil {
-				return err
-			}
-			v.Value = &val
-		default:
-			if val, ok := p.global.Get(v.Key); ok {
-				v.Value = &val
-			}
-		}
-		msg += " " + v.Key
-		if v.Value != nil {
-			s.vars = append(s.vars, v.Key+"="+*v.Value)
-			msg += "=" + *v.Value
-		}
-		if i := slices.IndexFunc(s.args, func(a dockerfile.ArgVar) bool { return a.Key == v.Key }); i < 0 {
-			s.args = append(s.args, v)
-		} else if v.Value != nil {
-			s.args[i] = v
-		}
-	}
-	s.cfg.note(msg)
-	return nil
-}
-
-// unconsumed names the build arguments that no ARG declares: most often a misspelling.
-func (p *planner) unconsumed() []string {
-	known := map[string]bool{"SOURCE_DATE_EPOCH": true}
-	for _, k := range p.global.Keys() {
-		known[k] = true
-	}
-	steps := p.file.Args
-	for _, s := range p.file.Stages {
-		steps = append(slices.Clip(steps), s.Steps...)
-	}
-	for _, st := range steps {
-		if a, ok := st.Instruction.(*dockerfile.Arg); ok {
-			for _, v := range a.Args {
-				known[v.Key] = true
-			}
-		}
-	}
-	for _, s := range p.stages { // ONBUILD brings ARGs too
-		for _, a := range s.args {
-			known[a.Key] = true
-		}
-	}
-	var out []string
-	for _, k := range slices.Sorted(maps.Keys(p.req.BuildArgs)) {
-		if !known[k] && !isProxy(k) && !strings.HasPrefix(k, "BUILDKIT_") {
-			out = append(out, k)
-		}
-	}
-	return out
+	return path.Join(dir, p)
 }

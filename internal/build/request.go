@@ -45,10 +45,6 @@ type Request struct {
 	AddHosts []string
 	ShmSize  int64
 	Ulimits  []specs.POSIXRlimit
-	// Memory and CPU limit the cgroup of each RUN, which is made below CgroupParent; nil and "" for no limit and conex's own place.
-	Memory       *specs.LinuxMemory
-	CPU          *specs.LinuxCPU
-	CgroupParent string
 
 	// Names are what the caller calls the image that comes of it; the history has them.
 	Names []string
@@ -58,11 +54,14 @@ type Request struct {
 	Export func(ctx context.Context, x *Export) error
 }
 
-// Secret is where a secret's bytes come from: a file, or a variable of the environment. They are read when a step first takes it.
+// Secret is where a secret's bytes come from: a file, or a variable of the environment. They are read when a step takes it.
 type Secret struct{ File, Env string }
 
-// Agent is an SSH agent: its socket, or private keys to answer for one.
-type Agent struct{ Paths []string }
+// Agent is an SSH agent's socket, or private keys to answer for one.
+type Agent struct {
+	Socket string
+	Keys   []string
+}
 
 // Result is a finished build.
 type Result struct {

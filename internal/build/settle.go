@@ -1,20 +1,21 @@
 package build
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 
 	"conex/internal/disk"
 	"conex/internal/linux/cgroup"
+	"conex/internal/linux/mount"
 	"conex/internal/network"
+	"conex/internal/safepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // running marks a RUN step in the state folder: build/<id>.lock, held under flock by the building process. When it dies, however it
@@ -22,20 +23,48 @@ import (
 type running struct {
 	path string
 	lock *disk.Lock
-	// parent is the cgroup that the step's own is made in, relative to each hierarchy's root. The file says it where it is not conex's own.
-	parent string
+	// mounts are what attach made, until detach.
+	mounts []string
 }
 
-// cgroup is the step's.
-func (r *running) cgroup() string {
-	return "/" + cgroupOf(r.parent, strings.TrimSuffix(filepath.Base(r.path), ".lock"))
+// attach shows a detached mount, for a moment, in the host's mount namespace: the container's thread can take mounts only from the
+// namespace that it comes from. The place is build/<id>.<n>, where Settle finds it after a crash.
+func (r *running) attach(m *os.File) (dir string, err error) {
+	dir = fmt.Sprintf("%s.%d", strings.TrimSuffix(r.path, ".lock"), len(r.mounts))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", err
+	}
+	r.mounts = append(r.mounts, dir)
+	at, err := safepath.OpenRoot(dir)
+	if err != nil {
+		return "", err
+	}
+	defer at.Close()
+	return dir, mount.Attach(m, at)
 }
 
-func cgroupOf(parent, id string) string {
-	return strings.TrimPrefix(path.Join("/", cmp.Or(parent, "conex"), "build-"+id), "/")
+// detach takes back what attach showed. What a container has of it stays there.
+func (r *running) detach() error {
+	var errs []error
+	for _, dir := range r.mounts {
+		errs = append(errs, unmount(dir))
+	}
+	r.mounts = nil
+	return errors.Join(errs...)
 }
 
-func own(state, id, parent string) (*running, error) {
+func unmount(dir string) error {
+	// EINVAL: nothing is mounted there, since the builder died before it was.
+	if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	if err := unix.Rmdir(dir); err != nil && err != unix.ENOENT {
+		return fmt.Errorf("remove %s: %w", dir, err)
+	}
+	return nil
+}
+
+func own(state, id string) (*running, error) {
 	dir := filepath.Join(state, "build")
 	path := filepath.Join(dir, id+".lock")
 	l, err := disk.Acquire(path)
@@ -48,14 +77,7 @@ func own(state, id, parent string) (*running, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &running{path: path, lock: l, parent: parent}
-	if parent != "" {
-		if _, err := l.File().WriteString(parent); err != nil {
-			r.release()
-			return nil, err
-		}
-	}
-	return r, nil
+	return &running{path: path, lock: l}, nil
 }
 
 func (r *running) release() {
@@ -93,9 +115,11 @@ func Settle(ctx context.Context, state string, nets *network.Manager) error {
 			errs = append(errs, err)
 			continue
 		}
-		parent, err := io.ReadAll(l.File())
-		if err == nil {
-			err = settleOne(ctx, id, string(parent), nets)
+		err = settleOne(ctx, id, nets)
+		for _, m := range entries {
+			if strings.HasPrefix(m.Name(), id+".") && m.IsDir() {
+				err = errors.Join(err, unmount(filepath.Join(dir, m.Name())))
+			}
 		}
 		if err == nil {
 			err = os.Remove(path)
@@ -109,8 +133,8 @@ func Settle(ctx context.Context, state string, nets *network.Manager) error {
 	return nil
 }
 
-func settleOne(ctx context.Context, id, parent string, nets *network.Manager) error {
-	cg, err := cgroup.New(cgroupOf(parent, id))
+func settleOne(ctx context.Context, id string, nets *network.Manager) error {
+	cg, err := cgroup.New("conex/build-" + id)
 	if err != nil {
 		return err
 	}
@@ -123,5 +147,5 @@ func settleOne(ctx context.Context, id, parent string, nets *network.Manager) er
 	if nets == nil {
 		return nil
 	}
-	return nets.DetachDead(ctx, id)
+	return nets.Detach(ctx, id)
 }

@@ -20,6 +20,8 @@ func (a *app) buildCommand() *cobra.Command {
 	var tags, args, labels list
 	var quiet bool
 	var progress, iidfile string
+	var call callFlag
+	var check bool
 	cmd := &cobra.Command{
 		Use: "build [OPTIONS] PATH | -", Short: "Build an image from a Dockerfile", Args: a.exactly(1),
 		RunE: func(cmd *cobra.Command, argv []string) error {
@@ -51,9 +53,20 @@ func (a *app) buildCommand() *cobra.Command {
 			}
 			ctx, stop := a.interruptible(cmd.Context())
 			defer stop()
-			req.Display = display
+			if check {
+				call.name = "check"
+			}
+			if call.name != "" {
+				req.Display = display
+				return a.buildCall(ctx, e, &call, req)
+			}
+			var found findings
+			req.Display = found.through(display)
 			res, err := e.Build(ctx, req)
 			done()
+			if !quiet {
+				found.tell(a, a.debug)
+			}
 			if err != nil {
 				return err
 			}
@@ -70,6 +83,8 @@ func (a *app) buildCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.Var(&args, "build-arg", "Set build-time variables")
+	f.Var(&call, "call", `Set what to do with the Dockerfile ("build", "check", "outline", "targets"; with ",format=json" as JSON)`)
+	f.BoolVar(&check, "check", false, `Shorthand for "--call=check": check the Dockerfile, build nothing`)
 	f.StringVarP(&req.Dockerfile, "file", "f", "", `Name of the Dockerfile (default "PATH/Dockerfile")`)
 	f.StringVar(&iidfile, "iidfile", "", "Write the image ID to a file")
 	f.Var(&labels, "label", "Set metadata for an image")
@@ -94,9 +109,7 @@ func (a *app) buildCommand() *cobra.Command {
 		"builder",
 		"cache-from",
 		"cache-to",
-		"call",
 		"cgroup-parent",
-		"check?",
 		"compress?",
 		"c|cpu-shares",
 		"cpu-period",
@@ -185,7 +198,7 @@ func (a *app) buildDisplay(mode string, quiet bool) (build.Display, func(), erro
 // warnings shows remarks alone.
 func warnings(w io.Writer) build.Display {
 	return func(ev build.Event) {
-		if ev.Kind == build.Warning {
+		if ev.Kind == build.Warning && ev.Finding == nil {
 			fmt.Fprintf(w, "WARNING: %s\n", ev.Text)
 		}
 	}

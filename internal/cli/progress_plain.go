@@ -32,6 +32,10 @@ func newPlainDisplay(out io.Writer) *plainDisplay {
 }
 
 func (d *plainDisplay) event(ev build.Event) {
+	if ev.Kind == build.Warning && ev.Finding != nil {
+		fmt.Fprintf(d.out, "#%d WARN: %s\n", ev.Vertex, ev.Text)
+		return
+	}
 	if ev.Kind == build.Warning {
 		fmt.Fprintf(d.out, "WARNING: %s\n", ev.Text)
 		return

@@ -70,6 +70,9 @@ func (d *ttyDisplay) event(ev build.Event) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if ev.Kind == build.Warning {
+		if ev.Finding != nil {
+			return // told when the build is over
+		}
 		d.warn = append(d.warn, ev.Text)
 		return
 	}

@@ -3,7 +3,6 @@ package dockerfile
 import (
 	"fmt"
 	"maps"
-	"net/netip"
 	"path"
 	"slices"
 	"strconv"
@@ -12,6 +11,7 @@ import (
 	"conex/internal/ocispec"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 )
@@ -30,7 +30,7 @@ func ApplyChanges(c *ocispec.ImageConfig, changes []string) error {
 	}
 	ch := changer{c: &next, lex: shell.NewLex(res.EscapeToken)}
 	for _, node := range res.AST.Children {
-		cmd, err := instructions.ParseInstruction(node)
+		cmd, err := instructions.ParseInstructionWithLinter(node, linter.New(&linter.Config{}))
 		if err == nil {
 			err = ch.apply(cmd)
 		}
@@ -148,58 +148,17 @@ func (ch *changer) expose(ports []string) error {
 			return err
 		}
 		for _, w := range words {
-			first, last, proto, err := portRange(w)
+			p, err := parsePort(w)
 			if err != nil {
 				return err
 			}
-			for n := first; n <= last; n++ {
-				set[strconv.Itoa(n)+"/"+proto] = struct{}{}
+			for n := p.first; n <= p.last; n++ {
+				set[strconv.Itoa(n)+"/"+p.proto] = struct{}{}
 			}
 		}
 	}
 	ch.c.ExposedPorts = set
 	return nil
-}
-
-// portRange reads what EXPOSE takes: port[-last][/protocol]. What `run -p` takes before it, [ip:][port[-last]:], may stand there as in
-// Docker and means nothing.
-func portRange(s string) (first, last int, proto string, err error) {
-	nums, proto, ok := strings.Cut(s, "/")
-	if !ok {
-		proto = "tcp"
-	}
-	proto = strings.ToLower(proto)
-	if proto != "tcp" && proto != "udp" && proto != "sctp" {
-		return 0, 0, "", fmt.Errorf("invalid proto: %q", proto)
-	}
-	fail := func() (int, int, string, error) { return 0, 0, "", fmt.Errorf("invalid containerPort: %s", s) }
-	ports := func(r string) (lo, hi uint64, ok bool) {
-		a, b, isRange := strings.Cut(r, "-")
-		if !isRange {
-			b = a
-		}
-		lo, err1 := strconv.ParseUint(a, 10, 16)
-		hi, err2 := strconv.ParseUint(b, 10, 16)
-		return lo, hi, err1 == nil && err2 == nil && lo > 0 && hi >= lo
-	}
-	if i := strings.LastIndexByte(nums, ':'); i >= 0 {
-		host := nums[:i]
-		nums = nums[i+1:]
-		if j := strings.LastIndexByte(host, ':'); j >= 0 {
-			if _, err := netip.ParseAddr(strings.Trim(host[:j], "[]")); err != nil {
-				return fail()
-			}
-			host = host[j+1:]
-		}
-		if _, _, ok := ports(host); host != "" && !ok {
-			return fail()
-		}
-	}
-	lo, hi, ok := ports(nums)
-	if !ok {
-		return fail()
-	}
-	return int(lo), int(hi), proto, nil
 }
 
 // setEnv replaces key's entry or appends one.

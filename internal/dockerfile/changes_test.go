@@ -47,18 +47,19 @@ func TestApplyChanges(t *testing.T) {
 
 func TestApplyChangesRefuses(t *testing.T) {
 	for change, want := range map[string]string{
-		"RUN rm -rf /":     "RUN is not a valid change command",
-		"FROM x":           "is not a valid change command",
-		"COPY a b":         "COPY is not a valid change command",
-		"NONSENSE":         "unknown instruction",
-		"EXPOSE 70000":     "invalid containerPort",
-		"EXPOSE 80/icmp":   "invalid proto",
-		"ENV A":            "ENV must have two arguments",
-		"VOLUME [\"\"]":    "empty string",
-		"STOPSIGNAL":       "exactly one argument",
-		"EXPOSE 9-8":       "invalid containerPort",
-		"LABEL a=\"b":      "",
-		"USER a\nRUN evil": "RUN is not a valid change command",
+		"RUN rm -rf /":            "RUN is not a valid change command",
+		"FROM x":                  "is not a valid change command",
+		"COPY a b":                "COPY is not a valid change command",
+		"NONSENSE":                "unknown instruction",
+		"EXPOSE 70000":            "invalid containerPort",
+		"EXPOSE 80/icmp":          "invalid proto",
+		"ENV A":                   "ENV must have two arguments",
+		"VOLUME [\"\"]":           "empty string",
+		"STOPSIGNAL":              "exactly one argument",
+		"EXPOSE 9-8":              "invalid containerPort",
+		"LABEL a=\"b":             "",
+		"# check=skip=all\nRUN x": "RUN is not a valid change command",
+		"USER a\nRUN evil":        "RUN is not a valid change command",
 	} {
 		var c ocispec.ImageConfig
 		err := ApplyChanges(&c, []string{"WORKDIR /x", change})

@@ -10,14 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 )
-
-// MaxSize bounds a Dockerfile, in bytes.
-const MaxSize = 16 << 20
 
 // File is a parsed Dockerfile.
 type File struct {
@@ -29,10 +28,16 @@ type File struct {
 	Args []Step
 	// Stages are in the file's order; there is at least one.
 	Stages []Stage
-	// Warnings are remarks of the parser, one line each.
-	Warnings []string
+	// Syntax is what the syntax directive names, "" without one. Line is where.
+	Syntax     string
+	SyntaxLine int
 
 	escape rune
+	// checks is the check directive, on line checksLine.
+	checks     string
+	checksLine int
+	// continued are the ends of instructions with empty lines between continued ones.
+	continued []Lines
 }
 
 // Lines is a range of lines, from 1, both ends included. The zero value is no place.
@@ -42,12 +47,18 @@ type Lines struct{ First, Last int }
 type Stage struct {
 	// Name is the stage's name in lower case, "" without AS.
 	Name string
+	// Written is the name as it stands there; As is the word before it.
+	Written, As string
+	// Description is what the comment above says of the stage: "# NAME description".
+	Description string
 	// Base and Platform are FROM's operands, variables not expanded.
 	Base, Platform string
 	// Code is the FROM instruction as written.
 	Code string
 	// Lines is FROM's place.
 	Lines Lines
+	// Comments are those right above it, without "#".
+	Comments []string
 	// Steps are the stage's instructions.
 	Steps []Step
 }
@@ -58,12 +69,19 @@ type Step struct {
 	// Code is the instruction as written, continuation lines joined.
 	Code  string
 	Lines Lines
+	// Comments are those right above it, without "#".
+	Comments []string
 }
 
 // Keyword is the instruction's word in capitals, as in "COPY".
-func (s Step) Keyword() string {
-	w, _, _ := strings.Cut(s.Code, " ")
-	return strings.ToUpper(w)
+func (s Step) Keyword() string { return strings.ToUpper(keyword(s.Code)) }
+
+// keyword is an instruction's first word as written.
+func keyword(code string) string {
+	if i := strings.IndexFunc(code, unicode.IsSpace); i >= 0 {
+		return code[:i]
+	}
+	return code
 }
 
 // ParseError is an error with a place in the file.
@@ -104,27 +122,48 @@ func Parse(name string, src []byte) (*File, error) {
 	if len(bytes.TrimSpace(src)) == 0 {
 		return fail(Lines{}, errors.New("file is empty"))
 	}
+	f.directives()
+	if at, err := checkLines(src); err != nil {
+		return fail(at, err)
+	}
 	res, err := parser.Parse(bytes.NewReader(src))
 	if err != nil {
-		return fail(place(err), bare(err))
+		return fail(place(err), f.foreign(bare(err)))
 	}
 	f.escape = res.EscapeToken
 	for _, w := range res.Warnings {
-		f.Warnings = append(f.Warnings, w.Short)
+		f.continued = append(f.continued, Lines{w.Location.Start.Line, w.Location.End.Line})
 	}
+	if n := len(res.AST.Children); n > MaxInstructions {
+		last := res.AST.Children[MaxInstructions]
+		return fail(Lines{last.StartLine, last.EndLine}, fmt.Errorf("a file of %d instructions, at most %d are allowed", n, MaxInstructions))
+	}
+	pairs, quiet := 0, linter.New(&linter.Config{}) // none at all, and it panics at a comment like "check=skip=all"
 	for _, n := range res.AST.Children {
 		at := Lines{n.StartLine, n.EndLine}
-		in, err := instructions.ParseInstruction(n)
+		in, err := instructions.ParseInstructionWithLinter(n, quiet)
 		if err != nil {
-			return fail(at, bare(err))
+			return fail(at, f.foreign(bare(err)))
 		}
 		if st, ok := in.(*instructions.Stage); ok {
-			f.Stages = append(f.Stages, Stage{Name: st.Name, Base: st.BaseName, Platform: st.Platform, Code: st.SourceCode, Lines: at})
+			if len(f.Stages) == MaxStages {
+				return fail(at, fmt.Errorf("more than %d stages", MaxStages))
+			}
+			stage := Stage{
+				Name: st.Name, Description: st.DocComment, Base: st.BaseName, Platform: st.Platform, Code: st.SourceCode, Lines: at, Comments: n.PrevComment,
+			}
+			if words := strings.Fields(stage.Code); st.Name != "" && len(words) > 2 {
+				stage.As, stage.Written = words[len(words)-2], words[len(words)-1]
+			}
+			f.Stages = append(f.Stages, stage)
 			continue
 		}
-		s := Step{Lines: at, Code: strings.TrimSpace(n.Original)}
+		s := Step{Lines: at, Code: strings.TrimSpace(n.Original), Comments: n.PrevComment}
 		if s.Instruction, err = convert(in); err != nil {
 			return fail(at, err)
+		}
+		if pairs += variables(s.Instruction); pairs > maxPairs {
+			return fail(at, fmt.Errorf("more than %d variables and labels", maxPairs))
 		}
 		if len(f.Stages) > 0 {
 			last := &f.Stages[len(f.Stages)-1]
@@ -145,7 +184,13 @@ func Parse(name string, src []byte) (*File, error) {
 // ParseTrigger reads one instruction that an image's ONBUILD left, as if it stood at the lines at of f.
 func (f *File) ParseTrigger(expr string, at Lines) (Step, error) {
 	fail := func(err error) (Step, error) {
-		return Step{}, f.Errorf(at, "ONBUILD trigger %q: %w", expr, err)
+		return Step{}, f.Errorf(at, "ONBUILD trigger %q: %w", shorten(expr), err)
+	}
+	if len(expr) > MaxSize {
+		return fail(fmt.Errorf("longer than %d bytes", MaxSize))
+	}
+	if _, err := checkLines([]byte(expr)); err != nil {
+		return fail(err)
 	}
 	res, err := parser.Parse(strings.NewReader(expr))
 	if err != nil {
@@ -155,7 +200,7 @@ func (f *File) ParseTrigger(expr string, at Lines) (Step, error) {
 		return fail(errors.New("not a single instruction"))
 	}
 	n := res.AST.Children[0]
-	c, err := instructions.ParseCommand(n)
+	c, err := instructions.ParseInstructionWithLinter(n, linter.New(&linter.Config{}))
 	if err != nil {
 		return fail(bare(err))
 	}
@@ -235,6 +280,9 @@ func bare(err error) error {
 	if rest, ok := strings.CutSuffix(msg, "unsupported modifier (\uFFFD) in substitution"); ok {
 		msg = rest + "the closing } is missing"
 	}
+	if len(msg) > 600 { // it quotes what it doesn't like
+		msg = msg[:300] + "..." + msg[len(msg)-300:]
+	}
 	return errors.New(msg)
 }
 
@@ -266,43 +314,93 @@ func (l List) Keys() []string {
 	return keys
 }
 
+// Unique has one string of each name: at the place of its first, with the value of its last.
+func (l List) Unique() List {
+	at := make(map[string]int, len(l))
+	out := make(List, 0, len(l))
+	for _, s := range l {
+		k, _, _ := strings.Cut(s, "=")
+		if i, ok := at[k]; ok {
+			out[i] = s
+			continue
+		}
+		at[k] = len(out)
+		out = append(out, s)
+	}
+	return out
+}
+
 // Word expands variables and removes quotes in one word, by the Dockerfile's rules.
 func (f *File) Word(word string, env Env) (string, error) {
 	if !strings.ContainsAny(word, `$'"`) && !strings.ContainsRune(word, f.escape) {
 		return word, nil
 	}
-	out, _, err := shell.NewLex(f.escape).ProcessWord(word, env)
-	if err != nil {
-		return "", bare(err)
-	}
-	return out, nil
+	out := ""
+	err := f.expand(word, f.escape, true, env, maxWord, func(env Env) (err error) {
+		out, _, err = shell.NewLex(f.escape).ProcessWord(word, env)
+		return err
+	})
+	return out, err
 }
 
 // words is Word that splits the result at blanks.
 func (f *File) words(word string, env Env) ([]string, error) {
-	out, err := shell.NewLex(f.escape).ProcessWords(word, env)
-	if err != nil {
-		return nil, bare(err)
-	}
-	return out, nil
+	var out []string
+	err := f.expand(word, f.escape, true, env, maxWord, func(env Env) (err error) {
+		out, err = shell.NewLex(f.escape).ProcessWords(word, env)
+		return err
+	})
+	return out, err
 }
 
 // Text expands variables in running text, such as a heredoc's, where quotes mean nothing.
 func (f *File) Text(text string, env Env) (string, error) {
-	lex := shell.NewLex('\\')
-	lex.SkipProcessQuotes = true
-	out, _, err := lex.ProcessWord(text, env)
-	if err != nil {
-		return "", bare(err)
-	}
-	return out, nil
+	out := ""
+	err := f.expand(text, '\\', false, env, maxText, func(env Env) (err error) {
+		lex := shell.NewLex('\\')
+		lex.SkipProcessQuotes = true
+		out, _, err = lex.ProcessWord(text, env)
+		return err
+	})
+	return out, err
 }
+
+// expand calls do when it is sure that it will not take long, with a quick env.
+func (f *File) expand(word string, escape rune, quotes bool, env Env, limit int, do func(Env) error) error {
+	watched, _ := env.(*Watched)
+	if watched != nil {
+		env = watched.Env
+	}
+	quick := indexed(word, env)
+	if err := bound(word, escape, quotes, quick, max(limit, 2*len(word))); err != nil {
+		return err
+	}
+	if watched != nil {
+		w := &Watched{quick, watched.Unset}
+		defer func() { watched.Unset = w.Unset }()
+		quick = w
+	}
+	if err := do(quick); err != nil {
+		return bare(err)
+	}
+	return nil
+}
+
+// maxTitle bounds the code that is worth showing with its variables.
+const maxTitle = 64 << 10
 
 // Title expands the variables of a step's code for display; what is unset stays as written.
 func (f *File) Title(code string, env Env) string {
-	lex := shell.NewLex(f.escape)
-	lex.RawQuotes, lex.RawEscapes, lex.SkipUnsetEnv = true, true, true
-	out, _, err := lex.ProcessWord(code, env)
+	if len(code) > maxTitle {
+		return code[:maxTitle]
+	}
+	out := code
+	err := f.expand(code, f.escape, true, env, maxTitle, func(env Env) (err error) {
+		lex := shell.NewLex(f.escape)
+		lex.RawQuotes, lex.RawEscapes, lex.SkipUnsetEnv = true, true, true
+		out, _, err = lex.ProcessWord(code, env)
+		return err
+	})
 	if err != nil {
 		return code
 	}

@@ -30,7 +30,11 @@ func (f *File) Expand(s Step, env Env) (Instruction, error) {
 }
 
 // Pair is a name and its value.
-type Pair struct{ Key, Value string }
+type Pair struct {
+	Key, Value string
+	// Blank says that a blank stands between them where "=" should.
+	Blank bool
+}
 
 func (p Pair) String() string { return p.Key + "=" + p.Value }
 
@@ -45,6 +49,8 @@ type (
 	ArgVar struct {
 		Key   string
 		Value *string
+		// Description is what the comment above says of it: "# NAME description".
+		Description string
 	}
 	// Maintainer names the author.
 	Maintainer struct{ Name string }
@@ -52,8 +58,13 @@ type (
 	Workdir struct{ Path string }
 	// User sets the user of later steps and of containers.
 	User struct{ User string }
-	// Expose declares ports as written, "80" or "8000-8010/udp"; after Expand one by one, "80/tcp".
-	Expose struct{ Ports []string }
+	// Expose declares ports.
+	Expose struct {
+		// Ports are as written, "80" or "8000-8010/udp"; after Expand one by one, "80/tcp".
+		Ports []string
+		// Words are the written ports after Expand.
+		Words []string
+	}
 	// Volume declares volumes.
 	Volume struct{ Paths []string }
 	// StopSignal sets the signal of stop.
@@ -118,18 +129,10 @@ type Run struct {
 	Mounts []Mount
 	// Network is default, none or host; Security is sandbox or insecure.
 	Network, Security string
-	// Devices are --device.
-	Devices []Device
-	// From are the stages and images that mounts name, which need no variables.
-	From []string
+	// Devices tells that --device was given.
+	Devices bool
 
 	raw *instructions.RunCommand
-}
-
-// Device is one --device of a RUN: the name of a CDI device.
-type Device struct {
-	Name     string
-	Required bool
 }
 
 // Mount is one --mount of a RUN.
@@ -142,7 +145,7 @@ type Mount struct {
 	ID             string
 	Sharing        string // cache: shared, private, locked; "" is shared
 	Required       bool
-	Env            *string // secret: the variable to put it into
+	Env            string
 	Mode           *uint64
 	UID, GID       *uint64
 }
@@ -157,7 +160,7 @@ func convert(in any) (Instruction, error) {
 	case *instructions.ArgCommand:
 		a := &Arg{}
 		for _, kv := range c.Args {
-			a.Args = append(a.Args, ArgVar{kv.Key, kv.Value})
+			a.Args = append(a.Args, ArgVar{kv.Key, kv.Value, kv.DocComment})
 		}
 		return a, nil
 	case *instructions.MaintainerCommand:
@@ -167,7 +170,7 @@ func convert(in any) (Instruction, error) {
 	case *instructions.UserCommand:
 		return &User{c.User}, nil
 	case *instructions.ExposeCommand:
-		return &Expose{c.Ports}, nil
+		return &Expose{Ports: c.Ports}, nil
 	case *instructions.VolumeCommand:
 		return &Volume{c.Volumes}, nil
 	case *instructions.StopSignalCommand:
@@ -198,10 +201,23 @@ func convert(in any) (Instruction, error) {
 	return nil, fmt.Errorf("instruction %T is not known", in)
 }
 
+// variables counts the variables and labels that an instruction sets.
+func variables(in Instruction) int {
+	switch i := in.(type) {
+	case *EnvVars:
+		return len(i.Vars)
+	case *Label:
+		return len(i.Labels)
+	case *Arg:
+		return len(i.Args)
+	}
+	return 0
+}
+
 func pairs(kvs instructions.KeyValuePairs) []Pair {
 	out := make([]Pair, len(kvs))
 	for i, kv := range kvs {
-		out[i] = Pair{kv.Key, kv.Value}
+		out[i] = Pair{kv.Key, kv.Value, kv.NoDelim}
 	}
 	return out
 }
@@ -219,15 +235,7 @@ func heredocs(cs []instructions.SourceContent) []Heredoc {
 func convertRun(c *instructions.RunCommand) (*Run, error) {
 	r := &Run{
 		CommandLine: CommandLine{c.CmdLine, c.PrependShell}, Network: instructions.GetNetwork(c), Security: instructions.GetSecurity(c),
-		raw: c,
-	}
-	for _, d := range instructions.GetDevices(c) {
-		r.Devices = append(r.Devices, Device{d.Name, d.Required})
-	}
-	for _, m := range instructions.GetMounts(c) {
-		if m.From != "" {
-			r.From = append(r.From, m.From)
-		}
+		Devices: slices.Contains(c.FlagsUsed, "device"), raw: c,
 	}
 	if len(c.Files) == 0 {
 		if strings.TrimSpace(strings.Join(c.CmdLine, "")) == "" {
@@ -270,7 +278,9 @@ func (r *Run) expand(f *File, env Env) (Instruction, error) {
 		o := Mount{
 			Type: string(m.Type), From: m.From, Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly, Size: m.SizeLimit,
 			ID: m.CacheID, Sharing: string(m.CacheSharing), Required: m.Required, Mode: m.Mode, UID: m.UID, GID: m.GID,
-			Env: m.Env,
+		}
+		if m.Env != nil {
+			o.Env = *m.Env
 		}
 		out.Mounts = append(out.Mounts, o)
 	}
@@ -323,7 +333,7 @@ func (f *File) eachPair(in []Pair, env Env) ([]Pair, error) {
 		if err != nil {
 			return nil, err
 		}
-		out[i] = Pair{k, v}
+		out[i] = Pair{k, v, p.Blank}
 	}
 	return out, nil
 }
@@ -336,19 +346,6 @@ func (e *EnvVars) expand(f *File, env Env) (Instruction, error) {
 func (l *Label) expand(f *File, env Env) (Instruction, error) {
 	labels, err := f.eachPair(l.Labels, env)
 	return &Label{labels}, err
-}
-
-// expand of an Arg leaves the values: whether the default counts depends on what the caller was given.
-func (a *Arg) expand(f *File, env Env) (Instruction, error) {
-	out := &Arg{Args: slices.Clone(a.Args)}
-	for i := range out.Args {
-		k, err := f.Word(out.Args[i].Key, env)
-		if err != nil {
-			return nil, err
-		}
-		out.Args[i].Key = k
-	}
-	return out, nil
 }
 
 func (w *Workdir) expand(f *File, env Env) (Instruction, error) {
@@ -369,12 +366,16 @@ func (e *Expose) expand(f *File, env Env) (Instruction, error) {
 			return nil, err
 		}
 		for _, w := range ws {
-			first, last, proto, err := portRange(w)
+			p, err := parsePort(w)
 			if err != nil {
 				return nil, err
 			}
-			for n := first; n <= last; n++ {
-				out.Ports = append(out.Ports, strconv.Itoa(n)+"/"+proto)
+			if len(out.Ports)+p.last-p.first > maxPorts {
+				return nil, fmt.Errorf("EXPOSE of more than %d ports", maxPorts)
+			}
+			out.Words = append(out.Words, w)
+			for n := p.first; n <= p.last; n++ {
+				out.Ports = append(out.Ports, strconv.Itoa(n)+"/"+p.proto)
 			}
 		}
 	}
@@ -390,6 +391,9 @@ func (s *StopSignal) expand(f *File, env Env) (Instruction, error) {
 	w, err := f.Word(s.Signal, env)
 	return &StopSignal{w}, err
 }
+
+// expand of an Arg leaves the values: whether the default counts depends on what the caller was given.
+func (a *Arg) expand(*File, Env) (Instruction, error) { return a, nil }
 
 func (m *Maintainer) expand(*File, Env) (Instruction, error)  { return m, nil }
 func (s *Shell) expand(*File, Env) (Instruction, error)       { return s, nil }
