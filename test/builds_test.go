@@ -313,6 +313,22 @@ func TestBuildKilledAnywhere(t *testing.T) {
 	w.cut(func(b *builder) { b.cmd.Process.Kill() }, false) //nolint:errcheck // it may have ended
 }
 
+// A killed builder's commands write on for as long as nobody settles them, where others want to clean up.
+func TestBuilderKilledWriting(t *testing.T) {
+	w := newWorld(t)
+	w.conex("pull", "-q", "busybox")
+	dir := w.write("writes/Dockerfile", "FROM busybox\nRUN "+meet+"touch /meet/writes; i=0; while :; do i=$((i+1)); : > /file$i; done\n")
+	b := w.startBuild(dir)
+	w.eventually(30*time.Second, "the command at work", func() bool { return w.met("writes") })
+	w.noteSteps()
+	kill9(t, b.cmd.Process.Pid)
+	b.wait()
+	w.conex("rmi", "-f", w.conex("images", "-q", "busybox"))
+	w.conex("pull", "-q", "busybox") // sweeps, and settles nothing
+	w.startBuild(w.write("next/Dockerfile", "FROM busybox\nRUN true\n")).ok()
+	w.wantNoBuildTraces("after the next build")
+}
+
 // cut ends builds at moments of chance and sees to it that the next one goes on where they were, and that nothing is left. clean says that
 // the build that was ended cleans up by itself.
 func (w *world) cut(end func(*builder), clean bool) {

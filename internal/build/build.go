@@ -69,6 +69,10 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	if err := Settle(ctx, b.State, b.Networks); err != nil {
 		return res, err
 	}
+	// What killed builds left in staging goes now that nothing of them writes there any more. Two folders are read.
+	if err := b.Root.Sweep(); err != nil {
+		return res, err
+	}
 	c := &cache{b.Root, b.Layers}
 	if err := c.clearLocks(); err != nil {
 		return res, err

@@ -157,7 +157,7 @@ func (r *Root) Sweep() error {
 		return err
 	}
 	for _, e := range entries {
-		errs = append(errs, os.RemoveAll(r.Path("trash", e.Name())))
+		errs = append(errs, remove(r.Path("trash", e.Name())))
 	}
 	entries, err = os.ReadDir(r.Path("staging"))
 	if err != nil {
@@ -177,11 +177,24 @@ func (r *Root) Sweep() error {
 			errs = append(errs, err)
 			continue
 		}
-		errs = append(errs, os.RemoveAll(r.Path("staging", name)))
-		os.Remove(lock)
+		if err := remove(r.Path("staging", name)); err != nil {
+			errs = append(errs, err)
+		} else if !exists(r.Path("staging", name)) {
+			os.Remove(lock)
+		}
 		l.Release()
 	}
 	return errors.Join(errs...)
+}
+
+// remove is os.RemoveAll, which leaves a folder that somebody puts something into meanwhile: a command that a killed builder has started, and
+// that nobody has settled yet. The next sweep takes it.
+func remove(path string) error {
+	err := os.RemoveAll(path)
+	if errors.Is(err, unix.ENOTEMPTY) {
+		return nil
+	}
+	return err
 }
 
 func exists(path string) bool {

@@ -38,10 +38,6 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 		return res, err
 	}
 	req.Export, req.Names = out.export, out.names()
-	// What a killed build left in staging goes now. Two folders are read.
-	if err := e.root.Sweep(); err != nil {
-		return res, err
-	}
 	// Each layer is claimed before it is made or found, so a build of hours keeps no sweep from its work.
 	lease, err := collect.Hold(e.root)
 	if err != nil {
