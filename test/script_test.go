@@ -22,6 +22,7 @@ import (
 //	exits CODE COMMAND...    runs a command that must end with that code
 //	eventually COMMAND...    runs a command until it succeeds, ten seconds at most
 //	registry VAR [USER:HASH] starts a registry and sets VAR to its address
+//	machine VAR              sets VAR to the flags of another root and state, as if on another machine
 //	fixture                  imports the busybox image
 //	same TEXT                compares the last stdout, without its last newline, with TEXT, where \n is a newline
 //
@@ -77,7 +78,7 @@ func runScript(t *testing.T, file string) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": scriptExits, "eventually": scriptEventually, "fixture": scriptFixture, "same": scriptSame,
-			"registry": w.scriptRegistry,
+			"registry": w.scriptRegistry, "machine": w.scriptMachine,
 		},
 	})
 }
@@ -113,6 +114,22 @@ func scriptEventually(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("not within ten seconds: %v", err)
+}
+
+func (w *world) scriptMachine(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: machine VAR")
+	}
+	root, state := ts.MkAbs(".root-"+args[0]), ts.MkAbs(".state-"+args[0])
+	ts.Setenv(args[0], "--root "+root+" --state "+state)
+	conex := filepath.Join(w.dir, "bin", "conex")
+	ts.Defer(func() {
+		cmd := exec.Command(conex, "--root", root, "--state", state, "system", "teardown")
+		cmd.Env = w.env
+		if out, err := cmd.CombinedOutput(); err != nil {
+			w.t.Errorf("teardown of %s: %v: %s", args[0], err, out)
+		}
+	})
 }
 
 func scriptFixture(ts *testscript.TestScript, neg bool, args []string) {

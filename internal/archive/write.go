@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"time"
 
 	"conex/internal/image"
@@ -45,6 +46,8 @@ type Item struct {
 	Layers []Blob
 	// TopLayer is the last diffID, "" without layers: Docker's file repositories names it.
 	TopLayer ocispec.Digest
+	// Annotations are those of the manifest's descriptor in index.json.
+	Annotations map[string]string
 }
 
 // Set is what a name leads to: an image, or several of one index.
@@ -198,7 +201,11 @@ func (p *plan) add(s Set, shared map[string]bool) error {
 	}
 	for _, r := range s.References {
 		d := top
-		d.Annotations = map[string]string{annotationName: r.String(), annotationRef: r.Tag()}
+		d.Annotations = maps.Clone(top.Annotations)
+		if d.Annotations == nil {
+			d.Annotations = map[string]string{}
+		}
+		d.Annotations[annotationName], d.Annotations[annotationRef] = r.String(), r.Tag()
 		if shared[r.Tag()] {
 			d.Annotations[annotationRef] = r.String()
 		}
@@ -220,7 +227,7 @@ func (p *plan) item(it Item) (ocispec.Descriptor, error) {
 	if err != nil {
 		return d, err
 	}
-	d.Platform = &it.Platform
+	d.Platform, d.Annotations = &it.Platform, it.Annotations
 	p.blob(ocispec.FromBytes(it.Config), it.Config)
 	p.blob(d.Digest, raw)
 	for _, l := range it.Layers {

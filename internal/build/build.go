@@ -73,7 +73,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	if err := b.Root.Sweep(); err != nil {
 		return res, err
 	}
-	c := &cache{b.Root, b.Layers}
+	c := &cache{root: b.Root, layers: b.Layers, discard: req.Discard}
 	if err := c.clearLocks(); err != nil {
 		return res, err
 	}
@@ -82,6 +82,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	began := time.Now()
 	j := newJournal(req.Display, newStepLog(b.Root, began))
 	story := newChronicle(b.Root, &req, j, began)
+	res.Ref = story.rec.ID
 	defer func() {
 		if herr := story.finish(res.ID, err); herr != nil { // what was built is built
 			j.emit(Event{Kind: Warning, Text: herr.Error()})
@@ -137,11 +138,11 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 		return res, err
 	}
 	res.Cached, res.Made = s.ran == 0, s.made
-	x := &Export{journal: j, Layers: out.layers, Base: target.baseLayers()}
+	x := &Export{journal: j, b: b, cache: c, Layers: out.layers, Base: target.baseLayers(), From: target.baseImage(), Epoch: epoch}
 	if x.Config, err = b.config(target, out, &req, epoch, x); err != nil {
 		return res, err
 	}
-	if req.Export != nil {
+	if err = x.squash(ctx, req.Squash); err == nil && req.Export != nil {
 		err = req.Export(ctx, x)
 	}
 	res.ID = x.ID()

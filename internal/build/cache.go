@@ -45,8 +45,9 @@ type Record struct {
 
 // cache is buildcache/.
 type cache struct {
-	root   *disk.Root
-	layers *layers.Store
+	root    *disk.Root
+	layers  *layers.Store
+	discard bool // nothing is put
 }
 
 // keyOf hashes what makes a step: kind, op and inputs.
@@ -100,6 +101,9 @@ func (c *cache) get(class, key string) (rec Record, ok bool, err error) {
 
 // put writes a record. Volatile: after a power loss a missing record costs a rebuilt step, a torn one is a miss.
 func (c *cache) put(class string, rec Record) error {
+	if c.discard {
+		return nil
+	}
 	path := c.path(class, rec.Key)
 	err := disk.WriteJSON(path, rec, disk.Volatile)
 	if errors.Is(err, fs.ErrNotExist) {

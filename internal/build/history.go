@@ -398,6 +398,7 @@ func (h *History) input(r *BuildRecord, in *InputRecord, depth int) ([]ocispec.D
 
 // chronicle makes the record of a build that runs.
 type chronicle struct {
+	discard bool // nothing is written
 	history *History
 	rec     BuildRecord
 	journal *journal
@@ -405,7 +406,7 @@ type chronicle struct {
 }
 
 func newChronicle(root *disk.Root, req *Request, j *journal, began time.Time) *chronicle {
-	c := &chronicle{history: OpenHistory(root), journal: j}
+	c := &chronicle{history: OpenHistory(root), journal: j, discard: req.Discard}
 	c.rec = BuildRecord{
 		ID: buildID(began), Project: projectOf(req), Context: contextName(req.Context), Dockerfile: req.Dockerfile, Target: req.Target,
 		Platform: req.Platform, NoCache: req.NoCache, Names: req.Names, Started: began.UTC(),
@@ -426,7 +427,7 @@ func newChronicle(root *disk.Root, req *Request, j *journal, began time.Time) *c
 // finish writes the record. A build of which not even the Dockerfile was found leaves none.
 func (c *chronicle) finish(id ocispec.Digest, err error) error {
 	var parse *dockerfile.ParseError
-	if c.planner == nil && !errors.As(err, &parse) {
+	if c.discard || c.planner == nil && !errors.As(err, &parse) {
 		return c.journal.log.close()
 	}
 	r := &c.rec

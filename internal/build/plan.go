@@ -74,8 +74,9 @@ type stage struct {
 
 	cfg stageConfig
 	tip *node
-	// first is what a stage without a parent begins with.
+	// first is what a stage without a parent begins with, from the image if it is one.
 	first  result
+	from   image.Image
 	checks *dockerfile.StageChecks
 	// defined are the ARGs and RUN mounts of the stage itself, for its outline.
 	defined definitions
@@ -344,7 +345,7 @@ func (p *planner) plan(ctx context.Context, s *stage) (err error) {
 			s.cfg.history = append(s.cfg.history, history{entry: h, inherited: true})
 		}
 		s.cfg = s.cfg.clone()
-		s.tip, s.first = b.node, *b.node.fixed
+		s.tip, s.first, s.from = b.node, *b.node.fixed, b.img
 	}
 	if !slices.ContainsFunc(s.cfg.image.Config.Env, func(e string) bool { return strings.HasPrefix(e, "PATH=") }) {
 		s.cfg.image.Config.Env = append(s.cfg.image.Config.Env, "PATH="+defaultPath)
@@ -491,11 +492,17 @@ func (s *stage) filtered(names []string) bool {
 }
 
 // baseLayers counts the layers of the image that the stage begins with, through the stages that it is built on.
-func (s *stage) baseLayers() int {
+func (s *stage) baseLayers() int { return len(s.root().first.layers) }
+
+// baseImage is that image.
+func (s *stage) baseImage() image.Image { return s.root().from }
+
+// root is the stage without a parent that s is built on.
+func (s *stage) root() *stage {
 	for s.parent != nil {
 		s = s.parent
 	}
-	return len(s.first.layers)
+	return s
 }
 
 // absolute resolves a WORKDIR against the one before, which an empty one leaves.

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"time"
 
+	"conex/internal/image"
 	"conex/internal/ocispec"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -32,6 +34,8 @@ type Request struct {
 	Pull          bool
 	// Labels are added to the image.
 	Labels map[string]string
+	// Squash is SquashNew, SquashAll or "".
+	Squash string
 
 	// Secrets and Agents are what RUN --mount=type=secret and type=ssh show, by id.
 	Secrets map[string]Secret
@@ -46,6 +50,8 @@ type Request struct {
 	ShmSize  int64
 	Ulimits  []specs.POSIXRlimit
 
+	// Discard leaves no records of steps in the cache, and none of the build in the history.
+	Discard bool
 	// Names are what the caller calls the image that comes of it; the history has them.
 	Names []string
 	// Display receives events.
@@ -67,6 +73,8 @@ type Agent struct {
 type Result struct {
 	// ID is the image's: the digest of its config.
 	ID ocispec.Digest
+	// Ref names the build in the history.
+	Ref string
 	// Cached says that no step ran.
 	Cached bool
 	// Made are the layers of the steps that ran.
@@ -81,7 +89,13 @@ type Export struct {
 	// Layers are the image's, from the base up; the first Base of them are the base image's.
 	Layers []ocispec.Digest
 	Base   int
+	// From is the image that the target stands on; the zero value for scratch.
+	From image.Image
+	// Epoch is SOURCE_DATE_EPOCH; nil without one.
+	Epoch *time.Time
 
+	b       *Builder
+	cache   *cache
 	journal *journal
 }
 

@@ -18,8 +18,8 @@ import (
 func (a *app) buildCommand() *cobra.Command {
 	var req engine.BuildRequest
 	var tags, args, labels list
-	var quiet bool
-	var progress, iidfile string
+	var output outputFlags
+	var progress string
 	var call callFlag
 	var check bool
 	cmd := &cobra.Command{
@@ -36,16 +36,16 @@ func (a *app) buildCommand() *cobra.Command {
 				}
 				req.Stdin = a.in
 			}
-			display, done, err := a.buildDisplay(progress, quiet)
+			if err := output.request(a, &req); err != nil {
+				return a.usageError(cmd, err)
+			}
+			display, done, err := a.buildDisplay(progress, output.quiet)
 			if err != nil {
 				return a.usageError(cmd, err)
 			}
 			defer done()
-			if iidfile != "" {
-				// An old id must not be taken for the result of a build that fails.
-				if err := os.Remove(iidfile); err != nil && !errors.Is(err, os.ErrNotExist) {
-					return fmt.Errorf("remove image ID file: %w", err)
-				}
+			if err := output.begin(); err != nil {
+				return err
 			}
 			e, err := a.engine()
 			if err != nil {
@@ -64,47 +64,36 @@ func (a *app) buildCommand() *cobra.Command {
 			req.Display = found.through(display)
 			res, err := e.Build(ctx, req)
 			done()
-			if !quiet {
+			if !output.quiet {
 				found.tell(a, a.debug)
 			}
 			if err != nil {
 				return err
 			}
-			if iidfile != "" {
-				if err := os.WriteFile(iidfile, []byte(res.ID), 0o666); err != nil {
-					return fmt.Errorf("write image ID file: %w", err)
-				}
-			}
-			if quiet {
-				fmt.Fprintln(a.out, res.ID)
-			}
-			return nil
+			return output.end(a, &req, res)
 		},
 	}
 	f := cmd.Flags()
+	output.add(f, &req)
 	f.Var(&args, "build-arg", "Set build-time variables")
 	f.Var(&call, "call", `Set what to do with the Dockerfile ("build", "check", "outline", "targets"; with ",format=json" as JSON)`)
 	f.BoolVar(&check, "check", false, `Shorthand for "--call=check": check the Dockerfile, build nothing`)
 	f.StringVarP(&req.Dockerfile, "file", "f", "", `Name of the Dockerfile (default "PATH/Dockerfile")`)
-	f.StringVar(&iidfile, "iidfile", "", "Write the image ID to a file")
 	f.Var(&labels, "label", "Set metadata for an image")
 	f.BoolVar(&req.NoCache, "no-cache", false, "Do not use cache when building the image")
 	f.StringVar(&req.Platform, "platform", "", "Set the platform (this machine's: "+runtime.GOOS+"/"+runtime.GOARCH+")")
 	f.StringVar(&progress, "progress", cmp.Or(os.Getenv("BUILDKIT_PROGRESS"), "auto"), `Type of progress output ("auto", "plain", "tty", "quiet")`)
 	f.BoolVar(&req.Pull, "pull", false, "Always attempt to pull a newer version of the image")
-	f.BoolVarP(&quiet, "quiet", "q", false, "Suppress the build output and print image ID on success")
 	f.VarP(&tags, "tag", "t", `Name and optionally a tag in the "name:tag" format`)
 	f.StringVar(&req.Target, "target", "", "Set the target build stage to build")
-	// What these ask for is what happens anyway: the image is in the store, and no intermediate containers are left.
-	for _, name := range []string{"load", "rm", "force-rm"} {
+	// What these ask for is what happens anyway: no intermediate containers are left.
+	for _, name := range []string{"rm", "force-rm"} {
 		f.Var(&fixedFlag{name}, name, "")
 		f.Lookup(name).NoOptDefVal, f.Lookup(name).Hidden = "true", true
 	}
 	refuseAll(f,
 		"add-host",
 		"allow",
-		"annotation",
-		"attest",
 		"build-context",
 		"builder",
 		"cache-from",
@@ -120,18 +109,12 @@ func (a *app) buildCommand() *cobra.Command {
 		"isolation",
 		"m|memory",
 		"memory-swap",
-		"metadata-file",
 		"network",
 		"no-cache-filter",
-		"o|output",
 		"policy",
-		"provenance",
-		"push?",
-		"sbom",
 		"secret",
 		"security-opt",
 		"shm-size",
-		"squash?",
 		"ssh",
 		"ulimit",
 		"D|debug?",

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"io"
 	"slices"
 	"sync"
 	"time"
@@ -21,10 +22,25 @@ type BuildRequest struct {
 	build.Request
 	// Tags are the references to give to the image.
 	Tags []string
+	// Outputs are what to do with the result; none, and Load in addition to others, is the image store. Push sends the image to the
+	// registries of its tags, in addition to the store where no output says otherwise.
+	Outputs    []BuildOutput
+	Push, Load bool
+	// Annotations are "[TYPE:]KEY=VALUE", for the manifests of all outputs.
+	Annotations []string
+	// Verify builds a second time without cache, throws the result away, and says what is different: the error is a
+	// *build.Difference then.
+	Verify bool
+	// File lets an output write to a file, of which nothing is left if writing fails, or for "-" to standard output.
+	File func(dest string, write func(io.Writer) error) error
 }
 
 // BuildResult says what came of a build.
-type BuildResult = build.Result
+type BuildResult struct {
+	build.Result
+	// Metadata is what --metadata-file says, by buildx's keys.
+	Metadata map[string]any
+}
 
 // Build builds an image from a Dockerfile. A nil error promises that the image is recorded, tagged and survives a power loss. An error
 // that a place in the Dockerfile is to blame for is a *build.StepError or a *dockerfile.ParseError.
@@ -38,6 +54,7 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 		return res, err
 	}
 	req.Export, req.Names = out.export, out.names()
+	res.Metadata = out.metadata
 	// Each layer is claimed before it is made or found, so a build of hours keeps no sweep from its work.
 	lease, err := collect.Hold(e.root)
 	if err != nil {
@@ -48,18 +65,23 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 			err = cerr
 		}
 	}()
+	out.lease, out.layers = lease, ls.Claiming(lease.Claim)
 	b := &build.Builder{
-		Root: e.root, State: e.cfg.State, Layers: ls.Claiming(lease.Claim), Runtime: runtime.New(), Networks: e.Networks(),
+		Root: e.root, State: e.cfg.State, Layers: out.layers, Runtime: runtime.New(), Networks: e.Networks(),
 		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, Parallel: e.cfg.Build.MaxParallelism, Base: e.claimingBase(lease),
 	}
+	out.builder = b
 	before, _, err := disk.Free(e.root.Path())
 	if err != nil {
 		return res, err
 	}
 	begun := time.Now()
-	res, err = b.Build(ctx, req.Request)
+	res.Result, err = b.Build(ctx, req.Request)
 	if e.rootFull(err) && req.Context != "-" && req.Dockerfile != "-" && e.makeRoom(ctx, begun) {
-		res, err = b.Build(ctx, req.Request) // the steps that were done are cached
+		res.Result, err = b.Build(ctx, req.Request) // the steps that were done are cached
+	}
+	if out.id != "" {
+		res.ID = out.id
 	}
 	var wrote int64
 	if err != nil || !res.Cached {

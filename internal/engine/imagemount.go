@@ -91,7 +91,7 @@ func (e *Engine) imageTree(ctx context.Context, img image.Image) (*os.File, erro
 	}
 	if len(lower) == 1 { // a single folder would be shown as it is, with its marks of deleted files
 		empty := filepath.Join(e.cfg.State, "mounts", "empty")
-		if err := os.Mkdir(empty, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := os.MkdirAll(empty, 0o700); err != nil {
 			return nil, err
 		}
 		lower = append(lower, empty)

@@ -293,6 +293,39 @@ func (p *pusher) image(ctx context.Context, img image.Image) (ocispec.Descriptor
 	var desc ocispec.Descriptor
 	raw, old := p.e.manifestOf(img)
 	ids := img.Layers()
+	wants := make([]*ocispec.Descriptor, len(ids))
+	for i := range ids {
+		if old != nil && !p.anew && (!p.convert || kindOf(old.Layers[i].MediaType) == p.kind) {
+			wants[i] = &old.Layers[i]
+		}
+	}
+	sent, err := p.send(ctx, img, wants)
+	if err != nil {
+		return desc, nil, err
+	}
+	conf := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: img.ID, Size: int64(len(img.RawConfig))}
+	same := old != nil
+	for i := range ids {
+		same = same && sent[i].Digest == old.Layers[i].Digest
+	}
+	if same {
+		return ocispec.Descriptor{MediaType: manifestType(old), Digest: img.Manifest, Size: int64(len(raw))}, raw, nil
+	}
+	m := newManifest(old, conf, sent)
+	if raw, err = json.Marshal(m); err != nil {
+		return desc, nil, err
+	}
+	desc = ocispec.Descriptor{MediaType: m.MediaType, Digest: ocispec.FromBytes(raw), Size: int64(len(raw))}
+	if old != nil {
+		p.progress.emit(Event{Message: fmt.Sprintf("The digest changes from %s to %s: layers were compressed anew", img.Manifest, desc.Digest)})
+	}
+	return desc, raw, nil
+}
+
+// send makes the registry have an image's layers and config and returns what the layers are there, each in the form of its place in wants;
+// nil leaves the choice.
+func (p *pusher) send(ctx context.Context, img image.Image, wants []*ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+	ids := img.Layers()
 	sent := make([]ocispec.Descriptor, len(ids))
 	first := map[ocispec.Digest]int{}
 	for i, id := range ids {
@@ -307,38 +340,19 @@ func (p *pusher) image(ctx context.Context, img image.Image) (ocispec.Descriptor
 		if first[id] != i {
 			continue
 		}
-		var want *ocispec.Descriptor
-		if old != nil && !p.anew && (!p.convert || kindOf(old.Layers[i].MediaType) == p.kind) {
-			want = &old.Layers[i]
-		}
 		g.Go(func() (err error) {
-			sent[i], err = p.layer(gctx, id, want)
+			sent[i], err = p.layer(gctx, id, wants[i])
 			return err
 		})
 	}
-	conf := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: img.ID, Size: int64(len(img.RawConfig))}
 	g.Go(func() error { return p.config(gctx, img) })
 	if err := g.Wait(); err != nil {
-		return desc, nil, err
+		return nil, err
 	}
-	same := old != nil
 	for i, id := range ids {
 		sent[i] = sent[first[id]]
-		same = same && sent[i].Digest == old.Layers[i].Digest
 	}
-	if same {
-		return ocispec.Descriptor{MediaType: manifestType(old), Digest: img.Manifest, Size: int64(len(raw))}, raw, nil
-	}
-	m := newManifest(old, conf, sent)
-	raw, err := json.Marshal(m)
-	if err != nil {
-		return desc, nil, err
-	}
-	desc = ocispec.Descriptor{MediaType: m.MediaType, Digest: ocispec.FromBytes(raw), Size: int64(len(raw))}
-	if old != nil {
-		p.progress.emit(Event{Message: fmt.Sprintf("The digest changes from %s to %s: layers were compressed anew", img.Manifest, desc.Digest)})
-	}
-	return desc, raw, nil
+	return sent, nil
 }
 
 // manifestOf returns the manifest that an image came by, byte by byte and decoded; nil if there is none, or none any more that fits it.

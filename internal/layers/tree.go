@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"conex/internal/layertar"
 
@@ -20,13 +21,18 @@ import (
 // The tree may change meanwhile: what has gone when its turn comes is left out, a file is as long as it is when its turn comes, and
 // changed is told of each file that was cut off after that: zeros stand for what is missing.
 func WriteTree(ctx context.Context, w io.Writer, root *os.File, changed func(path string)) error {
+	return WriteTreeAt(ctx, w, root, nil, changed)
+}
+
+// WriteTreeAt is WriteTree with one modification time for everything, unless when is nil.
+func WriteTreeAt(ctx context.Context, w io.Writer, root *os.File, when *time.Time, changed func(path string)) error {
 	dir, err := open(int(root.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
 	out := bufio.NewWriterSize(w, 256<<10)
-	t := &treeWriter{ctx: ctx, tar: tar.NewWriter(out)}
+	t := &treeWriter{ctx: ctx, tar: tar.NewWriter(out), when: when}
 	u := &treeWalk{write: t.entry, changed: changed, seen: map[[2]uint64]string{}}
 	if err := u.walk(dir, ""); err != nil {
 		return err
@@ -42,12 +48,17 @@ type treeWriter struct {
 	ctx context.Context //nolint:containedctx // one WriteTree, which it spans
 	tar *tar.Writer
 	buf []byte
+	// when, if set, is every entry's time.
+	when *time.Time
 }
 
 func (t *treeWriter) entry(h *tar.Header, content io.Reader) error {
 	n, err := normal(h)
 	if err != nil {
 		return &layertar.EntryError{Name: h.Name, Err: err}
+	}
+	if t.when != nil {
+		n.ModTime = *t.when
 	}
 	if err := t.ctx.Err(); err != nil {
 		return err

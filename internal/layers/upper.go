@@ -64,7 +64,9 @@ type treeWalk struct {
 	exclude func(string) bool
 	// changed is told of each file that was cut off while it was read; nil: nobody may change anything.
 	changed func(path string)
-	seen    map[[2]uint64]string // device and inode of files with several names, and their first name
+	// opaque marks folders that hide what lies below them, besides those that overlayfs has marked; nil: none.
+	opaque func(path string) bool
+	seen   map[[2]uint64]string // device and inode of files with several names, and their first name
 }
 
 // gone reports whether err only says that somebody else removed or replaced what a live tree had there.
@@ -190,7 +192,7 @@ func (u *treeWalk) folder(fd int, name, path string, h *tar.Header, opaque bool)
 	if err := u.write(h, nil); err != nil {
 		return err
 	}
-	if opaque {
+	if opaque || u.opaque != nil && u.opaque(path) {
 		if err := u.write(&tar.Header{Typeflag: tar.TypeReg, Name: path + "/" + layertar.OpaqueName}, nil); err != nil {
 			return err
 		}

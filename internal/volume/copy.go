@@ -19,12 +19,8 @@ func CopyTree(dst string, src *os.File) error {
 		return err
 	}
 	defer d.Close()
-	c := copier{links: map[[2]uint64]*os.File{}, names: map[[2]uint64]string{}}
-	defer func() {
-		for _, f := range c.links {
-			f.Close()
-		}
-	}()
+	c := newCopier()
+	defer c.close()
 	if err := c.folder(src, d); err != nil {
 		return err
 	}
@@ -39,12 +35,29 @@ func CopyTree(dst string, src *os.File) error {
 type copier struct {
 	links map[[2]uint64]*os.File
 	names map[[2]uint64]string
+	// merge is set where the target need not be empty.
+	merge *merge
+}
+
+func newCopier() *copier {
+	return &copier{links: map[[2]uint64]*os.File{}, names: map[[2]uint64]string{}}
+}
+
+func (c *copier) close() {
+	for _, f := range c.links {
+		f.Close()
+	}
 }
 
 func (c *copier) folder(src, dst *os.File) error {
 	names, err := src.Readdirnames(-1)
 	if err != nil {
 		return err
+	}
+	if c.merge != nil {
+		if err := c.merge.begin(dst, names); err != nil {
+			return err
+		}
 	}
 	for _, name := range names {
 		if err := c.entry(src, dst, name); err != nil {
@@ -54,7 +67,7 @@ func (c *copier) folder(src, dst *os.File) error {
 	return nil
 }
 
-func (c *copier) entry(src, dst *os.File, name string) error {
+func (c *copier) entry(src, dst *os.File, name string) (err error) {
 	sfd, dfd := int(src.Fd()), int(dst.Fd())
 	var st unix.Stat_t
 	if err := unix.Fstatat(sfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -62,9 +75,23 @@ func (c *copier) entry(src, dst *os.File, name string) error {
 	}
 	kind := st.Mode & unix.S_IFMT
 	key := [2]uint64{st.Dev, st.Ino}
+	at := name // what is made under another name at first
+	if c.merge != nil {
+		if at, err = c.merge.place(dst, name, kind); err != nil {
+			return err
+		}
+		defer func() {
+			if err != nil && at != name {
+				unix.Unlinkat(dfd, at, 0) //nolint:errcheck // it may not have come to be
+			}
+		}()
+	}
 	if kind != unix.S_IFDIR && st.Nlink > 1 {
 		if first, ok := c.links[key]; ok {
-			return unix.Linkat(int(first.Fd()), c.names[key], dfd, name, 0)
+			if err := unix.Linkat(int(first.Fd()), c.names[key], dfd, at, 0); err != nil {
+				return err
+			}
+			return settle(dst, at, name)
 		}
 	}
 	switch kind {
@@ -75,7 +102,7 @@ func (c *copier) entry(src, dst *os.File, name string) error {
 			return err
 		}
 	case unix.S_IFREG:
-		if err := copyFile(sfd, dfd, name); err != nil {
+		if err := copyFile(sfd, dfd, name, at); err != nil {
 			return err
 		}
 	case unix.S_IFLNK:
@@ -84,11 +111,11 @@ func (c *copier) entry(src, dst *os.File, name string) error {
 		if err != nil {
 			return err
 		}
-		if err := unix.Symlinkat(string(buf[:n]), dfd, name); err != nil {
+		if err := unix.Symlinkat(string(buf[:n]), dfd, at); err != nil {
 			return err
 		}
 	default:
-		if err := unix.Mknodat(dfd, name, kind|0o600, int(st.Rdev)); err != nil {
+		if err := unix.Mknodat(dfd, at, kind|0o600, int(st.Rdev)); err != nil {
 			return err
 		}
 	}
@@ -99,11 +126,17 @@ func (c *copier) entry(src, dst *os.File, name string) error {
 		}
 		c.links[key], c.names[key] = os.NewFile(uintptr(fd), dst.Name()), name
 	}
-	return attributes(dfd, name, fmt.Sprintf("/proc/self/fd/%d/%s", sfd, name), &st)
+	if c.merge != nil {
+		c.merge.adapt(&st)
+	}
+	if err := c.attributes(dfd, at, fmt.Sprintf("/proc/self/fd/%d/%s", sfd, name), &st); err != nil {
+		return err
+	}
+	return settle(dst, at, name)
 }
 
 func (c *copier) subfolder(sfd, dfd int, name string) error {
-	if err := unix.Mkdirat(dfd, name, 0o700); err != nil {
+	if err := unix.Mkdirat(dfd, name, 0o700); err != nil && (c.merge == nil || err != unix.EEXIST) {
 		return err
 	}
 	src, err := openAt(sfd, name, unix.O_DIRECTORY|unix.O_RDONLY)
@@ -127,13 +160,13 @@ func openAt(dir int, name string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-func copyFile(sfd, dfd int, name string) (err error) {
+func copyFile(sfd, dfd int, name, at string) (err error) {
 	in, err := openAt(sfd, name, unix.O_RDONLY)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	out, err := openAt(dfd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL)
+	out, err := openAt(dfd, at, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL)
 	if err != nil {
 		return err
 	}
@@ -188,8 +221,8 @@ func copyXattrs(dst, src string, follow bool) error {
 		return fmt.Errorf("list extended attributes: %w", err)
 	}
 	for _, name := range bytes.Split(bytes.TrimRight(buf[:n], "\x00"), []byte{0}) {
-		if bytes.HasPrefix(name, []byte("trusted.overlay.")) {
-			continue // it speaks of the layer that src lies in
+		if len(name) == 0 || bytes.HasPrefix(name, []byte("trusted.overlay.")) {
+			continue // it speaks of the layer that src lies in; overlayfs counts those that it does not list
 		}
 		val := make([]byte, 64<<10) // the kernel's limit
 		n, err := get(src, string(name), val)
