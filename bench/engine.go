@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -34,6 +35,8 @@ type engine struct {
 	registry string
 	server   *http.Server
 	daemon   *exec.Cmd
+	// base are the flags of a build that name the base image, where the engine has no images of its own.
+	base []string
 	// bigRegistry has the big image.
 	bigRegistry *registryProcess
 	// helpers returns the process ids of what the engine keeps for the container.
@@ -44,8 +47,11 @@ type engine struct {
 func (b *bench) open(conex string, peers []string) error {
 	for _, name := range append([]string{"conex"}, peers...) {
 		program := name
-		if name == "conex" {
+		switch name {
+		case "conex":
 			program = conex
+		case "buildkit":
+			program = "buildctl"
 		}
 		path, err := exec.LookPath(program)
 		if err != nil {
@@ -75,6 +81,8 @@ func (b *bench) open(conex string, peers []string) error {
 			err = e.openDocker()
 		case "podman":
 			err = e.openPodman()
+		case "buildkit":
+			err = e.openBuildkit()
 		default:
 			err = fmt.Errorf("unknown peer %q", name)
 		}
@@ -112,24 +120,81 @@ func (e *engine) openDocker() error {
 		return err
 	}
 	defer log.Close()
-	e.daemon = exec.Command(dockerd, "--data-root", e.dir+"/data", "--exec-root", e.dir+"/exec", "-H", "unix://"+sock, "--pidfile", e.dir+"/pid")
-	e.daemon.Stdout, e.daemon.Stderr = log, log
-	e.daemon.Env = e.env
-	if err := e.inNetns(e.daemon.Start); err != nil {
-		e.daemon = nil
+	if err := e.startDaemon(log, dockerd, "--data-root", e.dir+"/data", "--exec-root", e.dir+"/exec", "-H", "unix://"+sock, "--pidfile", e.dir+"/pid"); err != nil {
 		return err
 	}
 	// The old builder: every dockerd has it, and no plugin is needed.
 	e.env = append(e.env, "DOCKER_HOST=unix://"+sock, "DOCKER_BUILDKIT=0")
 	e.helpers = byID
+	return e.answers(log, "info")
+}
+
+// openBuildkit starts a buildkitd of our own. Its RUN steps get the daemon's network, which saves it the work of making one.
+func (e *engine) openBuildkit() error {
+	buildkitd, err := exec.LookPath("buildkitd")
+	if err != nil {
+		return err
+	}
+	runc, err := exec.LookPath("runc")
+	if err != nil {
+		return err
+	}
+	log, err := os.Create(filepath.Join(e.dir, "log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	addr := "unix://" + filepath.Join(e.dir, "sock")
+	e.argv = append(e.argv, "--addr", addr)
+	conf := filepath.Join(e.dir, "buildkitd.toml")
+	if err := os.WriteFile(conf, nil, 0o644); err != nil {
+		return err
+	}
+	if err := e.startDaemon(log, buildkitd, "--config", conf, "--root", e.dir+"/data", "--addr", addr, "--otel-socket-path", e.dir+"/otel",
+		"--containerd-worker=false", "--oci-worker-net", "host", "--oci-worker-binary", runc); err != nil {
+		return err
+	}
+	return e.answers(log, "debug", "workers")
+}
+
+// useBase gives an engine without images the base image, as a layout that each build names.
+func (e *engine) useBase(tar string) error {
+	dir := filepath.Join(e.dir, "base")
+	digest, err := writeImage(dir, image, func(w io.Writer) error {
+		f, err := os.Open(tar)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		_, err = io.Copy(w, f)
+		return err
+	})
+	e.base = []string{"--oci-layout", "base=" + dir, "--opt", "context:" + image + "=oci-layout://base@" + digest}
+	return err
+}
+
+// startDaemon starts the engine's daemon in its network namespace.
+func (e *engine) startDaemon(log *os.File, argv ...string) error {
+	e.daemon = exec.Command(argv[0], argv[1:]...)
+	e.daemon.Stdout, e.daemon.Stderr = log, log
+	e.daemon.Env = e.env
+	err := e.inNetns(e.daemon.Start)
+	if err != nil {
+		e.daemon = nil
+	}
+	return err
+}
+
+// answers waits until the daemon answers a command.
+func (e *engine) answers(log *os.File, args ...string) (err error) {
 	for range 300 {
-		if err = e.do("info"); err == nil {
+		if err = e.do(args...); err == nil {
 			return nil
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 	tail, _ := os.ReadFile(log.Name())
-	return fmt.Errorf("dockerd does not answer: %w\n%s", err, tail[max(0, len(tail)-500):])
+	return fmt.Errorf("the daemon does not answer: %w\n%s", err, tail[max(0, len(tail)-500):])
 }
 
 func (e *engine) openPodman() error {
@@ -176,8 +241,10 @@ func (e *engine) serveLayout(layout, addr string) (*http.Server, error) {
 // close removes the engine's containers, ends its daemon, and takes down its mounts and network.
 func (e *engine) close() error {
 	var errs []error
-	if out, err := e.output("ps", "-aq"); err == nil && out != "" {
-		errs = append(errs, e.remove(strings.Fields(out)...))
+	if e.name != "buildkit" {
+		if out, err := e.output("ps", "-aq"); err == nil && out != "" {
+			errs = append(errs, e.remove(strings.Fields(out)...))
+		}
 	}
 	if e.name == "conex" {
 		errs = append(errs, e.closeConex())

@@ -1,8 +1,8 @@
-// Command bench measures conex beside the container engines that are installed here (docker, podman): the same command
+// Command bench measures conex beside the container engines that are installed here (docker, podman, for builds BuildKit): the same command
 // lines, in turns, with a network namespace and data folders of its own for each engine. It prints medians, ratios and
 // whether conex meets its targets, and stops and removes everything it started.
 //
-//	bench [-conex bin/conex] [-peers docker,podman] [-only REGEXP] [-n ROUNDS] [-json FILE]
+//	bench [-conex bin/conex] [-peers docker,podman,buildkit] [-only REGEXP] [-n ROUNDS] [-json FILE]
 //
 // It needs root, Debian's busybox-static, docker-registry for pushes, and for a fair result a machine that does nothing else. What begins with
 // image- works on an image of 512 MB, which takes a minute to make and 2 GB below /var/tmp.
@@ -30,6 +30,8 @@ type bench struct {
 	rounds  int
 	results []row
 	image   *bigImage // made when something needs it
+	// fileSets counts the contexts of many files.
+	fileSets int
 }
 
 // row is one measured thing.
@@ -42,7 +44,7 @@ type row struct {
 
 func main() {
 	conex := flag.String("conex", "bin/conex", "the conex to measure")
-	peers := flag.String("peers", "docker,podman", "engines to compare with, where installed")
+	peers := flag.String("peers", "docker,podman,buildkit", "engines to compare with, where installed")
 	only := flag.String("only", "", "measure only what matches this expression")
 	rounds := flag.Int("n", 15, "rounds; slow measurements take fewer")
 	out := flag.String("json", "", "write all values to this file")
@@ -133,7 +135,7 @@ func (b *bench) measure(m measurement) row {
 	for i := range rounds + 1 { // round 0 warms caches and does not count
 		for j := range b.engines {
 			e := b.engines[(i+j)%len(b.engines)]
-			if failed[e] {
+			if failed[e] || e.name == "buildkit" && !m.build {
 				continue
 			}
 			v, err := m.once(b, e, i)

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,6 +30,8 @@ type measurement struct {
 	rounds int
 	// memory: once returns megabytes instead of milliseconds.
 	memory bool
+	// build: engines that only build can do it.
+	build bool
 	// once does round i on the engine and returns what it took. What is not timed is undone before it returns.
 	once func(b *bench, e *engine, i int) (float64, error)
 }
@@ -37,7 +40,7 @@ type measurement struct {
 const image = "bench-base"
 
 func measurements() []measurement {
-	return append([]measurement{
+	return slices.Concat([]measurement{
 		{name: "version", target: 5, once: simple("version")},
 		{name: "run-rm-none", target: 60, once: simple("run", "--rm", "--network", "none", image, "true")},
 		{name: "run-rm-bridge", target: 60, once: simple("run", "--rm", image, "true")},
@@ -81,39 +84,6 @@ func measurements() []measurement {
 		{name: "ps", once: beside("ps")},
 		{name: "inspect", once: beside("inspect", "bench-idle")},
 		{name: "images", once: simple("images")},
-		{name: "build-cached", target: 30, once: func(b *bench, e *engine, i int) (float64, error) {
-			return e.timed("build", "-q", "-t", "bench-cached", b.context("cached"))
-		}},
-		{name: "build-run-step", target: 40, once: func(b *bench, e *engine, i int) (float64, error) {
-			dir := b.context("runstep." + e.name)
-			if err := writeDockerfile(dir, fmt.Sprintf("FROM %s\nRUN echo %d %d > /n\n", image, i, time.Now().UnixNano())); err != nil {
-				return 0, err
-			}
-			return e.timed("build", "-q", "-t", "bench-run", dir)
-		}},
-		{name: "build-last-copy", once: func(b *bench, e *engine, i int) (float64, error) {
-			dir := b.context("copy." + e.name)
-			text := "FROM " + image + "\n" + strings.Repeat("ENV A=1\n", 3) + "RUN true\nCOPY file /file\n"
-			if err := writeDockerfile(dir, text); err != nil {
-				return 0, err
-			}
-			if err := os.WriteFile(filepath.Join(dir, "file"), fmt.Append(nil, i, time.Now().UnixNano()), 0o644); err != nil {
-				return 0, err
-			}
-			return e.timed("build", "-q", "-t", "bench-copy", dir)
-		}},
-		{name: "build-copy-20000", target: 5000, rounds: 3, once: func(b *bench, e *engine, i int) (float64, error) {
-			dir := b.context("files")
-			if err := writeFiles(dir); err != nil {
-				return 0, err
-			}
-			// A changed file, so that neither engine can take the step from its cache.
-			if err := os.WriteFile(filepath.Join(dir, "tree", "changed"), fmt.Append(nil, e.name, time.Now().UnixNano()), 0o644); err != nil {
-				return 0, err
-			}
-			v, err := e.timed("build", "-q", "-t", "bench-files", dir)
-			return then(v, err, func() error { return e.do("rmi", "-f", "bench-files") })
-		}},
 		{name: "pull-100MB", rounds: 5, once: func(b *bench, e *engine, i int) (float64, error) {
 			ref := e.registry + "/library/bench-pull:latest"
 			args := []string{"pull", "-q", ref}
@@ -124,7 +94,7 @@ func measurements() []measurement {
 			return then(v, err, func() error { return e.do("rmi", "-f", ref) })
 		}},
 		{name: "idle-memory", target: 3, rounds: 3, memory: true, once: idleMemory},
-	}, imageMeasurements()...)
+	}, buildMeasurements(), imageMeasurements())
 }
 
 // then undoes a timed step that worked.
@@ -227,20 +197,17 @@ func (b *bench) prepare() error {
 	if out, err := exec.Command("images/busybox", base).CombinedOutput(); err != nil {
 		return fmt.Errorf("images/busybox: %w: %s", err, out)
 	}
-	steps := "FROM " + image + "\nENV A=1\nLABEL b=2\nWORKDIR /app\nCOPY a.txt .\nRUN echo one > /one\nRUN echo two > /two\nCOPY b.txt .\nRUN echo three > /three\nEXPOSE 80\nCMD [\"true\"]\n"
-	if err := writeDockerfile(b.context("cached"), steps); err != nil {
-		return err
-	}
-	for _, f := range []string{"a.txt", "b.txt"} {
-		if err := os.WriteFile(filepath.Join(b.context("cached"), f), []byte(f), 0o644); err != nil {
-			return err
-		}
-	}
 	layout := filepath.Join(b.dir, "layout")
 	if err := writeLayout(layout, 100<<20); err != nil {
 		return err
 	}
 	for _, e := range b.engines {
+		if e.name == "buildkit" {
+			if err := e.useBase(base); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := e.do("import", base, image); err != nil {
 			return err
 		}
@@ -251,59 +218,44 @@ func (b *bench) prepare() error {
 	return nil
 }
 
-// writeFiles makes 20,000 files of 10,000 bytes in 100 folders, once.
-func writeFiles(dir string) error {
-	tree := filepath.Join(dir, "tree")
-	if _, err := os.Stat(tree); err == nil {
-		return nil
-	}
-	random := rand.NewChaCha8([32]byte{1})
-	data := make([]byte, 10_000)
-	for d := range 100 {
-		folder := filepath.Join(tree, fmt.Sprintf("d%02d", d))
-		if err := os.MkdirAll(folder, 0o755); err != nil {
-			return err
-		}
-		for f := range 200 {
-			random.Read(data)
-			if err := os.WriteFile(filepath.Join(folder, fmt.Sprintf("f%03d", f)), data, 0o644); err != nil {
+// writeLayout makes an OCI layout of one image, library/bench-pull, whose one layer has size bytes that gzip halves.
+func writeLayout(dir string, size int) error {
+	_, err := writeImage(dir, "docker.io/library/bench-pull:latest", func(w io.Writer) error {
+		tw := tar.NewWriter(w)
+		random := rand.NewChaCha8([32]byte{2})
+		const fileSize = 1 << 20
+		for i := range size / fileSize {
+			data := make([]byte, fileSize)
+			random.Read(data[:fileSize/2])
+			if err := tw.WriteHeader(&tar.Header{Name: fmt.Sprintf("f%d", i), Size: fileSize, Mode: 0o644, Typeflag: tar.TypeReg, ModTime: time.Unix(1e9, 0)}); err != nil {
+				return err
+			}
+			if _, err := tw.Write(data); err != nil {
 				return err
 			}
 		}
-	}
-	return writeDockerfile(dir, "FROM "+image+"\nCOPY tree /tree\n")
+		return tw.Close()
+	})
+	return err
 }
 
-// writeLayout makes an OCI layout of one image, library/bench-pull, whose one layer has size bytes that gzip halves.
-func writeLayout(dir string, size int) error {
+// writeImage makes an OCI layout of one image with one layer, whose tar write gives, and returns the manifest's digest.
+func writeImage(dir, ref string, write func(io.Writer) error) (string, error) {
 	blobs := filepath.Join(dir, "blobs", "sha256")
 	if err := os.MkdirAll(blobs, 0o755); err != nil {
-		return err
+		return "", err
 	}
 	var packed bytes.Buffer
 	plain := sha256.New()
 	zw, err := gzip.NewWriterLevel(&packed, gzip.BestSpeed)
 	if err != nil {
-		return err
+		return "", err
 	}
-	tw := tar.NewWriter(io.MultiWriter(zw, plain))
-	random := rand.NewChaCha8([32]byte{2})
-	const fileSize = 1 << 20
-	for i := range size / fileSize {
-		data := make([]byte, fileSize)
-		random.Read(data[:fileSize/2])
-		if err := tw.WriteHeader(&tar.Header{Name: fmt.Sprintf("f%d", i), Size: fileSize, Mode: 0o644, Typeflag: tar.TypeReg, ModTime: time.Unix(1e9, 0)}); err != nil {
-			return err
-		}
-		if _, err := tw.Write(data); err != nil {
-			return err
-		}
-	}
-	if err := tw.Close(); err != nil {
-		return err
+	if err := write(io.MultiWriter(zw, plain)); err != nil {
+		return "", err
 	}
 	if err := zw.Close(); err != nil {
-		return err
+		return "", err
 	}
 	put := func(mediaType string, data []byte) (map[string]any, error) {
 		sum := sha256.Sum256(data)
@@ -312,29 +264,33 @@ func writeLayout(dir string, size int) error {
 	}
 	layer, err := put("application/vnd.oci.image.layer.v1.tar+gzip", packed.Bytes())
 	if err != nil {
-		return err
+		return "", err
 	}
 	config, err := json.Marshal(map[string]any{"architecture": runtime.GOARCH, "os": "linux", "config": map[string]any{},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + hex.EncodeToString(plain.Sum(nil))}}})
 	if err != nil {
-		return err
+		return "", err
 	}
 	configDesc, err := put("application/vnd.oci.image.config.v1+json", config)
 	if err != nil {
-		return err
+		return "", err
 	}
 	manifest, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": configDesc, "layers": []any{layer}})
 	if err != nil {
-		return err
+		return "", err
 	}
 	desc, err := put("application/vnd.oci.image.manifest.v1+json", manifest)
 	if err != nil {
-		return err
+		return "", err
 	}
-	desc["annotations"] = map[string]string{"org.opencontainers.image.ref.name": "docker.io/library/bench-pull:latest"}
+	desc["annotations"] = map[string]string{"org.opencontainers.image.ref.name": ref}
 	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": []any{desc}})
 	if err != nil {
-		return err
+		return "", err
 	}
-	return os.WriteFile(filepath.Join(dir, "index.json"), index, 0o644)
+	if err := os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o644); err != nil {
+		return "", err
+	}
+	digest, _ := desc["digest"].(string)
+	return digest, os.WriteFile(filepath.Join(dir, "index.json"), index, 0o644)
 }

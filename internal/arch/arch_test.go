@@ -43,6 +43,7 @@ var sideways = map[string]string{
 	"archive image":              "an archive names images",
 	"build image":                "a build's FROM and its result are images",
 	"build network":              "a RUN step has the network of a container",
+	"build volume":               "a cache mount with from= begins as a copy, like a volume",
 	"collect image":              "images are what the sweep marks from",
 	"container events":           "what changes a container's state tells it",
 	"control container":          "the wire protocol carries the container's records",

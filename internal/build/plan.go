@@ -29,7 +29,8 @@ type planner struct {
 	// platform is the target's, local this machine's.
 	platform, local ocispec.Platform
 	global          dockerfile.List // ARGs before the first FROM, and the predefined ones
-	proxies         []string        // http_proxy and its like from the build arguments, for RUN's environment
+	grants          *grants
+	proxies         []string // http_proxy and its like from the build arguments, for RUN's environment
 	// defaults is global without build arguments, declared the names that global's ARGs declare, with or without a value.
 	defaults dockerfile.List
 	declared []string
@@ -124,9 +125,11 @@ func (p *planner) close() error {
 }
 
 // prepare evaluates what stands before the first FROM, and the FROM lines.
-func (p *planner) prepare() error {
+func (p *planner) prepare() (err error) {
+	if p.grants, err = newGrants(p.req); err != nil {
+		return err
+	}
 	if p.req.Platform != "" {
-		var err error
 		if p.platform, err = p.parsePlatform(p.req.Platform); err != nil {
 			return err
 		}
@@ -229,15 +232,23 @@ func (p *planner) preload(ctx context.Context, target *stage) error {
 			load(s.base, s.platform, s.spec.Lines)
 		}
 		for _, st := range s.spec.Steps {
-			c, ok := st.Instruction.(*dockerfile.Copy)
-			if !ok || c.From == "" {
-				continue
+			var names []string
+			switch c := st.Instruction.(type) {
+			case *dockerfile.Copy:
+				names = []string{c.From}
+			case *dockerfile.Run:
+				names = c.From
 			}
-			// What is wrong with a reference is said when the step is planned.
-			if from, err := p.fromStage(s, c.From); err == nil && from != nil {
-				visit(from)
-			} else if err == nil && c.From != "scratch" {
-				load(c.From, p.platform, st.Lines)
+			for _, name := range names {
+				if p.tree(name) != nil {
+					continue
+				}
+				// What is wrong with a reference is said when the step is planned.
+				if from, err := p.fromStage(s, name); err == nil && from != nil {
+					visit(from)
+				} else if err == nil && name != "scratch" {
+					load(name, p.platform, st.Lines)
+				}
 			}
 		}
 	}

@@ -49,6 +49,10 @@ type Request struct {
 	AddHosts []string
 	ShmSize  int64
 	Ulimits  []specs.POSIXRlimit
+	// Memory and CPU limit the cgroup of each RUN, which is made below CgroupParent; nil and "" for no limit and conex's own place.
+	Memory       *specs.LinuxMemory
+	CPU          *specs.LinuxCPU
+	CgroupParent string
 
 	// Discard leaves no records of steps in the cache, and none of the build in the history.
 	Discard bool
@@ -60,14 +64,11 @@ type Request struct {
 	Export func(ctx context.Context, x *Export) error
 }
 
-// Secret is where a secret's bytes come from: a file, or a variable of the environment. They are read when a step takes it.
+// Secret is where a secret's bytes come from: a file, or a variable of the environment. They are read when a step first takes it.
 type Secret struct{ File, Env string }
 
-// Agent is an SSH agent's socket, or private keys to answer for one.
-type Agent struct {
-	Socket string
-	Keys   []string
-}
+// Agent is an SSH agent: its socket, or private keys to answer for one.
+type Agent struct{ Paths []string }
 
 // Result is a finished build.
 type Result struct {

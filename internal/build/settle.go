@@ -1,21 +1,20 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
 	"conex/internal/disk"
 	"conex/internal/linux/cgroup"
-	"conex/internal/linux/mount"
 	"conex/internal/network"
-	"conex/internal/safepath"
-
-	"golang.org/x/sys/unix"
 )
 
 // running marks a RUN step in the state folder: build/<id>.lock, held under flock by the building process. When it dies, however it
@@ -23,48 +22,20 @@ import (
 type running struct {
 	path string
 	lock *disk.Lock
-	// mounts are what attach made, until detach.
-	mounts []string
+	// parent is the cgroup that the step's own is made in, relative to each hierarchy's root. The file says it where it is not conex's own.
+	parent string
 }
 
-// attach shows a detached mount, for a moment, in the host's mount namespace: the container's thread can take mounts only from the
-// namespace that it comes from. The place is build/<id>.<n>, where Settle finds it after a crash.
-func (r *running) attach(m *os.File) (dir string, err error) {
-	dir = fmt.Sprintf("%s.%d", strings.TrimSuffix(r.path, ".lock"), len(r.mounts))
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return "", err
-	}
-	r.mounts = append(r.mounts, dir)
-	at, err := safepath.OpenRoot(dir)
-	if err != nil {
-		return "", err
-	}
-	defer at.Close()
-	return dir, mount.Attach(m, at)
+// cgroup is the step's.
+func (r *running) cgroup() string {
+	return "/" + cgroupOf(r.parent, strings.TrimSuffix(filepath.Base(r.path), ".lock"))
 }
 
-// detach takes back what attach showed. What a container has of it stays there.
-func (r *running) detach() error {
-	var errs []error
-	for _, dir := range r.mounts {
-		errs = append(errs, unmount(dir))
-	}
-	r.mounts = nil
-	return errors.Join(errs...)
+func cgroupOf(parent, id string) string {
+	return strings.TrimPrefix(path.Join("/", cmp.Or(parent, "conex"), "build-"+id), "/")
 }
 
-func unmount(dir string) error {
-	// EINVAL: nothing is mounted there, since the builder died before it was.
-	if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL && err != unix.ENOENT {
-		return fmt.Errorf("unmount %s: %w", dir, err)
-	}
-	if err := unix.Rmdir(dir); err != nil && err != unix.ENOENT {
-		return fmt.Errorf("remove %s: %w", dir, err)
-	}
-	return nil
-}
-
-func own(state, id string) (*running, error) {
+func own(state, id, parent string) (*running, error) {
 	dir := filepath.Join(state, "build")
 	path := filepath.Join(dir, id+".lock")
 	l, err := disk.Acquire(path)
@@ -77,7 +48,14 @@ func own(state, id string) (*running, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &running{path: path, lock: l}, nil
+	r := &running{path: path, lock: l, parent: parent}
+	if parent != "" {
+		if _, err := l.File().WriteString(parent); err != nil {
+			r.release()
+			return nil, err
+		}
+	}
+	return r, nil
 }
 
 func (r *running) release() {
@@ -115,11 +93,9 @@ func Settle(ctx context.Context, state string, nets *network.Manager) error {
 			errs = append(errs, err)
 			continue
 		}
-		err = settleOne(ctx, id, nets)
-		for _, m := range entries {
-			if strings.HasPrefix(m.Name(), id+".") && m.IsDir() {
-				err = errors.Join(err, unmount(filepath.Join(dir, m.Name())))
-			}
+		parent, err := io.ReadAll(l.File())
+		if err == nil {
+			err = settleOne(ctx, id, string(parent), nets)
 		}
 		if err == nil {
 			err = os.Remove(path)
@@ -133,8 +109,8 @@ func Settle(ctx context.Context, state string, nets *network.Manager) error {
 	return nil
 }
 
-func settleOne(ctx context.Context, id string, nets *network.Manager) error {
-	cg, err := cgroup.New("conex/build-" + id)
+func settleOne(ctx context.Context, id, parent string, nets *network.Manager) error {
+	cg, err := cgroup.New(cgroupOf(parent, id))
 	if err != nil {
 		return err
 	}
@@ -147,5 +123,5 @@ func settleOne(ctx context.Context, id string, nets *network.Manager) error {
 	if nets == nil {
 		return nil
 	}
-	return nets.Detach(ctx, id)
+	return nets.DetachDead(ctx, id)
 }

@@ -129,10 +129,18 @@ type Run struct {
 	Mounts []Mount
 	// Network is default, none or host; Security is sandbox or insecure.
 	Network, Security string
-	// Devices tells that --device was given.
-	Devices bool
+	// Devices are --device.
+	Devices []Device
+	// From are the stages and images that mounts name, which need no variables.
+	From []string
 
 	raw *instructions.RunCommand
+}
+
+// Device is one --device of a RUN: the name of a CDI device.
+type Device struct {
+	Name     string
+	Required bool
 }
 
 // Mount is one --mount of a RUN.
@@ -145,7 +153,7 @@ type Mount struct {
 	ID             string
 	Sharing        string // cache: shared, private, locked; "" is shared
 	Required       bool
-	Env            string
+	Env            *string // secret: the variable to put it into
 	Mode           *uint64
 	UID, GID       *uint64
 }
@@ -235,7 +243,15 @@ func heredocs(cs []instructions.SourceContent) []Heredoc {
 func convertRun(c *instructions.RunCommand) (*Run, error) {
 	r := &Run{
 		CommandLine: CommandLine{c.CmdLine, c.PrependShell}, Network: instructions.GetNetwork(c), Security: instructions.GetSecurity(c),
-		Devices: slices.Contains(c.FlagsUsed, "device"), raw: c,
+		raw: c,
+	}
+	for _, d := range instructions.GetDevices(c) {
+		r.Devices = append(r.Devices, Device{d.Name, d.Required})
+	}
+	for _, m := range instructions.GetMounts(c) {
+		if m.From != "" {
+			r.From = append(r.From, m.From)
+		}
 	}
 	if len(c.Files) == 0 {
 		if strings.TrimSpace(strings.Join(c.CmdLine, "")) == "" {
@@ -278,9 +294,7 @@ func (r *Run) expand(f *File, env Env) (Instruction, error) {
 		o := Mount{
 			Type: string(m.Type), From: m.From, Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly, Size: m.SizeLimit,
 			ID: m.CacheID, Sharing: string(m.CacheSharing), Required: m.Required, Mode: m.Mode, UID: m.UID, GID: m.GID,
-		}
-		if m.Env != nil {
-			o.Env = *m.Env
+			Env: m.Env,
 		}
 		out.Mounts = append(out.Mounts, o)
 	}

@@ -80,7 +80,7 @@ func (m *Manager) release(i Info, container string, ip netip.Addr) error {
 // reap removes claims without an endpoint record. Under the network's lock no claim is between the two.
 func (m *Manager) reap(i Info) error {
 	entries, err := os.ReadDir(m.dir(i.ID, "addr"))
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("list addresses: %w", err)
 	}
 	for _, e := range entries {

@@ -195,6 +195,30 @@ func (m *Manager) Detach(ctx context.Context, containerID string) error {
 	return nil
 }
 
+// DetachDead is Detach for what a dead process was attaching or detaching: an address that it had claimed and not recorded yet, or not any
+// more, comes free too.
+func (m *Manager) DetachDead(ctx context.Context, containerID string) error {
+	if err := m.Detach(ctx, containerID); err != nil {
+		return err
+	}
+	nets, err := m.attached()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, id := range nets {
+		errs = append(errs, func() error {
+			l, err := m.lock(ctx, id)
+			if err != nil {
+				return err
+			}
+			defer l.Release()
+			return m.reap(Info{ID: id})
+		}())
+	}
+	return errors.Join(errs...)
+}
+
 func (m *Manager) detach(ctx context.Context, networkID, containerID string) error {
 	l, err := m.lock(ctx, networkID)
 	if err != nil {

@@ -250,6 +250,19 @@ func TestAddressReuse(t *testing.T) {
 	}
 }
 
+// Who is killed between claim and record leaves the claim alone.
+func TestDetachDead(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.attach("aaa"), w.attach("bbb")
+	check(t, os.Remove(w.m.recordPath(a.ep.NetworkID, "aaa")))
+	check(t, w.m.DetachDead(t.Context(), "aaa"))
+	left, err := os.ReadDir(w.m.dir(a.ep.NetworkID, "addr"))
+	check(t, err)
+	if len(left) != 1 || left[0].Name() != b.ep.Address.Addr().String() {
+		t.Errorf("addresses %v, want that of the living one", left)
+	}
+}
+
 func TestLeftovers(t *testing.T) {
 	w := newWorld(t)
 	// A monitor died: its listener went with it, record and elements stay.

@@ -90,6 +90,11 @@ func (r *rootfs) build() (err error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
+	for _, t := range r.cfg.Trees {
+		if err := showTree(t); err != nil {
+			return err
+		}
+	}
 	if err := r.mountRoot(); err != nil {
 		return err
 	}
@@ -111,6 +116,15 @@ func (r *rootfs) build() (err error) {
 		return err
 	}
 	return nil
+}
+
+func showTree(t Tree) error {
+	at, err := os.OpenFile(t.Dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return fmt.Errorf("show mount: %w", err)
+	}
+	defer at.Close()
+	return mount.Attach(t.Mount, at)
 }
 
 // mountRoot puts the root file system on the scratch folder.

@@ -75,6 +75,8 @@ type Config struct {
 	RootFS RootFS
 	// Stdio are the process's standard streams, without a terminal. Nil entries are /dev/null. The caller closes them.
 	Stdio [3]*os.File
+	// Trees are detached mounts that Spec.Mounts bind from.
+	Trees []Tree
 	// Scratch is an existing empty folder on which the root file system is mounted, inside the container's mount namespace only.
 	Scratch string
 	// SeccompCache is a folder for compiled filters. Empty: compile each time.
@@ -95,6 +97,13 @@ type RootFS struct {
 	Volatile bool
 	// Dir replaces all of the above with an existing folder.
 	Dir string
+}
+
+// Tree is a detached mount, shown on an existing folder of the host before anything else is mounted, in the container's own mount
+// namespace alone: nobody outside ever sees it, and it ends with the container. The caller closes Mount once the process was started.
+type Tree struct {
+	Mount *os.File
+	Dir   string
 }
 
 // ExecConfig describes a further process.
