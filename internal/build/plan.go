@@ -43,8 +43,6 @@ type planner struct {
 	nodes  []*node // all, in planning order
 	// trees are what COPY and bind mounts read, by the name of the context, "" for the main one.
 	trees map[string]*tree
-	// downloads are ADD's URLs, whose files are closed in the end.
-	downloads []*download
 
 	mu    sync.Mutex
 	bases map[baseKey]*base
@@ -117,9 +115,6 @@ func (p *planner) close() error {
 	var errs []error
 	for _, t := range p.trees {
 		errs = append(errs, t.close())
-	}
-	for _, d := range p.downloads {
-		errs = append(errs, d.close())
 	}
 	return errors.Join(errs...)
 }
