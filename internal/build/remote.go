@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"conex/internal/compress"
 	"conex/internal/dockerfile"
@@ -258,34 +257,6 @@ func archiveIn(file *os.File) (io.ReadCloser, error) {
 	return nil, err
 }
 
-// httpFile is what an address gives as a tree of one file called "context", as BuildKit has it for a named context.
-func (b *Builder) httpFile(ctx context.Context, req *Request, address string) (*view, func() error, error) {
-	u, err := parseURL(address)
-	if err != nil {
-		return nil, nil, err
-	}
-	rec, file, _, err := b.fetcher(req).body(ctx, u, "", nil)
-	if err != nil {
-		return nil, nil, fmt.Errorf("context %w", err)
-	}
-	defer file.Close()
-	tree, err := b.cachedTree(ctx, []string{"file", string(rec.Digest), rec.Modified}, treeInfo{Source: rec.URL, Commit: string(rec.Digest)},
-		func(_ context.Context, files, _ string) error {
-			out, err := os.OpenFile(filepath.Join(files, "context"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-			if err != nil {
-				return err
-			}
-			if _, err := copyBuffered(out, file); err != nil {
-				return errors.Join(err, out.Close())
-			}
-			return errors.Join(out.Close(), os.Chtimes(out.Name(), time.Time{}, rec.when()))
-		})
-	if err != nil {
-		return nil, nil, err
-	}
-	return b.treeView(tree, "")
-}
-
 // urlDockerfile reads -f https://...
 func (b *Builder) urlDockerfile(ctx context.Context, req *Request) (name string, source []byte, err error) {
 	u, err := parseURL(req.Dockerfile)
@@ -294,11 +265,11 @@ func (b *Builder) urlDockerfile(ctx context.Context, req *Request) (name string,
 	}
 	_, file, size, err := b.fetcher(req).body(ctx, u, "", nil)
 	if err != nil {
-		return "", nil, fmt.Errorf("Dockerfile %w", err)
+		return "", nil, fmt.Errorf("read Dockerfile %w", err)
 	}
 	defer file.Close()
 	if size > dockerfile.MaxSize {
-		return "", nil, fmt.Errorf("Dockerfile %s: it has %d bytes, more than %d", shownURL(u), size, dockerfile.MaxSize)
+		return "", nil, fmt.Errorf("read Dockerfile %s: it has %d bytes, more than %d", shownURL(u), size, dockerfile.MaxSize)
 	}
 	source, err = readDockerfile(file)
 	return shownURL(u), source, err
