@@ -44,13 +44,12 @@ func (b *Builder) planned(ctx context.Context, req Request, f func(context.Conte
 			display(ev)
 		}
 	}
-	j := newJournal(req.Display, nil)
-	in, file, err := b.load(ctx, &req, j)
+	in, file, err := b.load(ctx, &req)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, in.close()) }()
-	p, err := newPlanner(b, &req, file, in, j)
+	p, err := newPlanner(b, &req, file, in, newJournal(req.Display, nil))
 	if err != nil {
 		return err
 	}
@@ -140,7 +139,7 @@ func (p *planner) checkIgnored(st dockerfile.Step, c *dockerfile.Copy) {
 		return
 	}
 	for _, src := range c.Sources {
-		if c.Add && IsRemote(src) {
+		if isURL(src) || isGit(src) {
 			continue
 		}
 		src = path.Clean(src)

@@ -18,6 +18,8 @@ import (
 	"conex/internal/compress"
 	"conex/internal/dockerfile"
 	"conex/internal/layertar"
+	"conex/internal/linux/mount"
+	"conex/internal/ocispec"
 	"conex/internal/safepath"
 
 	"golang.org/x/sys/unix"
@@ -35,7 +37,6 @@ type copyOp struct {
 	Parents bool                 `json:"parents,omitempty"`
 	Unpack  bool                 `json:"unpack,omitempty"`
 	URLs    []string             `json:"urls,omitempty"`
-	Gits    []string             `json:"gits,omitempty"`
 	// UnpackURLs is ADD --unpack, without which a downloaded archive stays one.
 	UnpackURLs bool `json:"unpackURLs,omitempty"`
 	// Link makes the layer without a look at what lies below.
@@ -90,7 +91,6 @@ type copier struct {
 	// changed says that a file was not what it was when it was hashed.
 	changed bool
 	urls    []*download
-	gits    []*clone
 	t       *target
 	chown   *owner
 	chmod   modeChange           // nil without --chmod
@@ -138,25 +138,16 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 			op.Dest += "/"
 		}
 	}
-	if c.Checksum != "" && len(c.Sources) != 1 {
-		return "", errors.New("checksum can't be specified for multiple sources")
-	}
 	for _, src := range c.Sources {
 		created += " " + src
-		switch isGit, err := cp.gitSource(p, c, src); {
-		case err != nil:
-			return "", err
-		case isGit:
-			op.Gits = append(op.Gits, src)
-		case isHTTP(src):
-			if !c.Add {
-				return "", errors.New("source can't be a URL for COPY")
-			}
-			d, err := newDownload(p.b.fetcher(p.req), src, c.Checksum)
-			if err != nil {
-				return "", fmt.Errorf("ADD %w", err)
-			}
-			op.URLs, cp.urls = append(op.URLs, src), append(cp.urls, d)
+		if !c.Add && (isURL(src) || strings.HasPrefix(src, "git@")) {
+			return "", errors.New("source can't be a URL for COPY")
+		}
+		switch {
+		case c.Add && isGit(src):
+			return "", fmt.Errorf("ADD %s: git sources are %w", src, ErrUnsupported)
+		case isURL(src):
+			op.URLs = append(op.URLs, src)
 		default:
 			op.Sources = append(op.Sources, src)
 		}
@@ -165,8 +156,13 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 		created += " <<" + f.Name
 	}
 	created += " " + c.Dest
-	if c.Checksum != "" && len(op.Sources) > 0 {
-		return "", errors.New("checksum requires HTTP(S) or Git sources")
+	if c.Checksum != "" {
+		if err := ocispec.Digest(c.Checksum).Validate(); err != nil {
+			return "", fmt.Errorf("--checksum=%s: %w", c.Checksum, err)
+		}
+	}
+	if c.Checksum != "" && (len(c.Sources) != 1 || len(op.URLs) != 1) {
+		return "", errors.New("checksum requires a single HTTP(S) source")
 	}
 	n.kind, n.op, cp.op = kindCopy, op, op
 	n.run = func(ctx context.Context, n *node, in []result) (made, error) {
@@ -200,11 +196,11 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 			return cp.from.fingerprint(ctx, cp.sel)
 		}})
 	}
-	for _, d := range cp.urls {
-		n.inputs = append(n.inputs, &node{kind: kindURL, owner: n, source: InputRecord{Kind: kindURL, Name: shownURL(d.url)}, prepare: d.key})
-	}
-	for _, g := range cp.gits {
-		n.inputs = append(n.inputs, &node{kind: kindGit, owner: n, source: InputRecord{Kind: kindGit, Name: g.src.String()}, prepare: g.key})
+	for _, u := range op.URLs {
+		d := &download{url: u, checksum: c.Checksum, dir: p.b.Root}
+		p.downloads = append(p.downloads, d)
+		cp.urls = append(cp.urls, d)
+		n.inputs = append(n.inputs, &node{kind: kindURL, owner: n, source: InputRecord{Kind: kindURL, Name: redact(u)}, prepare: d.fetch})
 	}
 	return created, nil
 }
@@ -228,6 +224,10 @@ func (p *planner) from(ctx context.Context, s *stage, name string, at dockerfile
 	return b.node, nil
 }
 
+func isGit(src string) bool {
+	return strings.HasPrefix(src, "git://") || strings.HasPrefix(src, "git@") || isURL(src) && strings.HasSuffix(strings.SplitN(src, "#", 2)[0], ".git")
+}
+
 func (c *copier) run(ctx context.Context, in []result) (_ made, err error) {
 	below := in[0].layers
 	if c.op.Link {
@@ -249,7 +249,7 @@ func (c *copier) run(ctx context.Context, in []result) (_ made, err error) {
 			return made{}, err
 		}
 	}
-	count := len(c.sel) + len(c.op.Files) + len(c.urls) + len(c.gits)
+	count := len(c.sel) + len(c.op.Files) + len(c.urls)
 	for i := range c.sel {
 		if err := c.source(ctx, c.from, &c.sel[i], count > 1); err != nil {
 			return made{}, err
@@ -262,12 +262,7 @@ func (c *copier) run(ctx context.Context, in []result) (_ made, err error) {
 		}
 	}
 	for _, d := range c.urls {
-		if err := d.copyTo(ctx, c, count > 1); err != nil {
-			return made{}, err
-		}
-	}
-	for _, g := range c.gits {
-		if err := g.copyTo(ctx, c, count > 1); err != nil {
+		if err := d.copyTo(c, count > 1); err != nil {
 			return made{}, err
 		}
 	}
@@ -280,12 +275,29 @@ func (c *copier) openStage(ctx context.Context, from result) error {
 		return nil
 	}
 	root, err := openStage(ctx, c.b.Layers, from.layers)
+	if err == nil && root == nil {
+		root, err = emptyFolder()
+	}
 	if err != nil {
 		return err
 	}
 	c.from = &view{root: root, owners: true}
 	c.sel, err = c.from.selection(ctx, c.op.Sources, selectOptions{c.op.Exclude, c.op.Parents})
 	return err
+}
+
+// emptyFolder is the root of a stage that has no layers. It is gone when closed.
+func emptyFolder() (*os.File, error) {
+	f, err := mount.New("tmpfs", []mount.Param{{Key: "mode", Value: "0755"}}, 0)
+	if err != nil {
+		return nil, fmt.Errorf("empty folder: %w", err)
+	}
+	// Its time may become that of a copy.
+	if err := unix.UtimesNanoAt(int(f.Fd()), ".", make([]unix.Timespec, 2), 0); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("empty folder: %w", err)
+	}
+	return f, nil
 }
 
 // before is selector's.

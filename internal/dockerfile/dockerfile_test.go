@@ -51,7 +51,7 @@ func TestParseErrors(t *testing.T) {
 	for src, want := range map[string]string{
 		"":                                    "dockerfile parse error on line 1: file is empty",
 		"\n\nFORM x\n":                        "dockerfile parse error on line 3: unknown instruction: FORM (did you mean FROM?)",
-		"FROM x\nRUN\n":                       "dockerfile parse error on line 2",
+		"FROM x\nRUN []\n":                    "dockerfile parse error on line 2",
 		"FROM x\n\nCOPY a\n":                  "dockerfile parse error on line 3: COPY requires at least two arguments",
 		"RUN x\n":                             "dockerfile parse error on line 1: no build stage in current context",
 		"FROM x\nCOPY --nope a b\n":           "dockerfile parse error on line 2: unknown flag: --nope",

@@ -1,0 +1,133 @@
+package test
+
+import (
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"conex/test/dockerfiles"
+)
+
+// TestDockerfiles builds every Dockerfile of the table in dockerfiles/ and compares the image, or the error, with what BuildKit made of
+// the same input: configuration, history, and each file's type, mode, owner, content, links, attributes and, where it is not the
+// moment of the build, time.
+func TestDockerfiles(t *testing.T) {
+	if runtime.GOARCH != "amd64" {
+		t.Skip("the expectations were recorded on amd64")
+	}
+	cases, err := dockerfiles.Load("dockerfiles")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wants, err := dockerfiles.LoadWants("dockerfiles")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := compatRows(t)
+	w := newWorld(t)
+	w.serveCases(cases)
+	base := w.readImage(t, "busybox", "FROM busybox\n")
+	for _, c := range cases {
+		t.Run(c.Name, func(t *testing.T) {
+			t.Parallel()
+			for _, r := range c.Rows() {
+				if !rows[r] {
+					t.Errorf("the difference %q has no row in docs/compat.md", r)
+				}
+			}
+			want, err := c.Expect(wants[c.Name])
+			if err != nil {
+				t.Fatal(err)
+			}
+			diff := w.caseDiffers(t, c, want, base)
+			switch {
+			case diff == "" && c.Pending != "":
+				t.Logf("no longer pending: %s", c.Pending)
+			case c.Pending != "":
+				t.Skipf("pending: %s\n%s", c.Pending, diff)
+			case diff != "":
+				t.Errorf("BuildKit has - and conex +:\n%s", diff)
+			}
+		})
+	}
+}
+
+// caseDiffers builds one case and says how the result differs from want.
+func (w *world) caseDiffers(t *testing.T, c *dockerfiles.Case, want []string, base *dockerfiles.Image) string {
+	p, err := c.Write(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tag := "case-" + strings.ToLower(c.Name)
+	r := w.try(append(append([]string{"build", "--progress", "plain", "-t", tag}, c.BuildFlags(p)...), p.Context)...)
+	if r.code != 0 {
+		if diff := c.CompareFailures(want, dockerfiles.Failure(r.stderr)); diff != "" {
+			return diff + "\n" + r.stderr
+		}
+		return ""
+	}
+	got, err := c.Render(w.saved(t, tag), base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dockerfiles.Compare(want, got)
+}
+
+// readImage builds an image from a Dockerfile without context and reads it.
+func (w *world) readImage(t *testing.T, tag, dockerfile string) *dockerfiles.Image {
+	w.conex("build", "-q", "-t", "case-"+tag, w.write(tag+"/Dockerfile", dockerfile))
+	return w.saved(t, "case-"+tag)
+}
+
+// saved reads an image of the store by way of `save`.
+func (w *world) saved(t *testing.T, tag string) *dockerfiles.Image {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "image.tar")
+	w.conex("save", "-o", name, tag)
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	img, err := dockerfiles.ReadArchive(f)
+	if err != nil {
+		t.Fatalf("%s: %v", tag, err)
+	}
+	return img
+}
+
+// serveCases serves what the cases fetch, in the world's network namespace.
+func (w *world) serveCases(cases []*dockerfiles.Case) {
+	h, err := dockerfiles.Handler(cases)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var l net.Listener
+	w.inNetns(func() { l, err = net.Listen("tcp", dockerfiles.HTTPAddr) })
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	srv := &http.Server{Handler: h}
+	done := make(chan struct{})
+	go func() { defer close(done); srv.Serve(l) }()
+	w.t.Cleanup(func() { srv.Close(); <-done })
+}
+
+// compatRows are the first cells of the tables in docs/compat.md.
+func compatRows(t *testing.T) map[string]bool {
+	data, err := os.ReadFile("../docs/compat.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := map[string]bool{}
+	for line := range strings.Lines(string(data)) {
+		if cells := strings.Split(line, "|"); len(cells) > 2 {
+			rows[strings.TrimSpace(cells[1])] = true
+		}
+	}
+	return rows
+}
