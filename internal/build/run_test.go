@@ -183,21 +183,33 @@ func TestMain(m *testing.M) {
 			return images.Resolve(ref)
 		},
 	}
-	_, err = b.Build(context.Background(), Request{Context: filepath.Join(dir, "ctx"), Display: func(ev Event) {
+	req := Request{Context: filepath.Join(dir, "ctx"), Secrets: map[string]Secret{"s": {Env: helperEnv + "_SECRET"}}, Display: func(ev Event) {
 		if ev.Kind == Output {
 			_, _ = os.Stdout.WriteString(ev.Text)
 		}
-	}})
+	}}
+	if key := filepath.Join(dir, "key"); os.Getenv(helperEnv+"_SECRET") != "" {
+		req.Agents = map[string]Agent{"default": {Paths: []string{key}}}
+	}
+	_, err = b.Build(context.Background(), req)
 	panic(err) // it is killed before
 }
 
-// A builder that is killed leaves what the next build clears away.
+// A builder that is killed leaves what the next build clears away, and of a secret nothing at all.
 func TestKilledBuilder(t *testing.T) {
 	e := newEnv(t)
 	e.busybox()
-	e.write("Dockerfile", "FROM busybox\nRUN echo up; exec sleep 600\n")
+	key, _ := keyFile(t)
+	if err := os.Rename(key, filepath.Join(filepath.Dir(e.ctx), "key")); err != nil {
+		t.Fatal(err)
+	}
+	e.write("Dockerfile", `FROM busybox
+RUN --mount=type=secret,id=s --mount=type=ssh --mount=type=cache,target=/c,sharing=private --mount=from=busybox,target=/b,rw \
+  test -S $SSH_AUTH_SOCK && cat /run/secrets/s | wc -c; exec sleep 600
+`)
+	const secret = "k1lled-secret"
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), helperEnv+"="+filepath.Dir(e.ctx))
+	cmd.Env = append(os.Environ(), helperEnv+"="+filepath.Dir(e.ctx), helperEnv+"_SECRET="+secret)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -207,8 +219,12 @@ func TestKilledBuilder(t *testing.T) {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 3)
-	if _, err := out.Read(buf); err != nil {
-		t.Fatal(err)
+	if _, err := out.Read(buf); err != nil || string(buf) != "13\n" {
+		t.Fatalf("%q %v", buf, err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || strings.Contains(string(mounts), e.root.Path("staging")) || strings.Contains(string(mounts), filepath.Join(e.state, "build")) {
+		t.Errorf("mounts of the step show outside (%v)", err)
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -219,6 +235,11 @@ func TestKilledBuilder(t *testing.T) {
 		t.Fatalf("marks of running steps: %v %v", locks, err)
 	}
 	id := strings.TrimSuffix(filepath.Base(locks[0]), ".lock")
+	for _, dir := range []string{e.root.Path(), e.state} {
+		if found := holds(t, dir, secret); len(found) > 0 {
+			t.Errorf("the secret lies in %v", found)
+		}
+	}
 	if err := e.root.Sweep(); err != nil {
 		t.Fatal(err)
 	}

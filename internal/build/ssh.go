@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -87,18 +88,6 @@ func dialAgent(ctx context.Context, path string) (net.Conn, error) {
 	return d.DialContext(ctx, "unix", path)
 }
 
-// readOnly lets a step list keys and sign with them, and nothing else.
-type readOnly struct{ agent.ExtendedAgent }
-
-var errReadOnly = errors.New("a build step may only use the agent's keys")
-
-func (readOnly) Add(agent.AddedKey) error                 { return errReadOnly }
-func (readOnly) Remove(ssh.PublicKey) error               { return errReadOnly }
-func (readOnly) RemoveAll() error                         { return errReadOnly }
-func (readOnly) Lock([]byte) error                        { return errReadOnly }
-func (readOnly) Unlock([]byte) error                      { return errReadOnly }
-func (readOnly) Extension(string, []byte) ([]byte, error) { return nil, agent.ErrExtensionUnsupported }
-
 // agent gives a step the socket that a --mount=type=ssh asks for. An agent that nobody gave is left out unless it is required, as in
 // Docker.
 func (m *mounts) agent(i int, op mountOp) error {
@@ -155,10 +144,24 @@ func (s *agentSource) serve(folder *os.File, name string, op mountOp) (stop func
 	}, nil
 }
 
-// answer serves one client until it hangs up, sends what is no request, or ctx ends.
+// The agent protocol (draft-ietf-sshm-ssh-agent): each message is its length and its type, in the numbers that a step may send and get.
+const (
+	agentFailure    = 5
+	agentIdentities = 11
+	agentAnswer     = 12
+	agentSign       = 13
+	agentSignature  = 14
+
+	// maxAgentMessage bounds a message, in bytes; OpenSSH's limit.
+	maxAgentMessage = 256 << 10
+)
+
+// answer serves one client until it hangs up, sends what is no message, or ctx ends. A step may list keys and sign with them; whatever
+// else it asks for is refused, before the user's agent hears of it.
 func (s *agentSource) answer(ctx context.Context, c net.Conn) {
 	defer c.Close()
-	a := s.keys
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	ask := s.ring
 	if s.socket != "" {
 		up, err := dialAgent(ctx, s.socket)
 		if err != nil {
@@ -166,8 +169,88 @@ func (s *agentSource) answer(ctx context.Context, c net.Conn) {
 		}
 		defer up.Close()
 		defer context.AfterFunc(ctx, func() { up.Close() })()
-		a = agent.NewClient(up)
+		ask = func(msg []byte) ([]byte, error) {
+			if err := writeMessage(up, msg); err != nil {
+				return nil, err
+			}
+			return readMessage(up)
+		}
 	}
-	defer context.AfterFunc(ctx, func() { c.Close() })()
-	_ = agent.ServeAgent(readOnly{a}, c) // how it ended is the client's affair
+	for {
+		msg, err := readMessage(c)
+		if err != nil {
+			return
+		}
+		reply := []byte{agentFailure}
+		if msg[0] == agentIdentities || msg[0] == agentSign {
+			if reply, err = ask(msg); err != nil {
+				return
+			}
+		}
+		if writeMessage(c, reply) != nil {
+			return
+		}
+	}
+}
+
+func readMessage(r io.Reader) ([]byte, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n == 0 || n > maxAgentMessage {
+		return nil, errors.New("no message of an SSH agent")
+	}
+	msg := make([]byte, n)
+	_, err := io.ReadFull(r, msg)
+	return msg, err
+}
+
+func writeMessage(w io.Writer, msg []byte) error {
+	_, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(msg))), msg...))
+	return err
+}
+
+// ring answers for the keys.
+func (s *agentSource) ring(msg []byte) ([]byte, error) {
+	if msg[0] == agentIdentities {
+		keys, err := s.keys.List()
+		if err != nil {
+			return []byte{agentFailure}, nil //nolint:nilerr // the client is told so
+		}
+		out := binary.BigEndian.AppendUint32([]byte{agentAnswer}, uint32(len(keys)))
+		for _, k := range keys {
+			out = append(out, ssh.Marshal(struct{ Blob, Comment string }{string(k.Blob), k.Comment})...)
+		}
+		return out, nil
+	}
+	var req struct {
+		Blob, Data []byte
+		Flags      uint32
+	}
+	if err := ssh.Unmarshal(msg[1:], &req); err != nil {
+		return []byte{agentFailure}, nil //nolint:nilerr // as above
+	}
+	k := &agent.Key{Blob: req.Blob}
+	if format, _, ok := cutString(req.Blob); ok {
+		k.Format = string(format)
+	}
+	sig, err := s.keys.SignWithFlags(k, req.Data, agent.SignatureFlags(req.Flags))
+	if err != nil {
+		return []byte{agentFailure}, nil //nolint:nilerr // as above
+	}
+	return append([]byte{agentSignature}, ssh.Marshal(struct{ Signature []byte }{ssh.Marshal(sig)})...), nil
+}
+
+// cutString takes a string off the wire's form.
+func cutString(b []byte) (s, rest []byte, ok bool) {
+	if len(b) < 4 {
+		return nil, nil, false
+	}
+	n := binary.BigEndian.Uint32(b)
+	if uint64(n) > uint64(len(b)-4) {
+		return nil, nil, false
+	}
+	return b[4 : 4+n], b[4+n:], true
 }

@@ -19,6 +19,7 @@ func (a *app) buildCommand() *cobra.Command {
 	var req engine.BuildRequest
 	var tags, args, labels list
 	var output outputFlags
+	var runs buildRunFlags
 	var progress string
 	var call callFlag
 	var check bool
@@ -30,6 +31,9 @@ func (a *app) buildCommand() *cobra.Command {
 			}
 			req.Context, req.Tags, req.Labels = argv[0], tags, keyValues(labels)
 			req.BuildArgs = buildArgs(args)
+			if err := runs.apply(&req.Request); err != nil {
+				return a.usageError(cmd, err)
+			}
 			if req.Context == "-" || req.Dockerfile == "-" {
 				if req.Context == req.Dockerfile {
 					return a.usageError(cmd, errors.New("invalid argument: can't use stdin for both build context and dockerfile"))
@@ -75,6 +79,7 @@ func (a *app) buildCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	output.add(f, &req)
+	runs.register(f)
 	f.Var(&args, "build-arg", "Set build-time variables")
 	f.Var(&call, "call", `Set what to do with the Dockerfile ("build", "check", "outline", "targets"; with ",format=json" as JSON)`)
 	f.BoolVar(&check, "check", false, `Shorthand for "--call=check": check the Dockerfile, build nothing`)
@@ -92,31 +97,16 @@ func (a *app) buildCommand() *cobra.Command {
 		f.Lookup(name).NoOptDefVal, f.Lookup(name).Hidden = "true", true
 	}
 	refuseAll(f,
-		"add-host",
-		"allow",
 		"build-context",
 		"builder",
 		"cache-from",
 		"cache-to",
-		"cgroup-parent",
 		"compress?",
-		"c|cpu-shares",
-		"cpu-period",
-		"cpu-quota",
-		"cpuset-cpus",
-		"cpuset-mems",
 		"disable-content-trust?",
 		"isolation",
-		"m|memory",
-		"memory-swap",
-		"network",
 		"no-cache-filter",
 		"policy",
-		"secret",
 		"security-opt",
-		"shm-size",
-		"ssh",
-		"ulimit",
 		"D|debug?",
 	)
 	return cmd
