@@ -134,7 +134,12 @@ func (w *world) buildTraces() []string {
 		if err != nil {
 			w.t.Fatal(err)
 		}
-		left = append(left, found...)
+		for _, f := range found {
+			if to, err := os.Readlink(f); err == nil {
+				f += " of " + to
+			}
+			left = append(left, f)
+		}
 	}
 	left = append(left, w.processes()...)
 	for _, m := range w.mounts() {
@@ -381,6 +386,7 @@ func (w *world) cut(end func(*builder), clean bool) {
 			t.Errorf("%s: the image has %q", when, got)
 		}
 		if t.Failed() {
+			t.Logf("steps that were seen: %v\nthe build that was ended:\n%s\nthe next one:\n%s", w.ids, b, next)
 			return
 		}
 	}

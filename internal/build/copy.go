@@ -322,7 +322,7 @@ func (c *copier) release() error {
 }
 
 // owned sets a header's owner: --chown's, else root's for what comes from the context, else the one it has.
-func (c *copier) owned(h *tar.Header, st *unix.Stat_t) {
+func (c *copier) owned(h *tar.Header, st *fileStat) {
 	switch {
 	case c.chown != nil:
 		h.Uid, h.Gid = c.chown.uid, c.chown.gid
@@ -393,7 +393,7 @@ func (c *copier) file(h *tar.Header, name string, content io.Reader, several boo
 func (c *copier) source(ctx context.Context, v *view, s *source, several bool) error {
 	top := &s.items[0]
 	c.links = map[[2]uint64]linked{} // what is named twice is copied twice: only names within one folder stay linked
-	when := time.Unix(top.st.Mtim.Unix())
+	when := top.st.mtime()
 	if !s.dir {
 		if c.op.Unpack && top.kind() == unix.S_IFREG {
 			done, err := c.unpack(v, top, when)
@@ -445,11 +445,13 @@ func (c *copier) parents(v *view, top *item, at string) error {
 		if err != nil {
 			return err
 		}
-		err = unix.Fstat(int(f.Fd()), &it.st)
+		var st unix.Stat_t
+		err = unix.Fstat(int(f.Fd()), &st)
 		f.Close()
 		if err != nil {
 			return fmt.Errorf("stat %s: %w", from, err)
 		}
+		it.st = statOf(&st)
 		dirs = append(dirs, it)
 	}
 	for _, it := range slices.Backward(dirs) {
@@ -474,7 +476,7 @@ func (c *copier) parents(v *view, top *item, at string) error {
 // item writes one selected item to a place whose parents exist.
 func (c *copier) item(v *view, it *item, at string) error {
 	h := &tar.Header{
-		Name: at, Mode: int64(it.st.Mode & 0o7777), ModTime: time.Unix(it.st.Mtim.Unix()), PAXRecords: paxXattrs(it.xattrs),
+		Name: at, Mode: int64(it.st.Mode & 0o7777), ModTime: it.st.mtime(), PAXRecords: paxXattrs(it.xattrs),
 	}
 	c.owned(h, &it.st)
 	kind := it.kind()
@@ -523,7 +525,7 @@ func (c *copier) regular(v *view, it *item, h *tar.Header) error {
 	defer f.Close()
 	if statID(&before) != statID(&it.st) {
 		c.changed = true
-		h.ModTime = time.Unix(it.st.Mtim.Unix())
+		h.ModTime = it.st.mtime()
 	}
 	h.Typeflag, h.Size = tar.TypeReg, it.st.Size
 	var content io.Reader = f
@@ -542,7 +544,7 @@ func (c *copier) regular(v *view, it *item, h *tar.Header) error {
 	if err := unix.Fstat(int(f.Fd()), &after); err != nil {
 		return fmt.Errorf("stat %s: %w", it.path, err)
 	}
-	if statID(&after) != statID(&it.st) {
+	if now := statOf(&after); statID(&now) != statID(&it.st) {
 		c.changed = true
 	}
 	c.bytes += h.Size

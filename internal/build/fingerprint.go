@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,34 +37,68 @@ func (v *view) fingerprint(ctx context.Context, sel []source) (string, error) {
 func (v *view) sumUp(sel []source, sums [][sha256.Size]byte) (sum string, ok bool) {
 	h := sha256.New()
 	n := 0
+	buf := make([]byte, 0, 4<<10)
 	for i := range sel {
 		s := &sel[i]
-		fmt.Fprintf(h, "source %q %t\n", s.name, s.dir)
+		buf = strconv.AppendQuote(append(buf, "source "...), s.name)
+		buf = append(strconv.AppendBool(append(buf, ' '), s.dir), '\n')
 		for k := range s.items {
 			it := &s.items[k]
 			if it.rel == "" && s.dir {
 				continue // its own attributes are not copied
 			}
-			fmt.Fprintf(h, "%q %o %q %q %d:%d ", it.rel, it.st.Mode, it.link, it.xattrs, unix.Major(it.st.Rdev), unix.Minor(it.st.Rdev))
-			if v.owners {
-				fmt.Fprintf(h, "%d:%d ", it.st.Uid, it.st.Gid)
+			if len(buf) > 3<<10 {
+				h.Write(buf)
+				buf = buf[:0]
 			}
+			buf = it.describe(buf, v.owners)
 			if it.kind() == unix.S_IFREG {
 				if n == len(sums) {
 					return "", false
 				}
-				h.Write(sums[n][:])
+				buf = append(buf, sums[n][:]...)
 				n++
 			}
-			h.Write([]byte{'\n'})
+			buf = append(buf, '\n')
 		}
 	}
+	h.Write(buf)
 	return hex.EncodeToString(h.Sum(nil)), n == len(sums)
+}
+
+// describe appends what counts of an item besides its content.
+func (i *item) describe(b []byte, owners bool) []byte {
+	b = append(strconv.AppendQuote(b, i.rel), ' ')
+	b = append(strconv.AppendUint(b, uint64(i.st.Mode), 8), ' ')
+	b = append(strconv.AppendQuote(b, i.link), " ["...)
+	for k, x := range i.xattrs {
+		if k > 0 {
+			b = append(b, ' ')
+		}
+		b = strconv.AppendQuote(b, x)
+	}
+	number := func(n uint32, end byte) { b = append(strconv.AppendUint(b, uint64(n), 10), end) }
+	b = append(b, "] "...)
+	number(unix.Major(i.st.Rdev), ':')
+	number(unix.Minor(i.st.Rdev), ' ')
+	if owners {
+		number(i.st.Uid, ':')
+		number(i.st.Gid, ' ')
+	}
+	return b
 }
 
 // contentSums hashes the regular files of a selection, in its order, those that the cache does not know in parallel.
 func (v *view) contentSums(ctx context.Context, sel []source) ([][sha256.Size]byte, error) {
-	var files []*item
+	n := 0
+	for i := range sel {
+		for k := range sel[i].items {
+			if sel[i].items[k].kind() == unix.S_IFREG {
+				n++
+			}
+		}
+	}
+	files := make([]*item, 0, n)
 	for i := range sel {
 		for k := range sel[i].items {
 			if it := &sel[i].items[k]; it.kind() == unix.S_IFREG {
@@ -73,14 +108,13 @@ func (v *view) contentSums(ctx context.Context, sel []source) ([][sha256.Size]by
 	}
 	sums := make([][sha256.Size]byte, len(files))
 	var todo []int
-	for i, it := range files {
-		if v.stats != nil {
-			if sum, ok := v.stats.get(it.path, &it.st); ok {
-				sums[i] = sum
-				continue
-			}
+	if v.stats != nil {
+		todo = v.stats.gets(files, sums)
+	} else {
+		todo = make([]int, len(files))
+		for i := range todo {
+			todo[i] = i
 		}
-		todo = append(todo, i)
 	}
 	if len(todo) == 0 {
 		return sums, nil
@@ -141,7 +175,7 @@ func (v *view) open(it *item) (*os.File, error) {
 		f.Close()
 		return nil, fmt.Errorf("read %q: it was a file and is none any more", "/"+it.path)
 	}
-	it.st = st
+	it.st = statOf(&st)
 	return f, nil
 }
 

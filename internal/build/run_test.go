@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,8 +17,6 @@ import (
 	"conex/internal/layers"
 	"conex/internal/ocispec"
 	"conex/internal/runtime"
-
-	"golang.org/x/sys/unix"
 )
 
 func TestRunForms(t *testing.T) {
@@ -290,26 +289,52 @@ func TestStatCache(t *testing.T) {
 	}
 	c := openStatCache(root, dir)
 	now := time.Unix(1000, 0)
-	old := unix.Stat_t{Ino: 1, Size: 2, Ctim: unix.Timespec{Sec: 900}}
+	old := fileStat{Ino: 1, Size: 2, Ctim: 900e9}
+	racy := fileStat{Ctim: 999_990e6}
 	c.put("a", &old, [32]byte{1}, true, now)
-	c.put("racy", &unix.Stat_t{Ctim: unix.Timespec{Sec: 999, Nsec: 990e6}}, [32]byte{2}, true, now)
+	c.put("racy", &racy, [32]byte{2}, true, now)
+	if sum, ok := c.get(&item{path: "a", st: old}); !ok || sum != [32]byte{1} {
+		t.Error("the cache does not know what it has just been told")
+	}
 	if err := c.save(); err != nil {
 		t.Fatal(err)
 	}
 	c = openStatCache(root, dir)
-	if sum, ok := c.get("a", &old); !ok || sum != [32]byte{1} {
+	known, plain := c.seen("a", &old)
+	if sum, ok := c.get(&item{path: "a", st: old, known: known}); !ok || known == 0 || sum != [32]byte{1} {
 		t.Error("the cache forgot a file")
 	}
-	if _, ok := c.get("racy", &unix.Stat_t{Ctim: unix.Timespec{Sec: 999, Nsec: 990e6}}); ok {
+	if known, _ := c.seen("racy", &racy); known != 0 {
 		t.Error("the cache trusts a file that changed in the same tick")
 	}
-	if !c.plain("a", &old) || c.plain("b", &old) {
+	if _, other := c.seen("b", &old); !plain || other {
 		t.Error("the cache forgot which files have no extended attributes")
 	}
 	changed := old
-	changed.Ctim.Nsec = 1
-	if _, ok := c.get("a", &changed); ok {
+	changed.Ctim++
+	if known, _ := c.seen("a", &changed); known != 0 {
 		t.Error("the cache knows a changed file")
+	}
+	// A build that hashes one file anew and looks at no other keeps what is known of the others; of the file it keeps the new hash alone.
+	for i := range 100 {
+		c.put(fmt.Sprintf("f%d", i), &old, [32]byte{byte(i)}, false, now)
+	}
+	c.put("a", &changed, [32]byte{3}, false, now)
+	if err := c.save(); err != nil {
+		t.Fatal(err)
+	}
+	c = openStatCache(root, dir)
+	if len(c.old.at) != 101 {
+		t.Errorf("%d files are known, want 101", len(c.old.at))
+	}
+	for i := range 100 {
+		known, plain := c.seen(fmt.Sprintf("f%d", i), &old)
+		if sum, ok := c.get(&item{known: known}); !ok || plain || sum != [32]byte{byte(i)} {
+			t.Errorf("file %d: %v %v", i, known, sum)
+		}
+	}
+	if known, _ := c.seen("a", &changed); known == 0 {
+		t.Error("the cache forgot the file that changed")
 	}
 	data, err := os.ReadFile(c.path)
 	if err != nil {
@@ -318,10 +343,10 @@ func TestStatCache(t *testing.T) {
 	for i := range data {
 		bad := append([]byte(nil), data...)
 		bad[i] ^= 1
-		if m := decodeStat(bad); m != nil {
+		if m := decodeStat(bad); m.at != nil {
 			t.Fatalf("byte %d flipped, and the cache was believed", i)
 		}
-		if m := decodeStat(data[:i]); m != nil {
+		if m := decodeStat(data[:i]); m.at != nil {
 			t.Fatalf("cut at %d, and the cache was believed", i)
 		}
 	}

@@ -35,7 +35,9 @@ type item struct {
 	path string
 	// rel is its place below the source that was named; "" for that source itself.
 	rel string
-	st  unix.Stat_t
+	st  fileStat
+	// known is what statCache.seen said.
+	known int32
 	// link is a symbolic link's target.
 	link string
 	// xattrs are what layertar keeps, "name\x00value" sorted.
@@ -64,17 +66,9 @@ type selectOptions struct {
 // selection finds what patterns mean. A pattern without wildcards that leads nowhere is ErrNotFound; one with wildcards may find
 // nothing, as in "COPY package.json package-lock.json* ./".
 func (v *view) selection(ctx context.Context, patterns []string, opt selectOptions) ([]source, error) {
-	w := walker{ctx: ctx, v: v}
-	var err error
-	if len(v.ignore) > 0 {
-		if w.ignore, err = patternmatcher.New(v.ignore); err != nil {
-			return nil, err // whoever read the patterns knows their file
-		}
-	}
-	if len(opt.exclude) > 0 {
-		if w.exclude, err = patternmatcher.New(opt.exclude); err != nil {
-			return nil, fmt.Errorf("--exclude: %w", err)
-		}
+	w, err := newWalker(ctx, v, opt)
+	if err != nil {
+		return nil, err
 	}
 	var out []source
 	for _, p := range patterns {
@@ -121,12 +115,6 @@ func withParents(s source, pattern, found string) source {
 func hasWildcard(p string) bool { return strings.ContainsAny(p, `*?[\`) }
 
 var errIgnored = errors.New("ignored")
-
-type walker struct {
-	ctx             context.Context //nolint:containedctx // a walker lives within one call
-	v               *view
-	ignore, exclude *patternmatcher.PatternMatcher
-}
 
 // glob lists the paths that match a pattern, in byte order. With deep, as --parents has it, "**" stands for any number of folders.
 func (w *walker) glob(pattern string, deep bool) ([]string, error) {
@@ -253,9 +241,12 @@ func (w *walker) source1(p string) (item, error) {
 		return item{}, err
 	}
 	it := item{path: real}
-	if err := unix.Fstat(int(f.Fd()), &it.st); err != nil {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return item{}, &fs.PathError{Op: "stat", Path: p, Err: err}
 	}
+	it.st = statOf(&st)
+	it.known, _ = w.v.stats.seen(real, &it.st)
 	if it.xattrs, err = xattrs(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), true); err != nil {
 		return item{}, err
 	}
@@ -319,77 +310,12 @@ func (w *walker) source(p string) (source, error) {
 			return source{}, err
 		}
 	}
-	err = w.walk(dir, &s, top.path, "", info)
-	return s, err
-}
-
-// walk adds what is in dir, which lies at p in the view and at rel below the source.
-func (w *walker) walk(dir *os.File, s *source, p, rel string, parent patternmatcher.MatchInfo) error {
-	if err := w.ctx.Err(); err != nil {
-		return err
-	}
-	names, err := dir.Readdirnames(-1)
+	b, err := w.walk(dir, top.path, info)
 	if err != nil {
-		return err
+		return source{}, err
 	}
-	slices.Sort(names)
-	fd := int(dir.Fd())
-	proc := fmt.Sprintf("/proc/self/fd/%d/", fd)
-	for _, name := range names {
-		it := item{path: join(p, name), rel: join(rel, name)}
-		ignored, info := false, patternmatcher.MatchInfo{}
-		if w.ignore != nil {
-			if ignored, info, err = w.ignore.MatchesUsingParentResults(it.path, parent); err != nil {
-				return err
-			}
-		}
-		if w.exclude != nil && !ignored {
-			if ignored, err = w.exclude.MatchesOrParentMatches(it.rel); err != nil {
-				return err
-			}
-		}
-		if ignored && (w.ignore == nil || !w.ignore.Exclusions()) {
-			continue
-		}
-		if err := unix.Fstatat(fd, name, &it.st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			if err == unix.ENOENT {
-				continue // deleted since the folder was read
-			}
-			return &fs.PathError{Op: "stat", Path: it.path, Err: err}
-		}
-		isDir := it.kind() == unix.S_IFDIR
-		if ignored && (!isDir || !w.mayInclude(it.path)) || it.kind() == unix.S_IFSOCK {
-			continue
-		}
-		if it.kind() == unix.S_IFLNK {
-			if it.link, err = os.Readlink(proc + name); err != nil {
-				return err
-			}
-		}
-		if !w.v.stats.plain(it.path, &it.st) {
-			if it.xattrs, err = xattrs(proc+name, false); err != nil {
-				return err
-			}
-		}
-		before := len(s.items)
-		s.items = append(s.items, it)
-		if !isDir {
-			continue
-		}
-		sub, err := openDirAt(fd, name)
-		if err != nil {
-			return &fs.PathError{Op: "open", Path: it.path, Err: err}
-		}
-		err = w.walk(sub, s, it.path, it.rel, info)
-		sub.Close()
-		if err != nil {
-			return err
-		}
-		if ignored && len(s.items) == before+1 {
-			s.items = s.items[:before] // nothing in it was brought back by a "!" pattern
-		}
-	}
-	return nil
+	s.items = b.flat(top)
+	return s, nil
 }
 
 // mayInclude reports whether a "!" pattern could bring back something below an ignored folder.
@@ -416,14 +342,6 @@ func couldMatchBelow(pattern, dir string) bool {
 		}
 	}
 	return true
-}
-
-func openDirAt(dir int, name string) (*os.File, error) {
-	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), name), nil
 }
 
 // join is path.Join for parts that are clean.
