@@ -39,7 +39,7 @@ demo: build
 
 # What tests and images need beyond Go, from Debian's packages, and only what is missing.
 deps:
-	@sh images/need +busybox-static mmdebstrap fsck.erofs:erofs-utils nft:nftables ip:iproute2 curl flock:util-linux docker-registry ps:procps skopeo umoci podman runc gcc:gcc +libc6-dev
+	@sh images/need +busybox-static mmdebstrap fsck.erofs:erofs-utils nft:nftables ip:iproute2 curl flock:util-linux docker-registry ps:procps git skopeo umoci podman runc gcc:gcc +libc6-dev
 
 # No cached results: they know nothing of the kernel, nor of the binary that the scenarios build.
 test: deps build lint images

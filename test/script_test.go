@@ -23,6 +23,7 @@ import (
 //	eventually COMMAND...    runs a command until it succeeds, ten seconds at most
 //	registry VAR [USER:HASH] starts a registry and sets VAR to its address
 //	machine VAR              sets VAR to the flags of another root and state, as if on another machine
+//	serve VAR                starts an HTTP server for files and git repositories
 //	fixture                  imports the busybox image
 //	same TEXT                compares the last stdout, without its last newline, with TEXT, where \n is a newline
 //
@@ -78,7 +79,7 @@ func runScript(t *testing.T, file string) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": scriptExits, "eventually": scriptEventually, "fixture": scriptFixture, "same": scriptSame,
-			"registry": w.scriptRegistry, "machine": w.scriptMachine,
+			"registry": w.scriptRegistry, "machine": w.scriptMachine, "serve": w.scriptServe,
 		},
 	})
 }

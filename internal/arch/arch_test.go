@@ -29,7 +29,7 @@ var floors = map[string]int{
 
 	"archive": 2, "container": 2, "image": 2, "network": 2, "volume": 2, "build": 2, "collect": 2, "control": 2, "logs": 2, "events": 2, "analyze": 2,
 
-	"blobs": 1, "layers": 1, "layertar": 1, "compress": 1, "registry": 1, "credentials": 1, "dockerfile": 1, "runtime": 1, "portmap": 1, "resolver": 1, "config": 1,
+	"blobs": 1, "layers": 1, "layertar": 1, "compress": 1, "registry": 1, "credentials": 1, "dockerfile": 1, "runtime": 1, "portmap": 1, "resolver": 1, "config": 1, "git": 1,
 
 	"disk": 0, "linux": 0, "safepath": 0, "ocispec": 0, "initstage": 0, "undo": 0,
 }
@@ -80,7 +80,7 @@ var banned = []struct {
 	{"*", "github.com/sirupsen/logrus", "errors are returned, not logged"},
 	{"*", "github.com/moby/moby/client", "the engine is in this program, there is no daemon to ask"},
 	{"*", "github.com/docker/cli", "learn from it, import none of it: it brings telemetry, plugins and contexts"},
-	{"*!engine,credentials", "os/exec", "no other binary is needed; engine runs the host's ps for `top` with options of ps, as Docker does, and credentials the user's docker-credential-NAME"},
+	{"*!engine,credentials,git", "os/exec", "no other binary is needed; engine runs the host's ps for `top` with options of ps, as Docker does, credentials the user's docker-credential-NAME, and git the host's git (decision 16)"},
 }
 
 // heavy must not be in conex's binary at all, however indirectly: each costs start-up time or megabytes.

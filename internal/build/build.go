@@ -24,6 +24,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"conex/internal/disk"
@@ -54,6 +55,9 @@ type Builder struct {
 	// Base finds the image that a FROM or --from names, for a platform, and gets it if it is missing, or in any case with pull. progress
 	// may be called with counts of bytes.
 	Base func(ctx context.Context, ref string, platform ocispec.Platform, pull bool, progress func(current, total int64)) (image.Image, error)
+
+	// fetched says that something came from a remote and was kept.
+	fetched atomic.Bool
 
 	after sync.WaitGroup
 	mu    sync.Mutex
@@ -88,14 +92,10 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 			j.emit(Event{Kind: Warning, Text: herr.Error()})
 		}
 	}()
-	v := j.vertex("", "[internal] load build definition from "+definition(&req))
-	v.start()
-	in, file, err := b.load(ctx, &req)
+	in, file, err := b.load(ctx, &req, j)
 	if err != nil {
-		v.end(Failed, "", err)
 		return res, err
 	}
-	v.end(Done, "", nil)
 	defer func() { err = errors.Join(err, in.close()) }()
 	for _, syntax := range []string{file.Syntax, given(req.BuildArgs["BUILDKIT_SYNTAX"])} {
 		if !dockerfile.OwnSyntax(syntax) {
@@ -109,7 +109,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	defer func() { err = errors.Join(err, p.close()) }()
 	story.planner = p
 	target, err := p.all(ctx)
-	if cerr := p.findings(v); err == nil {
+	if cerr := p.findings(in.vertex); err == nil {
 		err = cerr
 	}
 	if err != nil {
@@ -168,8 +168,22 @@ func definition(req *Request) string {
 	return req.Dockerfile
 }
 
-func (b *Builder) load(ctx context.Context, req *Request) (*input, *dockerfile.File, error) {
-	in, err := openInput(ctx, b.Root, req)
+// load opens the context and reads the Dockerfile.
+func (b *Builder) load(ctx context.Context, req *Request, j *journal) (_ *input, _ *dockerfile.File, err error) {
+	remote, err := b.openRemote(ctx, req, j)
+	if err != nil {
+		return nil, nil, err
+	}
+	v := j.vertex("", "[internal] load build definition from "+definition(req))
+	v.start()
+	defer func() {
+		if err != nil {
+			v.end(Failed, "", err)
+		} else {
+			v.end(Done, "", nil)
+		}
+	}()
+	in, err := b.openInput(ctx, req, remote)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -177,6 +191,7 @@ func (b *Builder) load(ctx context.Context, req *Request) (*input, *dockerfile.F
 	if err != nil {
 		return nil, nil, errors.Join(err, in.close())
 	}
+	in.vertex = v
 	return in, file, nil
 }
 

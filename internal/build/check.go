@@ -44,12 +44,13 @@ func (b *Builder) planned(ctx context.Context, req Request, f func(context.Conte
 			display(ev)
 		}
 	}
-	in, file, err := b.load(ctx, &req)
+	j := newJournal(req.Display, nil)
+	in, file, err := b.load(ctx, &req, j)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, in.close()) }()
-	p, err := newPlanner(b, &req, file, in, newJournal(req.Display, nil))
+	p, err := newPlanner(b, &req, file, in, j)
 	if err != nil {
 		return err
 	}
@@ -139,7 +140,7 @@ func (p *planner) checkIgnored(st dockerfile.Step, c *dockerfile.Copy) {
 		return
 	}
 	for _, src := range c.Sources {
-		if isURL(src) || isGit(src) {
+		if c.Add && IsRemote(src) {
 			continue
 		}
 		src = path.Clean(src)

@@ -32,11 +32,16 @@ type input struct {
 	// ignoreName is the ignore file's name, "" without one.
 	ignoreName string
 	stage      *disk.Stage
+	remote     *remote // where the view is from; it closes it
+	vertex     *vertex // the line of the Dockerfile in the display
 }
 
 func (in *input) close() error {
 	var errs []error
-	if in.view.root != nil {
+	switch {
+	case in.remote != nil:
+		errs = append(errs, in.remote.close())
+	case in.view.root != nil:
 		errs = append(errs, in.view.root.Close())
 	}
 	if in.stage != nil {
@@ -45,9 +50,9 @@ func (in *input) close() error {
 	return errors.Join(errs...)
 }
 
-// openInput finds the Dockerfile and the context of a request.
-func openInput(ctx context.Context, root *disk.Root, req *Request) (in *input, err error) {
-	in = &input{}
+// openInput finds the Dockerfile and the context of a request; remote is the context if it was fetched.
+func (b *Builder) openInput(ctx context.Context, req *Request, remote *remote) (in *input, err error) {
+	in = &input{remote: remote}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, in.close())
@@ -57,12 +62,17 @@ func openInput(ctx context.Context, root *disk.Root, req *Request) (in *input, e
 		if req.Dockerfile == "-" {
 			return in, errors.New("context and Dockerfile can't both come from stdin")
 		}
-		return in, in.fromStdin(ctx, root, req)
+		return in, in.fromStdin(ctx, b, req)
+	}
+	if remote != nil {
+		in.view = *remote.view
+		if remote.source != nil && req.Dockerfile != "-" && !isHTTP(req.Dockerfile) {
+			in.name, in.source = "Dockerfile", remote.source
+			return in, nil
+		}
+		return in, in.inside(ctx, b, req, req.Context)
 	}
 	dir := req.Context
-	if isURL(dir) || strings.HasPrefix(dir, "git@") {
-		return in, fmt.Errorf("context %s: remote contexts are %w: fetch it and give the folder", dir, ErrUnsupported)
-	}
 	if in.view.root, err = openContext(dir); err != nil {
 		return in, err
 	}
@@ -73,15 +83,12 @@ func openInput(ctx context.Context, root *disk.Root, req *Request) (in *input, e
 	if abs, err = filepath.EvalSymlinks(abs); err != nil {
 		return in, err
 	}
-	in.view.stats = openStatCache(root, abs)
+	in.view.stats = openStatCache(b.Root, abs)
 	ignoreBeside := ""
-	switch req.Dockerfile {
-	case "-":
-		in.name = "Dockerfile (stdin)"
-		if in.source, err = readDockerfile(req.Stdin); err != nil {
-			return in, err
-		}
-	default:
+	switch given, err := in.given(ctx, b, req); {
+	case err != nil:
+		return in, err
+	case !given:
 		p, err := findDockerfile(dir, req.Dockerfile)
 		if err != nil {
 			return in, err
@@ -124,6 +131,55 @@ func openContext(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("open context: %w", err)
 	}
 	return root, nil
+}
+
+// given takes a Dockerfile that is not a file of the context or beside it: from stdin, or an address.
+func (in *input) given(ctx context.Context, b *Builder, req *Request) (ok bool, err error) {
+	switch {
+	case req.Dockerfile == "-":
+		in.name = "Dockerfile (stdin)"
+		in.source, err = readDockerfile(req.Stdin)
+		return true, err
+	case isHTTP(req.Dockerfile):
+		in.name, in.source, err = b.urlDockerfile(ctx, req)
+		return true, err
+	}
+	return false, nil
+}
+
+// inside finds the Dockerfile and the ignore file in a context that is no folder of the user's; where says which in messages.
+func (in *input) inside(ctx context.Context, b *Builder, req *Request, where string) error {
+	given, err := in.given(ctx, b, req)
+	if err != nil {
+		return err
+	}
+	if given {
+		if in.view.root == nil {
+			return nil
+		}
+		return in.ignoreFrom(".dockerignore")
+	}
+	names := []string{req.Dockerfile}
+	if req.Dockerfile == "" {
+		names = []string{"Dockerfile", "dockerfile"}
+	}
+	for _, name := range names {
+		in.source, err = safepath.ReadFile(in.view.root, name, dockerfile.MaxSize)
+		if err == nil {
+			in.name = name
+			break
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("read Dockerfile: %w", err)
+		}
+	}
+	if in.name == "" {
+		return fmt.Errorf("%w: %s is not in %s", ErrNoDockerfile, names[0], where)
+	}
+	if err := in.ignoreFrom(in.name + ".dockerignore"); err != nil || in.view.ignore != nil {
+		return err
+	}
+	return in.ignoreFrom(".dockerignore")
 }
 
 // findDockerfile gives the file's path: name relative to the working folder, then to the context; by default Dockerfile (or dockerfile)
@@ -206,7 +262,7 @@ func (in *input) ignore(name string, data []byte) error {
 }
 
 // fromStdin reads a Dockerfile or a tar, plain or compressed, from stdin.
-func (in *input) fromStdin(ctx context.Context, root *disk.Root, req *Request) error {
+func (in *input) fromStdin(ctx context.Context, b *Builder, req *Request) error {
 	if req.Stdin == nil {
 		return fmt.Errorf("%w: stdin is not given", ErrNoDockerfile)
 	}
@@ -225,7 +281,7 @@ func (in *input) fromStdin(ctx context.Context, root *disk.Root, req *Request) e
 		in.source, err = readDockerfile(br)
 		return err
 	}
-	if in.stage, err = root.Stage(); err != nil {
+	if in.stage, err = b.Root.Stage(); err != nil {
 		return err
 	}
 	dir := filepath.Join(in.stage.Dir, "context")
@@ -238,27 +294,7 @@ func (in *input) fromStdin(ctx context.Context, root *disk.Root, req *Request) e
 	if err := extractContext(ctx, in.view.root, br); err != nil {
 		return fmt.Errorf("context on stdin: %w", err)
 	}
-	names := []string{req.Dockerfile}
-	if req.Dockerfile == "" {
-		names = []string{"Dockerfile", "dockerfile"}
-	}
-	for _, name := range names {
-		in.source, err = safepath.ReadFile(in.view.root, name, dockerfile.MaxSize)
-		if err == nil {
-			in.name = name
-			break
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("read Dockerfile: %w", err)
-		}
-	}
-	if in.name == "" {
-		return fmt.Errorf("%w: %s is not in the tar on stdin", ErrNoDockerfile, names[0])
-	}
-	if err := in.ignoreFrom(in.name + ".dockerignore"); err != nil || in.view.ignore != nil {
-		return err
-	}
-	return in.ignoreFrom(".dockerignore")
+	return in.inside(ctx, b, req, "the tar on stdin")
 }
 
 // isTar reports whether a stream that begins with head is a tar.
@@ -366,8 +402,4 @@ func chmodAt(dir *os.File, name string, mode uint32, flags int) error {
 	}
 	defer f.Close()
 	return unix.Fchmod(int(f.Fd()), mode)
-}
-
-func isURL(s string) bool {
-	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://") || strings.HasPrefix(s, "git://")
 }

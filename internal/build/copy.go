@@ -19,7 +19,6 @@ import (
 	"conex/internal/dockerfile"
 	"conex/internal/layertar"
 	"conex/internal/linux/mount"
-	"conex/internal/ocispec"
 	"conex/internal/safepath"
 
 	"golang.org/x/sys/unix"
@@ -37,6 +36,7 @@ type copyOp struct {
 	Parents bool                 `json:"parents,omitempty"`
 	Unpack  bool                 `json:"unpack,omitempty"`
 	URLs    []string             `json:"urls,omitempty"`
+	Gits    []string             `json:"gits,omitempty"`
 	// UnpackURLs is ADD --unpack, without which a downloaded archive stays one.
 	UnpackURLs bool `json:"unpackURLs,omitempty"`
 	// Link makes the layer without a look at what lies below.
@@ -91,6 +91,7 @@ type copier struct {
 	// changed says that a file was not what it was when it was hashed.
 	changed bool
 	urls    []*download
+	gits    []*clone
 	t       *target
 	chown   *owner
 	chmod   modeChange           // nil without --chmod
@@ -138,16 +139,25 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 			op.Dest += "/"
 		}
 	}
+	if c.Checksum != "" && len(c.Sources) != 1 {
+		return "", errors.New("checksum can't be specified for multiple sources")
+	}
 	for _, src := range c.Sources {
 		created += " " + src
-		if !c.Add && (isURL(src) || strings.HasPrefix(src, "git@")) {
-			return "", errors.New("source can't be a URL for COPY")
-		}
-		switch {
-		case c.Add && isGit(src):
-			return "", fmt.Errorf("ADD %s: git sources are %w", src, ErrUnsupported)
-		case isURL(src):
-			op.URLs = append(op.URLs, src)
+		switch isGit, err := cp.gitSource(p, c, src); {
+		case err != nil:
+			return "", err
+		case isGit:
+			op.Gits = append(op.Gits, src)
+		case isHTTP(src):
+			if !c.Add {
+				return "", errors.New("source can't be a URL for COPY")
+			}
+			d, err := newDownload(p.b.fetcher(p.req), src, c.Checksum)
+			if err != nil {
+				return "", fmt.Errorf("ADD %w", err)
+			}
+			op.URLs, cp.urls = append(op.URLs, src), append(cp.urls, d)
 		default:
 			op.Sources = append(op.Sources, src)
 		}
@@ -156,13 +166,8 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 		created += " <<" + f.Name
 	}
 	created += " " + c.Dest
-	if c.Checksum != "" {
-		if err := ocispec.Digest(c.Checksum).Validate(); err != nil {
-			return "", fmt.Errorf("--checksum=%s: %w", c.Checksum, err)
-		}
-	}
-	if c.Checksum != "" && (len(c.Sources) != 1 || len(op.URLs) != 1) {
-		return "", errors.New("checksum requires a single HTTP(S) source")
+	if c.Checksum != "" && len(op.Sources) > 0 {
+		return "", errors.New("checksum requires HTTP(S) or Git sources")
 	}
 	n.kind, n.op, cp.op = kindCopy, op, op
 	n.run = func(ctx context.Context, n *node, in []result) (made, error) {
@@ -196,11 +201,11 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 			return cp.from.fingerprint(ctx, cp.sel)
 		}})
 	}
-	for _, u := range op.URLs {
-		d := &download{url: u, checksum: c.Checksum, dir: p.b.Root}
-		p.downloads = append(p.downloads, d)
-		cp.urls = append(cp.urls, d)
-		n.inputs = append(n.inputs, &node{kind: kindURL, owner: n, source: InputRecord{Kind: kindURL, Name: redact(u)}, prepare: d.fetch})
+	for _, d := range cp.urls {
+		n.inputs = append(n.inputs, &node{kind: kindURL, owner: n, source: InputRecord{Kind: kindURL, Name: shownURL(d.url)}, prepare: d.key})
+	}
+	for _, g := range cp.gits {
+		n.inputs = append(n.inputs, &node{kind: kindGit, owner: n, source: InputRecord{Kind: kindGit, Name: g.src.String()}, prepare: g.key})
 	}
 	return created, nil
 }
@@ -224,10 +229,6 @@ func (p *planner) from(ctx context.Context, s *stage, name string, at dockerfile
 	return b.node, nil
 }
 
-func isGit(src string) bool {
-	return strings.HasPrefix(src, "git://") || strings.HasPrefix(src, "git@") || isURL(src) && strings.HasSuffix(strings.SplitN(src, "#", 2)[0], ".git")
-}
-
 func (c *copier) run(ctx context.Context, in []result) (_ made, err error) {
 	below := in[0].layers
 	if c.op.Link {
@@ -249,7 +250,7 @@ func (c *copier) run(ctx context.Context, in []result) (_ made, err error) {
 			return made{}, err
 		}
 	}
-	count := len(c.sel) + len(c.op.Files) + len(c.urls)
+	count := len(c.sel) + len(c.op.Files) + len(c.urls) + len(c.gits)
 	for i := range c.sel {
 		if err := c.source(ctx, c.from, &c.sel[i], count > 1); err != nil {
 			return made{}, err
@@ -262,7 +263,12 @@ func (c *copier) run(ctx context.Context, in []result) (_ made, err error) {
 		}
 	}
 	for _, d := range c.urls {
-		if err := d.copyTo(c, count > 1); err != nil {
+		if err := d.copyTo(ctx, c, count > 1); err != nil {
+			return made{}, err
+		}
+	}
+	for _, g := range c.gits {
+		if err := g.copyTo(ctx, c, count > 1); err != nil {
 			return made{}, err
 		}
 	}

@@ -79,7 +79,8 @@ func TestCopy(t *testing.T) {
 		{name: "workdir in stage", file: "WORKDIR /a\nWORKDIR b\nWORKDIR /a/b/../c", want: map[string]string{"a": d755, "a/b": d755, "a/c": d755}},
 		{name: "workdir owner", file: "USER 12\nWORKDIR /a", want: map[string]string{"a": "755 12:12"}},
 		{name: "url", file: "COPY http://127.0.0.1/x /", err: "source can't be a URL for COPY", line: 2},
-		{name: "git", file: "ADD https://127.0.0.1/x.git /", err: "git sources are not supported yet", line: 2},
+		{name: "git", file: "COPY https://127.0.0.1/x.git /", err: "source can't be a git ref for COPY", line: 2},
+		{name: "git ref", file: "ADD https://127.0.0.1/x.git#--upload-pack=x /", err: `invalid git ref "--upload-pack=x"`, line: 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

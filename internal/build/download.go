@@ -5,87 +5,70 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net/http"
 	"net/url"
-	"os"
-	"path"
-	"path/filepath"
 	"strings"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"conex/internal/ocispec"
 )
 
 // download is one URL of an ADD. Its key is its content.
 type download struct {
-	url, checksum string
-	dir           interface{ Path(...string) string }
-	file          *os.File
-	name          string
-	size          int64
-	modified      time.Time
+	fetcher *fetcher
+	url     *url.URL
+	name    string
+	// digest is what the content must have: --checksum's, else what the server had when the key was made.
+	digest ocispec.Digest
 }
 
-// fetch loads the URL into an unnamed file and returns the sha256 of its content and what else shows in the layer.
-func (d *download) fetch(ctx context.Context) (_ string, err error) {
-	u, err := url.Parse(d.url)
+// newDownload reads the address; checksum is --checksum's value or "".
+func newDownload(f *fetcher, address, checksum string) (*download, error) {
+	u, err := parseURL(address)
 	if err != nil {
-		return "", fmt.Errorf("ADD %s: %w", d.url, err)
+		return nil, err
 	}
-	d.name = path.Base("/" + u.Path)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.url, nil)
-	if err != nil {
-		return "", fmt.Errorf("ADD %s: %w", d.url, err)
+	name := urlName(u)
+	if strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }) || name == ".." {
+		return nil, fmt.Errorf("URL %s: it names no file: %q", shownURL(u), name)
 	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return "", fmt.Errorf("ADD: %w", err)
+	d := &download{fetcher: f, url: u, name: name, digest: ocispec.Digest(checksum)}
+	if checksum != "" {
+		if err := d.digest.Validate(); err != nil {
+			return nil, fmt.Errorf("--checksum=%s: %w", checksum, err)
+		}
+		if d.digest.Algorithm() != "sha256" {
+			return nil, fmt.Errorf("--checksum=%s: only sha256 is taken", checksum)
+		}
 	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("ADD %s: the server says %s", d.url, res.Status)
-	}
-	fd, err := unix.Open(d.dir.Path("staging"), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return "", fmt.Errorf("ADD %s: %w", d.url, err)
-	}
-	d.file = os.NewFile(uintptr(fd), filepath.Base(d.url))
-	digest, n, err := hashTo(d.file, res.Body)
-	if err != nil {
-		return "", fmt.Errorf("ADD %s: %w", d.url, err)
-	}
-	if d.checksum != "" && d.checksum != string(digest) {
-		return "", fmt.Errorf("ADD %s: digest mismatch: %s instead of %s", d.url, digest, d.checksum)
-	}
-	d.size, d.modified = n, time.Unix(0, 0)
-	if t, err := http.ParseTime(res.Header.Get("Last-Modified")); err == nil {
-		d.modified = t
-	}
-	return d.name + " " + string(digest), nil
+	return d, nil
 }
 
-func (d *download) copyTo(c *copier, several bool) error {
-	if _, err := d.file.Seek(0, io.SeekStart); err != nil {
-		return err
+// key is the content's, with what else shows in the layer. With a checksum the server need not even be asked.
+func (d *download) key(ctx context.Context) (string, error) {
+	if d.digest == "" {
+		rec, err := d.fetcher.get(ctx, d.url, nil)
+		if err != nil {
+			return "", fmt.Errorf("ADD %w", err)
+		}
+		d.digest = rec.Digest
 	}
+	return d.name + " " + string(d.digest), nil
+}
+
+// copyTo adds the file to the layer, or what is in it.
+func (d *download) copyTo(ctx context.Context, c *copier, several bool) error {
+	rec, file, size, err := d.fetcher.body(ctx, d.url, d.digest, c.vertex.progress)
+	if err != nil {
+		return fmt.Errorf("ADD %w", err)
+	}
+	defer file.Close()
 	if c.op.UnpackURLs {
-		if done, err := c.unpackFile(d.file, d.modified, d.url); done || err != nil {
+		if done, err := c.unpackFile(file, rec.when(), shownURL(d.url)); done || err != nil {
 			return err
 		}
-		if _, err := d.file.Seek(0, io.SeekStart); err != nil {
+		if _, err := file.Seek(0, io.SeekStart); err != nil {
 			return err
 		}
 	}
-	if strings.HasSuffix(c.op.Dest, "/") && d.name == "/" {
-		return fmt.Errorf("ADD %s: the URL names no file, so the destination must", d.url)
-	}
-	h := &tar.Header{Typeflag: tar.TypeReg, Mode: 0o600, Size: d.size, ModTime: d.modified}
-	return c.file(h, d.name, d.file, several)
-}
-
-func (d *download) close() error {
-	if d.file == nil {
-		return nil
-	}
-	return d.file.Close()
+	h := &tar.Header{Typeflag: tar.TypeReg, Mode: 0o600, Size: size, ModTime: rec.when()}
+	return c.file(h, d.name, file, several)
 }

@@ -20,6 +20,8 @@ const (
 	KindMount   = "mount"   // the folder of a RUN --mount=type=cache
 	KindContext = "stat"    // what is known of a context's files
 	KindHistory = "history" // what is recorded of a build
+	KindTree    = "tree"    // the files of a git repository or of an archive that was fetched
+	KindURL     = "url"     // a file that was fetched
 	KindDamaged = "damaged" // a record that can't be read: a miss, and nobody needs it
 )
 
@@ -38,7 +40,7 @@ type Entry struct {
 	Space disk.Space
 }
 
-// Step reports whether the entry is the result of a step or a mount: what people count when they count a cache.
+// Step reports whether the entry is the result of a step, a mount or something fetched: what people count when they count a cache.
 func (e Entry) Step() bool {
 	return e.Kind != KindContext && e.Kind != KindHistory && e.Kind != KindDamaged
 }
@@ -76,6 +78,9 @@ func Entries(root *disk.Root, m *disk.Meter) ([]Entry, error) {
 	}
 	if err := OpenHistory(root).entries(byID, m); err != nil {
 		return nil, err
+	}
+	if err := addFetched(root, byID, m); err != nil {
+		return nil, fmt.Errorf("read build cache: %w", err)
 	}
 	list := make([]Entry, 0, len(byID))
 	for _, e := range byID {
@@ -164,7 +169,7 @@ func walkFiles(dir string, fn func(path string, info fs.FileInfo) error) error {
 // Forget removes an entry's files. ok is false when it is in use or was used since it was listed: then it stays, in whole or in
 // part. Its layer, if nothing else needs that, goes with the next sweep.
 func Forget(root *disk.Root, e Entry) (ok bool, err error) {
-	if e.Kind == KindMount {
+	if e.Kind == KindMount || e.Kind == KindTree {
 		dir := e.Paths[0]
 		l, err := disk.TryAcquire(dir + ".lock")
 		if errors.Is(err, disk.ErrLocked) {
@@ -172,6 +177,9 @@ func Forget(root *disk.Root, e Entry) (ok bool, err error) {
 		}
 		if err != nil {
 			return false, fmt.Errorf("forget cache mount: %w", err)
+		}
+		if e.Kind == KindTree {
+			_ = os.Remove(dir + ".lock") // while it is locked, as in cache.lock
 		}
 		trash, err := root.TrashLater(dir)
 		l.Release()

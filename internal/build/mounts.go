@@ -54,6 +54,9 @@ func (p *planner) planMount(ctx context.Context, n *node, s *stage, op *runOp, m
 		if o.Sharing, o.ID = m.Sharing, cmp.Or(m.ID, path.Clean(o.Target)); m.From == "" && path.Clean("/"+m.Source) != "/" {
 			return fmt.Errorf("source=%s: a cache has no files of its own, say where they come from with from=", m.Source)
 		}
+		if ns := given(p.req.BuildArgs["BUILDKIT_CACHE_MOUNT_NS"]); ns != "" {
+			o.ID = ns + "/" + o.ID
+		}
 		o.Owned = m.Mode != nil || m.UID != nil || m.GID != nil
 		o.own(m, 0o755)
 		if m.From != "" && m.From != "scratch" {

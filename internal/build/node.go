@@ -17,6 +17,7 @@ const (
 	kindScratch = "scratch" // nothing
 	kindContext = "context" // selected files of the context
 	kindURL     = "url"     // what ADD downloads
+	kindGit     = "git"     // a commit that ADD takes
 	kindCopy    = "copy"    // COPY and ADD
 	kindRun     = "run"     // RUN
 	kindMkdir   = "mkdir"   // WORKDIR

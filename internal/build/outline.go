@@ -91,7 +91,7 @@ func (b *Builder) Outline(ctx context.Context, req Request) (out Outline, err er
 
 // Targets lists the stages of req's Dockerfile. It is only read.
 func (b *Builder) Targets(ctx context.Context, req Request) (Targets, error) {
-	in, file, err := b.load(ctx, &req)
+	in, file, err := b.load(ctx, &req, newJournal(nil, nil))
 	if err != nil {
 		return Targets{}, err
 	}

@@ -43,8 +43,6 @@ type planner struct {
 	nodes  []*node // all, in planning order
 	// trees are what COPY and bind mounts read, by the name of the context, "" for the main one.
 	trees map[string]*tree
-	// downloads are ADD's URLs, whose files are closed in the end.
-	downloads []*download
 
 	mu    sync.Mutex
 	bases map[baseKey]*base
@@ -118,9 +116,6 @@ func (p *planner) close() error {
 	for _, t := range p.trees {
 		errs = append(errs, t.close())
 	}
-	for _, d := range p.downloads {
-		errs = append(errs, d.close())
-	}
 	return errors.Join(errs...)
 }
 
@@ -165,6 +160,9 @@ func (p *planner) prepareStage(i int) error {
 		plat, err := p.file.Word(spec.Platform, p.global)
 		if err != nil {
 			return p.file.Errorf(spec.Lines, "%w", err)
+		}
+		if plat == "" {
+			return p.file.Errorf(spec.Lines, "empty platform value from expression %s", spec.Platform)
 		}
 		if s.platform, err = p.parsePlatform(plat); err != nil {
 			return p.file.Errorf(spec.Lines, "%w", err)
@@ -317,9 +315,21 @@ func (p *planner) image(ctx context.Context, ref string, plat ocispec.Platform, 
 	})
 	if b.err != nil && ctx.Err() == nil {
 		step := dockerfile.Step{Lines: at, Code: "FROM " + ref}
-		return nil, stepError(p.file, step, step.Code, b.err)
+		return nil, stepError(p.file, step, step.Code, p.suggest(ref, b.err))
 	}
 	return b, b.err
+}
+
+// suggest adds to the error of an image that is not there what was probably meant: a stage, or an image of a name that many know.
+func (p *planner) suggest(ref string, err error) error {
+	names := []string{"alpine", "busybox", "debian", "fedora", "golang", "nginx", "node", "python", "ubuntu"}
+	for _, s := range p.stages {
+		names = append(names, s.spec.Name)
+	}
+	if near := dockerfile.DidYouMean(ref, names); near != "" {
+		return fmt.Errorf("%w%s", err, near)
+	}
+	return err
 }
 
 var scratchResult = result{}
@@ -357,6 +367,9 @@ func (p *planner) plan(ctx context.Context, s *stage) (err error) {
 		}
 		s.cfg = s.cfg.clone()
 		s.tip, s.first, s.from = b.node, *b.node.fixed, b.img
+		if dir := &s.cfg.image.Config.WorkingDir; *dir != "" && !path.IsAbs(*dir) {
+			*dir = path.Join("/", *dir)
+		}
 	}
 	if !slices.ContainsFunc(s.cfg.image.Config.Env, func(e string) bool { return strings.HasPrefix(e, "PATH=") }) {
 		s.cfg.image.Config.Env = append(s.cfg.image.Config.Env, "PATH="+defaultPath)
@@ -516,7 +529,8 @@ func (s *stage) root() *stage {
 	return s
 }
 
-// absolute resolves a WORKDIR against the one before, which an empty one leaves. An absolute one stays as it is written, as Docker has it.
+// absolute resolves a WORKDIR against the one before, which an empty one leaves. An absolute one stays as written, as in BuildKit; who
+// goes there cleans it.
 func absolute(dir, p string) string {
 	if path.IsAbs(p) {
 		return p

@@ -125,7 +125,11 @@ func Prune(root *disk.Root, o PruneOptions) (keys []string, freed int64, err err
 		}
 	}
 	n, err := pruneMounts(root, o.Before, stay)
-	return keys, freed + n, err
+	if err != nil {
+		return keys, freed + n, err
+	}
+	f, err := pruneFetched(root, o.Before, stay)
+	return keys, freed + n + f, err
 }
 
 // pruneMounts removes cache mounts. When one was last used is when its lock was last taken.

@@ -57,7 +57,7 @@ func (p *planner) planRun(ctx context.Context, n *node, s *stage, r *dockerfile.
 	scriptName := path.Base("/" + r.ScriptName)
 	switch {
 	case r.Script != "":
-		op.Args = s.cfg.withShell(dockerfile.CommandLine{Args: []string{"/dev/pipes/" + scriptName}, Shell: true})
+		op.Args = s.cfg.withShell(dockerfile.CommandLine{Args: []string{"/dev/pipes/" + scriptName}, Shell: true}) // as in BuildKit
 	default:
 		op.Args = s.cfg.withShell(r.CommandLine)
 	}

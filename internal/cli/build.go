@@ -24,11 +24,8 @@ func (a *app) buildCommand() *cobra.Command {
 	var call callFlag
 	var check bool
 	cmd := &cobra.Command{
-		Use: "build [OPTIONS] PATH | -", Short: "Build an image from a Dockerfile", Args: a.exactly(1),
+		Use: "build [OPTIONS] PATH | URL | -", Short: "Build an image from a Dockerfile", Args: a.exactly(1),
 		RunE: func(cmd *cobra.Command, argv []string) error {
-			if !strings.HasPrefix(argv[0], "/") && strings.Contains(argv[0], "://") || strings.HasPrefix(argv[0], "git@") {
-				return a.usageError(cmd, fmt.Errorf("build context %s: remote contexts are not supported yet", argv[0]))
-			}
 			req.Context, req.Tags, req.Labels = argv[0], tags, keyValues(labels)
 			req.BuildArgs = buildArgs(args)
 			if err := runs.apply(&req.Request); err != nil {

@@ -114,8 +114,8 @@ type Copy struct {
 	Link, Parents bool
 	// Unpack overrides whether archives are unpacked; nil is the instruction's default.
 	Unpack *bool
-	// KeepGit tells that --keep-git-dir was given.
-	KeepGit bool
+	// KeepGit is --keep-git-dir's value; nil without it.
+	KeepGit *bool
 }
 
 // Run is RUN.
@@ -201,7 +201,7 @@ func convert(in any) (Instruction, error) {
 	case *instructions.AddCommand:
 		return &Copy{
 			Add: true, Sources: c.SourcePaths, Files: heredocs(c.SourceContents), Dest: c.DestPath, Chown: c.Chown, Chmod: c.Chmod,
-			Exclude: c.ExcludePatterns, Link: c.Link, Checksum: c.Checksum, Unpack: c.Unpack, KeepGit: c.KeepGitDir != nil,
+			Exclude: c.ExcludePatterns, Link: c.Link, Checksum: c.Checksum, Unpack: c.Unpack, KeepGit: c.KeepGitDir,
 		}, nil
 	case *instructions.RunCommand:
 		return convertRun(c)
