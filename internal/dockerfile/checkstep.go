@@ -276,7 +276,7 @@ func predefined(name string) bool {
 
 // nearest is the name that was probably meant, "" if none is near.
 func nearest(name string, names []string) string {
-	if len(name) > 64 {
+	if len(name) > 64 || len(names) > 500 {
 		return ""
 	}
 	names = slices.DeleteFunc(slices.Clone(names), func(s string) bool { return len(s) > 64 })
