@@ -222,6 +222,9 @@ func (p *planner) from(ctx context.Context, s *stage, name string, at dockerfile
 		}
 		return st.tip, nil
 	}
+	if name = p.imageName(name); name == "scratch" && p.context("scratch") == nil {
+		return &node{kind: kindScratch, op: "", fixed: &scratchResult}, nil
+	}
 	b, err := p.image(ctx, name, p.platform, at)
 	if err != nil {
 		return nil, err

@@ -41,6 +41,8 @@ type planner struct {
 
 	stages []*stage
 	nodes  []*node // all, in planning order
+	// contexts are --build-context's, by contextKey.
+	contexts map[string]*named
 	// trees are what COPY and bind mounts read, by the name of the context, "" for the main one.
 	trees map[string]*tree
 
@@ -66,6 +68,7 @@ type stage struct {
 	label  string // in titles: "build", "stage-1", "" when there is only one
 	base   string // expanded
 	parent *stage // the stage that FROM names, if any
+	tree   bool   // base is a context of files
 	// platform is what the stage is for: FROM --platform's, else the target's.
 	platform ocispec.Platform
 	planned  bool
@@ -132,6 +135,9 @@ func (p *planner) prepare() (err error) {
 	if err := p.globals(); err != nil {
 		return err
 	}
+	if err := p.readContexts(); err != nil {
+		return err
+	}
 	for i := range p.file.Stages {
 		if err := p.prepareStage(i); err != nil {
 			return err
@@ -169,6 +175,9 @@ func (p *planner) prepareStage(i int) error {
 		}
 	}
 	p.checkFrom(s)
+	if err := p.replace(s); err != nil {
+		return p.file.Errorf(spec.Lines, "%w", err)
+	}
 	p.stages = append(p.stages, s)
 	return nil
 }
@@ -226,7 +235,7 @@ func (p *planner) preload(ctx context.Context, target *stage) error {
 		switch {
 		case s.parent != nil:
 			visit(s.parent)
-		case s.base != "scratch":
+		case s.base != "scratch" && !s.tree:
 			load(s.base, s.platform, s.spec.Lines)
 		}
 		for _, st := range s.spec.Steps {
@@ -244,8 +253,8 @@ func (p *planner) preload(ctx context.Context, target *stage) error {
 				// What is wrong with a reference is said when the step is planned.
 				if from, err := p.fromStage(s, name); err == nil && from != nil {
 					visit(from)
-				} else if err == nil && name != "scratch" {
-					load(name, p.platform, st.Lines)
+				} else if err == nil && p.imageName(name) != "scratch" {
+					load(p.imageName(name), p.platform, st.Lines)
 				}
 			}
 		}
@@ -276,6 +285,12 @@ func (p *planner) fromStage(s *stage, from string) (*stage, error) {
 			return nil, fmt.Errorf("cannot copy from stage %q, it needs to be defined before current stage %q", from, s.label)
 		}
 		return t, nil
+	}
+	if c := p.context(from); c != nil && c.stage != "" {
+		if t := p.stageNamed(c.stage); t != nil && t.index < s.index {
+			return t, nil
+		}
+		return nil, fmt.Errorf("build context %s: there is no stage %s before this one", from, c.stage)
 	}
 	return nil, nil
 }
@@ -350,7 +365,7 @@ func (p *planner) plan(ctx context.Context, s *stage) (err error) {
 		}
 		s.cfg, s.tip = s.parent.cfg.clone(), s.parent.tip
 		s.args, s.vars = slices.Clone(s.parent.args), slices.Clone(s.parent.vars)
-	case s.base == "scratch":
+	case s.base == "scratch" || s.tree:
 		s.tip = &node{kind: kindScratch, op: "", fixed: &scratchResult}
 		s.first = scratchResult
 		s.cfg.image.OS, s.cfg.image.Architecture, s.cfg.image.Variant = s.platform.OS, s.platform.Architecture, s.platform.Variant
@@ -401,7 +416,12 @@ func (p *planner) plan(ctx context.Context, s *stage) (err error) {
 		}
 	}
 	s.count = 1
-	if s.parent == nil && s.base != "scratch" {
+	switch {
+	case s.tree:
+		if err := p.planTree(ctx, s); err != nil {
+			return err
+		}
+	case s.parent == nil && s.base != "scratch":
 		name := s.base
 		if r, err := image.ParseReference(s.base); err == nil {
 			name = r.String()

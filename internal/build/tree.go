@@ -71,6 +71,3 @@ func (t *tree) ended(err error) error {
 func mainTree(in *input) *tree {
 	return &tree{title: "[internal] load build context", source: func(context.Context) (*view, func() error, error) { return &in.view, nil, nil }}
 }
-
-// tree finds a context by its name; "" is the main one. nil when there is none of that name.
-func (p *planner) tree(name string) *tree { return p.trees[name] }

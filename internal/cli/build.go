@@ -78,6 +78,7 @@ func (a *app) buildCommand() *cobra.Command {
 	output.add(f, &req)
 	runs.register(f)
 	f.Var(&args, "build-arg", "Set build-time variables")
+	f.Var(contextsFlag{&req.Contexts}, "build-context", `Additional build contexts (e.g., name=path, name=docker-image://ref, name=target:stage)`)
 	f.Var(&call, "call", `Set what to do with the Dockerfile ("build", "check", "outline", "targets"; with ",format=json" as JSON)`)
 	f.BoolVar(&check, "check", false, `Shorthand for "--call=check": check the Dockerfile, build nothing`)
 	f.StringVarP(&req.Dockerfile, "file", "f", "", `Name of the Dockerfile (default "PATH/Dockerfile")`)
@@ -94,7 +95,6 @@ func (a *app) buildCommand() *cobra.Command {
 		f.Lookup(name).NoOptDefVal, f.Lookup(name).Hidden = "true", true
 	}
 	refuseAll(f,
-		"build-context",
 		"builder",
 		"cache-from",
 		"cache-to",

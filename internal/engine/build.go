@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -120,8 +121,11 @@ func (e *Engine) claimingBase(lease *collect.Lease) func(context.Context, string
 	}
 }
 
-// buildBase finds the image that a FROM names: here, or in its registry.
+// buildBase finds the image that a FROM names: here, or in its registry; or in an OCI layout that --build-context names.
 func (e *Engine) buildBase(ctx context.Context, ref string, plat ocispec.Platform, pull bool, progress func(current, total int64)) (image.Image, error) {
+	if where, ok := strings.CutPrefix(ref, layoutScheme); ok {
+		return e.layoutImage(ctx, where, plat, sumProgress(progress))
+	}
 	images, err := e.Images()
 	if err != nil {
 		return image.Image{}, err
