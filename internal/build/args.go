@@ -91,7 +91,7 @@ func (p *planner) epoch() (*time.Time, error) {
 	}
 	n, err := strconv.ParseInt(v, 10, 64)
 	if err != nil || n < 0 || n > maxEpoch {
-		return nil, fmt.Errorf("SOURCE_DATE_EPOCH=%s: it must be a number of seconds since 1970", v)
+		return nil, fmt.Errorf("invalid SOURCE_DATE_EPOCH: %s: it must be a number of seconds since 1970", v)
 	}
 	t := time.Unix(n, 0).UTC()
 	return &t, nil
