@@ -137,7 +137,7 @@ func (e *Engine) buildBase(ctx context.Context, ref string, plat ocispec.Platfor
 	if !pull {
 		var img image.Image
 		if want == "" {
-			img, err = images.Resolve(ref)
+			img, err = images.Find(ref)
 			if err == nil && img.Config.Architecture != "" && registry.Fits(plat, img.Config.Platform) < 0 {
 				err = image.ErrNotFound
 			}

@@ -137,7 +137,7 @@ func (s *Store) lock() (*disk.Lock, error) { return disk.Acquire(s.root.Path("im
 // Add records the image with that config: the config becomes a blob, the id record is written. manifest is "" for an image made
 // here; repoDigest is the full or familiar reference by digest it was pulled by, "" for none. Adding an image that exists adds
 // what is new and is no error; when nothing is new, nothing is written. A nil error promises that image and config survive a
-// power loss. The layers must exist, and a lease must hold them until Add returns.
+// power loss. The layers must exist, and a lease must hold them until Add returns. The Image comes without tags, as from Find.
 func (s *Store) Add(ctx context.Context, rawConfig []byte, manifest ocispec.Digest, repoDigest string) (Image, error) {
 	if err := ctx.Err(); err != nil {
 		return Image{}, err
@@ -186,11 +186,7 @@ func (s *Store) Add(ctx context.Context, rawConfig []byte, manifest ocispec.Dige
 			return Image{}, err
 		}
 	}
-	tags, err := s.tags()
-	if err != nil {
-		return Image{}, err
-	}
-	return s.load(rec, tags)
+	return s.load(rec, nil)
 }
 
 func (s *Store) writeID(path string, rec idRecord) error {

@@ -123,8 +123,11 @@ func TestNothingWrittenWhenNothingChanges(t *testing.T) {
 		return m
 	}
 	before := stamp()
-	if again := add(t, s, 1, "a"); again.ID != img.ID || !slices.Equal(again.RepoTags, []string{"a:latest"}) {
-		t.Fatalf("again: %+v", again)
+	if again := add(t, s, 1, "a"); again.ID != img.ID {
+		t.Fatalf("again: %s", again.ID)
+	}
+	if again, err := s.Get(img.ID); err != nil || !slices.Equal(again.RepoTags, []string{"a:latest"}) {
+		t.Fatalf("again: %v, %v", again.RepoTags, err)
 	}
 	if after := stamp(); !slices.Equal(before, after) {
 		t.Fatalf("files changed:\n%v\n%v", before, after)
