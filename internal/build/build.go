@@ -123,12 +123,14 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 		return res, err
 	}
 	s := newSolver(c, file, p.gates, cancel)
+	s.build, s.began, s.why = story.rec.ID, began, newExplainer(c, story)
 	out, err := s.solve(ctx, target.tip)
 	for _, n := range p.nodes {
 		switch {
 		case n.vertex == nil || n.vertex.over():
 		case err == nil:
 			n.unneeded = true // a hit made it so
+			n.vertex.origin = &Origin{Kind: OriginUnneeded}
 			n.vertex.end(Cached, "", nil)
 		default:
 			n.vertex.end(Canceled, "", nil)

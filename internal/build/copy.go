@@ -187,6 +187,7 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 		n.selects = cp
 	case len(op.Sources) > 0:
 		cp.tree.expect(p.journal)
+		cp.tree.lists = fileLists{p.b.Root}
 		source := InputRecord{Kind: kindContext, Name: c.From, Step: cp.tree.vertex.id}
 		n.inputs = append(n.inputs, &node{kind: kindContext, owner: n, source: source, prepare: func(ctx context.Context) (string, error) {
 			cp.tree.begin()
@@ -290,7 +291,7 @@ func (c *copier) openStage(ctx context.Context, from result) error {
 	if err != nil {
 		return err
 	}
-	c.from = &view{root: root, owners: true}
+	c.from = &view{root: root, owners: true, lists: fileLists{c.b.Root}}
 	c.sel, err = c.from.selection(ctx, c.op.Sources, selectOptions{c.op.Exclude, c.op.Parents})
 	return err
 }
@@ -318,7 +319,13 @@ func (c *copier) before(ctx context.Context, from result) (string, error) {
 }
 
 // after is selector's.
-func (c *copier) after() (string, bool) { return c.from.sumUp(c.sel, c.sums) }
+func (c *copier) after() (string, bool) {
+	sum, ok := c.from.sumUp(c.sel, c.sums)
+	if ok {
+		c.from.lists.keep(sum, c.sel, c.sums)
+	}
+	return sum, ok
+}
 
 // release is selector's.
 func (c *copier) release() error {

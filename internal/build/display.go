@@ -179,6 +179,9 @@ func (v *vertex) end(kind EventKind, text string, err error) {
 	v.send(ev)
 }
 
+// explain says why the vertex will do work, before it starts.
+func (v *vertex) explain(why []Reason) { v.reasons = why }
+
 // over reports whether the vertex has ended.
 func (v *vertex) over() bool {
 	v.mu.Lock()

@@ -29,7 +29,10 @@ func (v *view) fingerprint(ctx context.Context, sel []source) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	sum, _ := v.sumUp(sel, sums)
+	sum, ok := v.sumUp(sel, sums)
+	if ok {
+		v.lists.keep(sum, sel, sums)
+	}
 	return sum, nil
 }
 

@@ -484,6 +484,7 @@ func (c *chronicle) steps() {
 // describe adds to a step's record what the node knows. The build is over.
 func (n *node) describe(s *StepRecord) {
 	s.Kind, s.Title, s.Line, s.Number = n.kind, n.title, n.step.Lines.First, n.number
+	s.Unstable = n.unstable
 	s.LastLine = n.step.Lines.Last
 	s.Key, s.Op, s.Config = n.defKey, n.opJSON, n.config
 	if n.unneeded {

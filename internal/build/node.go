@@ -77,6 +77,10 @@ type node struct {
 	keyErr  error
 	value   string // what prepare returned
 
+	// args are the build arguments that variables of the step may come from; unstable says that again was true.
+	args     []string
+	unstable bool
+
 	// selected is what selects returned; unneeded says that the build did without.
 	selected string
 	unneeded bool

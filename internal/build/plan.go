@@ -506,6 +506,9 @@ func (p *planner) step(ctx context.Context, s *stage, st dockerfile.Step, trigge
 	}
 	n.fresh = n.noCache || slices.ContainsFunc(n.depends(), func(in *node) bool { return in.fresh })
 	n.vertex, n.number, n.config = p.journal.vertex(s.label, p.number(s)+title), s.count, s.config()
+	for _, a := range s.args {
+		n.args = append(n.args, a.Key)
+	}
 	p.nodes = append(p.nodes, n)
 	s.cfg.noteNode(created, n)
 	if s.cfg.size > maxConfig {

@@ -84,6 +84,8 @@ type StepRecord struct {
 	Reasons []Reason `json:"reasons,omitempty"`
 	Origin  *Origin  `json:"origin,omitempty"`
 	Error   string   `json:"error,omitempty"`
+	// Unstable says that a file changed while the step read it, so that its result was not kept.
+	Unstable bool `json:"unstable,omitempty"`
 	// Text is what a step said in the end: an image's id, a digest.
 	Text string `json:"text,omitempty"`
 }
@@ -137,11 +139,10 @@ type FileChange struct {
 
 // Origin says where the result of a cached step came from.
 type Origin struct {
-	// Kind is definition (the same step on the same inputs), content (inputs that came about otherwise and hold the same), concurrent
-	// (another build made it meanwhile), import, or image.
+	// Kind says how it was found: see the constants.
 	Kind string `json:"kind"`
-	// Text is the origin in one line.
-	Text string `json:"text"`
+	// From is the image's id, or the cache that it was imported from.
+	From string `json:"from,omitempty"`
 	// Build made the result at Made, which took Took. Zero where that is not known.
 	Build string        `json:"build,omitempty"`
 	Made  time.Time     `json:"made,omitzero"`

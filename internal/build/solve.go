@@ -19,6 +19,10 @@ type solver struct {
 	gates  *gates
 	cancel context.CancelFunc
 	flights
+	// build is this build's id in the history, of which why knows the earlier ones.
+	build string
+	began time.Time
+	why   *explainer
 
 	mu    sync.Mutex
 	first error // the first failure, which cancelled the rest
@@ -80,6 +84,9 @@ func (s *solver) compute(ctx context.Context, n *node) (_ result, err error) {
 			return result{}, err
 		}
 		if n.vertex != nil {
+			if n.kind == kindImage {
+				n.vertex.origin = &Origin{Kind: OriginImage, From: n.source.Value}
+			}
 			n.vertex.end(Cached, "", nil)
 		}
 		return *n.fixed, nil
@@ -106,7 +113,7 @@ func (s *solver) compute(ctx context.Context, n *node) (_ result, err error) {
 		return result{}, err
 	}
 	if hit {
-		return s.cached(n, in[0], rec), nil
+		return s.cached(n, in[0], rec, OriginDefinition), nil
 	}
 	// This build or another process may be at the same step: its result serves us too.
 	fl, mine, err := s.join(ctx, n.defKey)
@@ -114,7 +121,7 @@ func (s *solver) compute(ctx context.Context, n *node) (_ result, err error) {
 		return result{}, err
 	}
 	if !mine {
-		return s.cached(n, in[0], fl.rec), nil
+		return s.cached(n, in[0], fl.rec, OriginConcurrent), nil
 	}
 	defer func() { s.land(n.defKey, fl) }()
 	release, err := s.cache.lock(ctx, n.defKey, func() {
@@ -130,7 +137,7 @@ func (s *solver) compute(ctx context.Context, n *node) (_ result, err error) {
 	}
 	if hit {
 		fl.rec, fl.ok = rec, true
-		return s.cached(n, in[0], rec), nil
+		return s.cached(n, in[0], rec, OriginDefinition), nil
 	}
 	if n.selects != nil {
 		defer func() { err = errors.Join(err, n.selects.release()) }()
@@ -141,10 +148,12 @@ func (s *solver) compute(ctx context.Context, n *node) (_ result, err error) {
 	}
 	rec, hit = known.rec, known.hit
 	if !hit {
+		n.vertex.explain(s.why.reasons(n))
 		if rec, err = s.execute(ctx, n, in); err != nil {
 			return result{}, err
 		}
 		if n.again != nil && n.again() {
+			n.unstable = true
 			return s.finished(n, in[0], rec), nil
 		}
 		if err := s.remember(ctx, n, in, known, rec); err != nil {
@@ -161,7 +170,7 @@ func (s *solver) compute(ctx context.Context, n *node) (_ result, err error) {
 	}
 	fl.rec, fl.ok = rec, true
 	if hit {
-		return s.cached(n, in[0], rec), nil
+		return s.cached(n, in[0], rec, OriginContent), nil
 	}
 	return s.finished(n, in[0], rec), nil
 }
@@ -273,10 +282,14 @@ func (s *solver) execute(ctx context.Context, n *node, in []result) (Record, err
 		s.made = append(s.made, m.layer)
 	}
 	s.mu.Unlock()
-	return Record{Kind: n.kind, Title: n.title, Op: n.opJSON, Layer: m.layer, Created: m.when.UTC(), Took: time.Since(begun) - m.waited}, nil
+	return Record{
+		Kind: n.kind, Title: n.title, Op: n.opJSON, Layer: m.layer, Created: m.when.UTC(), Took: time.Since(begun) - m.waited,
+		Build: s.build, Made: time.Now().UTC(),
+	}, nil
 }
 
-func (s *solver) cached(n *node, base result, rec Record) result {
+func (s *solver) cached(n *node, base result, rec Record, how string) result {
+	n.vertex.origin = s.origin(how, rec)
 	n.vertex.end(Cached, "", nil)
 	return onto(base, rec)
 }

@@ -13,6 +13,9 @@ type tree struct {
 	// source makes the files available; close, which may be nil, takes back what that took.
 	source func(ctx context.Context) (v *view, close func() error, err error)
 
+	// lists is given to the view.
+	lists fileLists
+
 	once   sync.Once
 	view   *view
 	closer func() error
@@ -26,7 +29,11 @@ type tree struct {
 
 // open returns the files. Whoever asks second waits for the first.
 func (t *tree) open(ctx context.Context) (*view, error) {
-	t.once.Do(func() { t.view, t.closer, t.err = t.source(ctx) })
+	t.once.Do(func() {
+		if t.view, t.closer, t.err = t.source(ctx); t.view != nil {
+			t.view.lists = t.lists
+		}
+	})
 	return t.view, t.err
 }
 

@@ -27,6 +27,8 @@ type view struct {
 	stats *statCache
 	// owners says that the files keep their owners when they are copied, so those count in a fingerprint.
 	owners bool
+	// lists keeps what selections consisted of.
+	lists fileLists
 }
 
 // item is one file, folder or link that a COPY selected.
