@@ -10,6 +10,8 @@
 //	buildcache/def/<aa>/<key>, content/<aa>/<key>   Record: the layer of a step, and the ingredients of the key; mtime = last use
 //	buildcache/lock/<key>                           flock: one process executes a step
 //	buildcache/stat/<hash>                          statCache of one context folder
+//	buildcache/files/<aa>/<fingerprint>             fileLists: what a selection consisted of
+//	builds/                                         History
 //	buildcache/mount/<hash>                         a cache mount's folder, and <hash>.lock for sharing=locked
 //	<state>/build/<id>.lock                         flock: a RUN step that runs; see Settle
 package build

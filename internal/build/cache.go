@@ -41,6 +41,8 @@ type Record struct {
 	// Created is when, and Took how long it took, in nanoseconds.
 	Created time.Time     `json:"created"`
 	Took    time.Duration `json:"took,omitempty"`
+	// Files is the fingerprint of what a COPY --from selected, as far as it was computed.
+	Files string `json:"files,omitempty"`
 	// Build is the build that ran the step, see History, at Made; Import is where an imported record came from.
 	Build  string    `json:"build,omitempty"`
 	Made   time.Time `json:"made,omitzero"`

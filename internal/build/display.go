@@ -95,6 +95,7 @@ type journal struct {
 	display  Display
 	log      *stepLog
 	vertices []*vertex
+	warnings []string
 }
 
 func newJournal(d Display, log *stepLog) *journal { return &journal{display: d, log: log} }
@@ -106,6 +107,8 @@ func (j *journal) emit(ev Event) {
 	switch ev.Kind {
 	case Output:
 		j.log.add(&ev)
+	case Warning:
+		j.warnings = append(j.warnings, ev.Text)
 	case Cached, Done, Failed, Canceled:
 		j.log.end(ev.Vertex)
 	}

@@ -19,6 +19,7 @@ import (
 const (
 	KindMount   = "mount"   // the folder of a RUN --mount=type=cache
 	KindContext = "stat"    // what is known of a context's files
+	KindFiles   = "files"   // the names of files that a step read
 	KindHistory = "history" // what is recorded of a build
 	KindTree    = "tree"    // the files of a git repository or of an archive that was fetched
 	KindURL     = "url"     // a file that was fetched
@@ -42,7 +43,7 @@ type Entry struct {
 
 // Step reports whether the entry is the result of a step, a mount or something fetched: what people count when they count a cache.
 func (e Entry) Step() bool {
-	return e.Kind != KindContext && e.Kind != KindHistory && e.Kind != KindDamaged
+	return e.Kind != KindContext && e.Kind != KindFiles && e.Kind != KindHistory && e.Kind != KindDamaged
 }
 
 // Entries lists everything in the cache and the history, what was used last at the end. Folders and lock files are not in it.
@@ -58,6 +59,15 @@ func Entries(root *disk.Root, m *disk.Meter) ([]Entry, error) {
 	}
 	err := walkFiles(root.Path("buildcache", "stat"), func(path string, info fs.FileInfo) error {
 		return addPath(byID, m, Entry{ID: "stat-" + info.Name(), Kind: KindContext}, path, info.ModTime())
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read build cache: %w", err)
+	}
+	err = walkFiles(root.Path("buildcache", "files"), func(path string, info fs.FileInfo) error {
+		if disk.IsTemp(info.Name()) && time.Since(info.ModTime()) < time.Hour {
+			return nil // it is just being written
+		}
+		return addPath(byID, m, Entry{ID: "files-" + info.Name(), Kind: KindFiles, Created: info.ModTime()}, path, info.ModTime())
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read build cache: %w", err)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"conex/internal/disk"
+	"conex/internal/ocispec"
 )
 
 // Kinds of Reason.
@@ -99,32 +100,61 @@ func (x *explainer) record(i int) *BuildRecord {
 }
 
 // earlier finds the nearest earlier run of a step: of that title in that stage, else of that title, else what stood at its place and is
-// gone.
+// gone. Of several it takes the one that differs in the fewest things, and of those the last.
 func (x *explainer) earlier(n *node) (*BuildRecord, *StepRecord) {
-	find := func(ok func(*StepRecord) bool) (*BuildRecord, *StepRecord) {
+	for _, fits := range []func(*StepRecord) bool{
+		func(s *StepRecord) bool { return s.Stage == n.vertex.stage && s.Title == n.title },
+		func(s *StepRecord) bool { return s.Title == n.title },
+		func(s *StepRecord) bool {
+			return s.Stage == n.vertex.stage && s.Number == n.number && !x.planned[[2]string{s.Stage, s.Title}]
+		},
+	} {
+		var in *BuildRecord
+		var best *StepRecord
+		least := 0
 		for i := range searched {
 			r := x.record(i)
 			if r == nil {
 				break
 			}
 			for k := range r.Steps {
-				if s := &r.Steps[k]; s.Kind == n.kind && s.Key != "" && ok(s) {
-					return r, s
+				s := &r.Steps[k]
+				if s.Kind != n.kind || s.Key == "" || !fits(s) {
+					continue
+				}
+				if d := n.distance(s); best == nil || d < least {
+					in, best, least = r, s, d
 				}
 			}
 		}
-		return nil, nil
+		if best != nil {
+			return in, best
+		}
 	}
-	r, s := find(func(s *StepRecord) bool { return s.Stage == n.vertex.stage && s.Title == n.title })
-	if s == nil {
-		r, s = find(func(s *StepRecord) bool { return s.Title == n.title })
+	return nil, nil
+}
+
+// distance counts the ingredients in which a step differs from an earlier run.
+func (n *node) distance(old *StepRecord) int {
+	d := 0
+	if !bytes.Equal(n.opJSON, old.Op) {
+		d++
 	}
-	if s == nil {
-		r, s = find(func(s *StepRecord) bool {
-			return s.Stage == n.vertex.stage && s.Number == n.number && !x.planned[[2]string{s.Stage, s.Title}]
-		})
+	for i, in := range n.inputs {
+		is := in.defKey
+		switch {
+		case in.isLeaf():
+			is = in.value
+		case in.kind == kindImage:
+			is = in.source.Value
+		case in.kind == kindScratch:
+			continue
+		}
+		if i >= len(old.Inputs) || old.Inputs[i].Value != is {
+			d++
+		}
 	}
-	return r, s
+	return d
 }
 
 // reasons say why a step must run.
@@ -149,7 +179,7 @@ func (x *explainer) reasons(n *node) []Reason {
 		if i < len(old.Inputs) {
 			was = old.Inputs[i]
 		}
-		if d, ok := x.input(n, i, in, was); ok {
+		if d, ok := x.input(n, i, in, was, old); ok {
 			list = append(list, d)
 		}
 	}
@@ -195,12 +225,6 @@ func (x *explainer) ops(n *node, old *StepRecord) []Reason {
 		return []Reason{{Kind: ReasonInstruction, Text: "the instruction changed"}}
 	}
 	var list []Reason
-	if old.Title != n.title {
-		r := Reason{Kind: ReasonInstruction, Was: old.Title, Is: n.title}
-		a, b := differing(old.Title, n.title)
-		r.Text = "the instruction was " + a + ", is " + b
-		list = append(list, r)
-	}
 	vars := x.vars(n, was["env"], is["env"])
 	var fields []string
 	for k := range maps.Keys(merged(was, is)) {
@@ -209,7 +233,14 @@ func (x *explainer) ops(n *node, old *StepRecord) []Reason {
 		}
 	}
 	slices.Sort(fields)
-	// What the title shows needs no second line; neither does a command that only repeats a variable.
+	// A title shows values of variables too: then they are the reason.
+	if old.Title != n.title && (len(fields) > 0 || len(vars) == 0) {
+		r := Reason{Kind: ReasonInstruction, Was: old.Title, Is: n.title}
+		a, b := differing(old.Title, n.title)
+		r.Text = "the instruction was " + a + ", is " + b
+		list = append(list, r)
+	}
+	// What the title shows needs no second line.
 	if len(fields) > 0 && len(list) == 0 {
 		for _, k := range fields {
 			r := Reason{Kind: ReasonInstruction, Name: k, Was: plain(was[k]), Is: plain(is[k])}
@@ -297,7 +328,7 @@ func (x *explainer) vars(n *node, rawWas, rawIs json.RawMessage) []Reason {
 }
 
 // input compares one thing that a step stands on; ok is false when it is the same, as far as is known.
-func (x *explainer) input(n *node, i int, in *node, was InputRecord) (r Reason, ok bool) {
+func (x *explainer) input(n *node, i int, in *node, was InputRecord, old *StepRecord) (r Reason, ok bool) {
 	switch {
 	case in.isLeaf():
 		return x.leaf(in, was)
@@ -316,6 +347,12 @@ func (x *explainer) input(n *node, i int, in *node, was InputRecord) (r Reason, 
 		}
 		return r, false
 	case i == 1 && n.selects != nil:
+		if was.Files == "" { // it was cached then
+			var rec Record
+			if ocispec.Digest("sha256:"+old.Key).Validate() == nil && disk.ReadJSON(x.cache.path(byDefinition, old.Key), &rec) == nil {
+				was.Files = rec.Files
+			}
+		}
 		if was.Files != "" && n.selected != "" && was.Files == n.selected {
 			return r, false
 		}
@@ -515,5 +552,5 @@ func since(d time.Duration) string {
 			return fmt.Sprintf("%d %ss", n, u.name)
 		}
 	}
-	return fmt.Sprintf("%d seconds", max(0, int(d/time.Second)))
+	return "less than a minute"
 }

@@ -450,7 +450,7 @@ func (c *chronicle) finish(id ocispec.Digest, err error) error {
 		r.Names = nil
 	}
 	c.steps()
-	r.Critical = r.critical()
+	r.Critical, r.Warnings = r.critical(), c.journal.warnings
 	log := c.journal.log
 	werr := log.finish()
 	if werr == nil {

@@ -90,7 +90,7 @@ func Prune(root *disk.Root, o PruneOptions) (keys []string, freed int64, err err
 	if err != nil {
 		return nil, 0, err
 	}
-	for _, class := range []string{byDefinition, byContent, "stat"} {
+	for _, class := range []string{byDefinition, byContent, "stat", "files"} {
 		err := filepath.WalkDir(root.Path("buildcache", class), func(path string, e fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil

@@ -46,6 +46,8 @@ type BuildRecord struct {
 
 	// Steps are the lines of the display, in its order: what loads and exports too.
 	Steps []StepRecord `json:"steps"`
+	// Warnings are the build's remarks.
+	Warnings []string `json:"warnings,omitempty"`
 	// Critical are the vertices of the steps that the build's length came from, in order.
 	Critical []int `json:"critical,omitempty"`
 }

@@ -164,7 +164,7 @@ func (s *solver) compute(ctx context.Context, n *node) (_ result, err error) {
 	if rec.Inputs, err = n.inputKeys(ctx); err != nil {
 		return result{}, err
 	}
-	rec.Op, rec.Title = n.opJSON, n.title
+	rec.Op, rec.Title, rec.Files = n.opJSON, n.title, n.selected
 	if err := s.cache.put(byDefinition, rec); err != nil {
 		return result{}, err
 	}

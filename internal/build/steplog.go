@@ -2,6 +2,7 @@ package build
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -188,4 +189,65 @@ func (h *History) Log(r *BuildRecord, vertex int) ([]LogEntry, error) {
 		return 0
 	})
 	return list, nil
+}
+
+// Replay makes the events of a build of its record and log again, by time; of one step alone if s is not nil.
+func (r *BuildRecord) Replay(s *StepRecord, entries []LogEntry) []Event {
+	var list []Event
+	names := map[int]*StepRecord{}
+	for i := range r.Steps {
+		st := &r.Steps[i]
+		names[st.Vertex] = st
+		if s != nil && s.Vertex != st.Vertex || st.Ended.IsZero() && st.Started.IsZero() {
+			continue
+		}
+		ev := Event{Vertex: st.Vertex, Name: st.Name, Stage: st.Stage, Reasons: st.Reasons, Origin: st.Origin, Time: st.Started}
+		if !st.Started.IsZero() {
+			ev.Kind = Started
+			list = append(list, ev)
+		}
+		ev.Time, ev.Duration, ev.Text = st.Ended, st.Took, st.Text
+		switch st.Outcome {
+		case OutcomeCached, OutcomeUnneeded:
+			ev.Kind = Cached
+		case OutcomeFailed:
+			ev.Kind, ev.Err = Failed, errors.New(st.Error)
+		case OutcomeCanceled:
+			ev.Kind = Canceled
+		default:
+			ev.Kind = Done
+		}
+		list = append(list, ev)
+	}
+	for _, e := range entries {
+		st := names[e.Vertex]
+		if st == nil {
+			continue
+		}
+		ev := Event{Kind: Output, Vertex: e.Vertex, Name: st.Name, Stage: st.Stage, Stderr: e.Stderr, Text: e.Text}
+		ev.Time = r.Started.Add(time.Duration(e.Time * float64(time.Second)))
+		if ev.Time.Before(st.Started) { // by rounding
+			ev.Time = st.Started
+		}
+		if !st.Ended.IsZero() && ev.Time.After(st.Ended) {
+			ev.Time = st.Ended
+		}
+		if e.Skipped > 0 {
+			ev.Text = fmt.Sprintf("[%d bytes left out]\n", e.Skipped) + ev.Text
+		}
+		list = append(list, ev)
+	}
+	rank := func(ev Event) int {
+		switch ev.Kind {
+		case Started:
+			return 0
+		case Output:
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(list, func(a, b Event) int {
+		return cmp.Or(a.Time.Compare(b.Time), rank(a)-rank(b))
+	})
+	return list
 }

@@ -4,14 +4,12 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"runtime"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"conex/internal/build"
 	"conex/internal/engine"
 )
 
@@ -20,9 +18,9 @@ func (a *app) buildCommand() *cobra.Command {
 	var tags, args, labels list
 	var output outputFlags
 	var runs buildRunFlags
-	var progress string
+	var progress, trace string
 	var call callFlag
-	var check bool
+	var check, explain bool
 	cmd := &cobra.Command{
 		Use: "build [OPTIONS] PATH | URL | -", Short: "Build an image from a Dockerfile", Args: a.exactly(1),
 		RunE: func(cmd *cobra.Command, argv []string) error {
@@ -40,11 +38,11 @@ func (a *app) buildCommand() *cobra.Command {
 			if err := output.request(a, &req); err != nil {
 				return a.usageError(cmd, err)
 			}
-			display, done, err := a.buildDisplay(progress, output.quiet)
+			view, err := a.buildView(progress, output.quiet, explain)
 			if err != nil {
 				return a.usageError(cmd, err)
 			}
-			defer done()
+			defer view.close()
 			if err := output.begin(); err != nil {
 				return err
 			}
@@ -58,22 +56,30 @@ func (a *app) buildCommand() *cobra.Command {
 				call.name = "check"
 			}
 			if call.name != "" {
-				req.Display = display
+				req.Display = view.event
 				return a.buildCall(ctx, e, &call, req)
 			}
 			var found findings
-			req.Display = found.through(display)
+			req.Display = found.through(view.event)
 			res, err := e.Build(ctx, req)
-			done()
-			if !output.quiet {
+			view.close()
+			if view.talks() {
 				found.tell(a, a.debug)
+			}
+			if trace != "" {
+				err = errors.Join(err, a.writeTrace(e, res.Ref, trace))
 			}
 			if err != nil {
 				return err
 			}
+			view.result(res, req.Tags)
+			output.quiet = view.mode == "quiet"
 			return output.end(a, &req, res)
 		},
 	}
+	// A context of such a name is ./history.
+	cmd.AddCommand(a.buildDiffCommand(), a.buildHistoryCommand(), a.buildWhichCommand())
+	cmd.Annotations = map[string]string{"runs": "1"}
 	f := cmd.Flags()
 	output.add(f, &req)
 	runs.register(f)
@@ -81,11 +87,13 @@ func (a *app) buildCommand() *cobra.Command {
 	f.Var(contextsFlag{&req.Contexts}, "build-context", `Additional build contexts (e.g., name=path, name=docker-image://ref, name=target:stage)`)
 	f.Var(&call, "call", `Set what to do with the Dockerfile ("build", "check", "outline", "targets"; with ",format=json" as JSON)`)
 	f.BoolVar(&check, "check", false, `Shorthand for "--call=check": check the Dockerfile, build nothing`)
+	f.BoolVar(&explain, "explain", false, "Say why each step was not cached, and where the result of each other one came from")
+	f.StringVar(&trace, "trace", "", "Write what took how long as a Chrome trace to a file")
 	f.StringVarP(&req.Dockerfile, "file", "f", "", `Name of the Dockerfile (default "PATH/Dockerfile")`)
 	f.Var(&labels, "label", "Set metadata for an image")
 	f.BoolVar(&req.NoCache, "no-cache", false, "Do not use cache when building the image")
 	f.StringVar(&req.Platform, "platform", "", "Set the platform (this machine's: "+runtime.GOOS+"/"+runtime.GOARCH+")")
-	f.StringVar(&progress, "progress", cmp.Or(os.Getenv("BUILDKIT_PROGRESS"), "auto"), `Type of progress output ("auto", "plain", "tty", "quiet")`)
+	f.StringVar(&progress, "progress", cmp.Or(os.Getenv("BUILDKIT_PROGRESS"), "auto"), `Type of progress output ("auto", "plain", "tty", "json", "quiet")`)
 	f.BoolVar(&req.Pull, "pull", false, "Always attempt to pull a newer version of the image")
 	f.VarP(&tags, "tag", "t", `Name and optionally a tag in the "name:tag" format`)
 	f.StringVar(&req.Target, "target", "", "Set the target build stage to build")
@@ -136,40 +144,4 @@ func buildArgs(words []string) map[string]*string {
 		}
 	}
 	return m
-}
-
-// buildDisplay chooses how a build is shown. done ends it: idempotent.
-func (a *app) buildDisplay(mode string, quiet bool) (build.Display, func(), error) {
-	if quiet {
-		mode = "quiet"
-	}
-	out, isTTY := terminal(a.err)
-	if mode == "auto" || mode == "" {
-		mode = "plain"
-		if isTTY && os.Getenv("TERM") != "dumb" {
-			mode = "tty"
-		}
-	}
-	switch mode {
-	case "quiet":
-		return warnings(a.err), func() {}, nil
-	case "plain":
-		return newPlainDisplay(a.err).event, func() {}, nil
-	case "tty":
-		if !isTTY {
-			return nil, nil, errors.New("--progress tty needs a terminal on standard error")
-		}
-		d := newTTYDisplay(a.err, out)
-		return d.event, d.close, nil
-	}
-	return nil, nil, fmt.Errorf("invalid progress mode %s: must be one of \"auto\", \"plain\", \"tty\" or \"quiet\"", mode)
-}
-
-// warnings shows remarks alone.
-func warnings(w io.Writer) build.Display {
-	return func(ev build.Event) {
-		if ev.Kind == build.Warning && ev.Finding == nil {
-			fmt.Fprintf(w, "WARNING: %s\n", ev.Text)
-		}
-	}
 }

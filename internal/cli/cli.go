@@ -33,6 +33,8 @@ type app struct {
 	// progress is the value of --progress, for the commands that have it; with json errJSON is where errors go as objects too.
 	progress string
 	errJSON  io.Writer
+	// lastJSON, if set, prints the error as the last object instead.
+	lastJSON func(err error, code int)
 
 	eng *engine.Engine
 	// interrupted is the signal that ended the context of a long operation, 0 if none did.
@@ -247,6 +249,10 @@ func (a *app) report(err error) int {
 
 // reportJSON prints err as the last object of --progress json. Where that is standard output, standard error has the line for people.
 func (a *app) reportJSON(err error, code int) {
+	if a.lastJSON != nil {
+		a.lastJSON(err, code)
+		return
+	}
 	text := cleanLines(strings.TrimRight(err.Error(), "\n"))
 	writeJSON(a.errJSON, jsonMessage{Error: text, Why: &jsonError{Code: code, Message: text}})
 }

@@ -14,6 +14,8 @@ import (
 // plainDisplay shows a build as lines, in BuildKit's words: "#5 [2/4] RUN make", "#5 0.312 output", "#5 DONE 0.4s".
 type plainDisplay struct {
 	out io.Writer
+	// explain shows why steps run and where cached ones come from.
+	explain bool
 	// last is the step whose line was printed last: when another one speaks, an empty line and its title say so.
 	last  int
 	steps map[int]*plainStep
@@ -23,12 +25,14 @@ type plainStep struct {
 	started time.Time
 	// partial are the ends of the step's two streams that have no newline yet.
 	partial [2]string
+	// explained says that the reasons were printed.
+	explained bool
 	// told is when a count of bytes was last printed.
 	told time.Time
 }
 
-func newPlainDisplay(out io.Writer) *plainDisplay {
-	return &plainDisplay{out: out, steps: map[int]*plainStep{}}
+func newPlainDisplay(out io.Writer, explain bool) *plainDisplay {
+	return &plainDisplay{out: out, explain: explain, steps: map[int]*plainStep{}}
 }
 
 func (d *plainDisplay) event(ev build.Event) {
@@ -37,7 +41,7 @@ func (d *plainDisplay) event(ev build.Event) {
 		return
 	}
 	if ev.Kind == build.Warning {
-		fmt.Fprintf(d.out, "WARNING: %s\n", ev.Text)
+		fmt.Fprintf(d.out, "WARNING: %s\n", cleanLines(ev.Text))
 		return
 	}
 	s := d.steps[ev.Vertex]
@@ -50,6 +54,7 @@ func (d *plainDisplay) event(ev build.Event) {
 	case build.Started:
 		s.started = ev.Time
 		d.turn(ev)
+		d.why(ev, s)
 	case build.Output:
 		d.turn(ev)
 		i := 0
@@ -81,8 +86,9 @@ func (d *plainDisplay) event(ev build.Event) {
 				s.partial[i] = ""
 			}
 		}
+		d.why(ev, s)
 		if ev.Text != "" {
-			fmt.Fprintf(d.out, "#%d %s\n", ev.Vertex, ev.Text)
+			fmt.Fprintf(d.out, "#%d %s\n", ev.Vertex, clean(ev.Text))
 		}
 		switch ev.Kind {
 		case build.Cached:
@@ -90,11 +96,22 @@ func (d *plainDisplay) event(ev build.Event) {
 		case build.Done:
 			fmt.Fprintf(d.out, "#%d DONE %.1fs\n", ev.Vertex, ev.Duration.Seconds())
 		case build.Failed:
-			fmt.Fprintf(d.out, "#%d ERROR: %s\n", ev.Vertex, firstLine(ev.Err))
+			fmt.Fprintf(d.out, "#%d ERROR: %s\n", ev.Vertex, clean(firstLine(ev.Err)))
 		case build.Canceled:
 			fmt.Fprintf(d.out, "#%d CANCELED\n", ev.Vertex)
 		}
 		delete(d.steps, ev.Vertex)
+	}
+}
+
+// why prints the reasons or the origin of a step, once.
+func (d *plainDisplay) why(ev build.Event, s *plainStep) {
+	if !d.explain || s.explained {
+		return
+	}
+	for _, l := range whyLines(ev) {
+		s.explained = true
+		fmt.Fprintf(d.out, "#%d %s\n", ev.Vertex, l)
 	}
 }
 
@@ -108,7 +125,7 @@ func (d *plainDisplay) turn(ev build.Event) {
 	}
 	d.last = ev.Vertex
 	name, _, _ := strings.Cut(ev.Name, "\n")
-	fmt.Fprintf(d.out, "#%d %s\n", ev.Vertex, name)
+	fmt.Fprintf(d.out, "#%d %s\n", ev.Vertex, clean(name))
 }
 
 func (d *plainDisplay) line(ev build.Event, s *plainStep, line string) {

@@ -12,7 +12,7 @@ import (
 
 func TestPlainDisplay(t *testing.T) {
 	var b bytes.Buffer
-	d := newPlainDisplay(&b)
+	d := newPlainDisplay(&b, false)
 	t0 := time.Unix(1700000000, 0)
 	at := func(ms int) time.Time { return t0.Add(time.Duration(ms) * time.Millisecond) }
 	for _, ev := range []build.Event{

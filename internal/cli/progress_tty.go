@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -22,6 +23,9 @@ import (
 type ttyDisplay struct {
 	out  io.Writer
 	term *os.File
+	// explain shows why steps run and where cached ones come from; tail is how many lines of a running step's output are shown.
+	explain bool
+	tail    int
 
 	mu    sync.Mutex
 	begun time.Time
@@ -41,13 +45,25 @@ type ttyStep struct {
 	took    time.Duration
 	output  []string // the last lines; the last one may still grow
 	count   string
+	why     []string
 }
 
-// ttyOutputLines is how much of a running step's output is shown.
-const ttyOutputLines = 6
+// ttyOutputLines is how much of a running step's output is shown, and maxTTYLines how much is kept for BUILDKIT_TTY_LOG_LINES.
+const (
+	ttyOutputLines = 6
+	maxTTYLines    = 100
+)
 
-func newTTYDisplay(out io.Writer, term *os.File) *ttyDisplay {
-	d := &ttyDisplay{out: out, term: term, begun: time.Now(), byID: map[int]*ttyStep{}, stop: make(chan struct{}), stopped: make(chan struct{})}
+// logLines is what BUILDKIT_TTY_LOG_LINES says.
+func logLines() int {
+	if n, err := strconv.Atoi(os.Getenv("BUILDKIT_TTY_LOG_LINES")); err == nil && n >= 0 {
+		return min(n, maxTTYLines)
+	}
+	return ttyOutputLines
+}
+
+func newTTYDisplay(out io.Writer, term *os.File, explain bool) *ttyDisplay {
+	d := &ttyDisplay{out: out, term: term, explain: explain, tail: logLines(), begun: time.Now(), byID: map[int]*ttyStep{}, stop: make(chan struct{}), stopped: make(chan struct{})}
 	go func() { // ends with close
 		defer close(d.stopped)
 		t := time.NewTicker(100 * time.Millisecond)
@@ -94,6 +110,9 @@ func (d *ttyDisplay) event(ev build.Event) {
 		s.started = ev.Time
 	}
 	s.state, s.took = ev.Kind, ev.Duration
+	if d.explain && s.why == nil {
+		s.why = whyLines(ev)
+	}
 }
 
 // write adds output; a carriage return starts the line anew.
@@ -112,7 +131,7 @@ func (s *ttyStep) write(text string) {
 		}
 		*last += part
 	}
-	if n := len(s.output) - ttyOutputLines - 1; n > 0 {
+	if n := len(s.output) - maxTTYLines - 1; n > 0 {
 		s.output = append([]string(nil), s.output[n:]...)
 	}
 }
@@ -166,12 +185,15 @@ func (d *ttyDisplay) lines(now time.Time, cols, rows int) []string {
 			name += " " + s.count
 		}
 		body = append(body, timed(" => "+mark+clean(name), took, cols))
+		for _, l := range s.why {
+			body = append(body, ellipsis("    "+l, cols-1))
+		}
 		if s.state == build.Started || s.state == build.Failed {
 			out := s.output
 			if n := len(out); n > 0 && out[n-1] == "" {
 				out = out[:n-1]
 			}
-			for _, l := range out[max(0, len(out)-ttyOutputLines):] {
+			for _, l := range out[max(0, len(out)-d.tail):] {
 				body = append(body, ellipsis(" => => "+clean(l), cols-1))
 			}
 		}
@@ -208,7 +230,7 @@ func (d *ttyDisplay) close() {
 	d.ended = true
 	d.draw(time.Now())
 	for _, w := range d.warn {
-		fmt.Fprintf(d.out, "WARNING: %s\n", w)
+		fmt.Fprintf(d.out, "WARNING: %s\n", cleanLines(w))
 	}
 	d.mu.Unlock()
 	close(d.stop)

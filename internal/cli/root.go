@@ -139,7 +139,7 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 				cmd := c.build(a)
 				cmd.Hidden = c.hidden
 				if c.common {
-					cmd.Annotations = map[string]string{"common": "1"}
+					cmd.Annotations = map[string]string{"common": "1", "runs": cmd.Annotations["runs"]}
 				}
 				root.AddCommand(cmd)
 			}
@@ -288,7 +288,7 @@ func count(n int) string {
 func (a *app) help(cmd *cobra.Command, _ []string) {
 	out := a.out
 	use := cmd.UseLine()
-	if cmd.HasSubCommands() && cmd.HasParent() {
+	if cmd.HasSubCommands() && cmd.HasParent() && cmd.Annotations["runs"] == "" {
 		use = cmd.CommandPath() + " COMMAND"
 	}
 	fmt.Fprintf(out, "Usage:  %s\n\n%s\n", strings.TrimSuffix(use, " [flags]"), cmd.Short)
@@ -323,7 +323,7 @@ func (a *app) helpCommands(root *cobra.Command) {
 		case c.Hidden || c.Name() == "help":
 		case c.Annotations["common"] != "":
 			common = append(common, c)
-		case c.HasSubCommands():
+		case c.HasSubCommands() && c.Annotations["runs"] == "":
 			groups = append(groups, c)
 		default:
 			rest = append(rest, c)

@@ -335,7 +335,7 @@ func (c *checker) strays(context.Context) error {
 		{"containers", func(n string, isDir bool) bool { return isDir && hex(n, isDir) }},
 		{"networks", either(suffix(".json"), suffix(".lock"))},
 		{"volumes", func(n string, isDir bool) bool { return isDir && volume.CheckName(n) == nil }},
-		{"buildcache", only("def", "content", "lock", "stat", "mount", "tree", "http")},
+		{"buildcache", only("def", "content", "lock", "stat", "files", "mount", "tree", "http")},
 		{"builds", either(only("swept"), func(n string, isDir bool) bool { return isDir && len(n) == 16 })},
 		{"leases", func(_ string, isDir bool) bool { return !isDir }},
 		{"staging", anything}, {"trash", anything}, {"names", anything},
