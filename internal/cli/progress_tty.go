@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -56,7 +57,7 @@ const (
 
 // logLines is what BUILDKIT_TTY_LOG_LINES says.
 func logLines() int {
-	if n, err := strconv.Atoi(os.Getenv("BUILDKIT_TTY_LOG_LINES")); err == nil && n >= 0 {
+	if n, err := strconv.Atoi(os.Getenv("BUILDKIT_TTY_LOG_LINES")); err == nil && n > 0 {
 		return min(n, maxTTYLines)
 	}
 	return ttyOutputLines
@@ -193,7 +194,7 @@ func (d *ttyDisplay) lines(now time.Time, cols, rows int) []string {
 			if n := len(out); n > 0 && out[n-1] == "" {
 				out = out[:n-1]
 			}
-			for _, l := range out[max(0, len(out)-d.tail):] {
+			for _, l := range out[max(0, len(out)-cmp.Or(d.tail, ttyOutputLines)):] {
 				body = append(body, ellipsis(" => => "+clean(l), cols-1))
 			}
 		}
