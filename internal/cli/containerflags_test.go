@@ -317,7 +317,7 @@ func TestMistakes(t *testing.T) {
 		{"container run -Z x", 125, "conex: unknown shorthand flag: 'Z' in -Z\nSee 'conex container run --help'.\n"},
 		{"build --squash .", 125, "conex: --squash is not supported yet\nSee 'conex build --help'.\n"},
 		{"build --load=false .", 125, "conex: --load is always on\nSee 'conex build --help'.\n"},
-		{"build --progress x .", 125, "conex: invalid progress mode x: must be one of \"auto\", \"plain\", \"tty\" or \"quiet\"\nSee 'conex build --help'.\n"},
+		{"build --progress x .", 125, "conex: invalid progress mode x: must be one of \"auto\", \"plain\", \"tty\", \"json\" or \"quiet\"\nSee 'conex build --help'.\n"},
 		{"--nope ps", 125, "conex: unknown flag: --nope\nSee 'conex --help'.\n"},
 		{"--tlsverify ps", 125, "conex: --tlsverify is refused: there is no daemon to connect to: conex works on this machine's files\nSee 'conex --help'.\n"},
 	} {
