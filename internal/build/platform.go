@@ -2,6 +2,7 @@ package build
 
 import (
 	"fmt"
+	"strings"
 
 	"conex/internal/image"
 	"conex/internal/ocispec"
@@ -15,6 +16,9 @@ func platformString(p ocispec.Platform) string { return registry.FormatPlatform(
 
 // parsePlatform reads --platform's value, of the command line or of FROM. conex builds for Linux.
 func (p *planner) parsePlatform(s string) (ocispec.Platform, error) {
+	if strings.Contains(s, ",") {
+		return ocispec.Platform{}, fmt.Errorf("platform %q: one at a time: build each with a tag of its own and join them with \"manifest create\"", s)
+	}
 	plat, err := registry.ParsePlatform(s)
 	if err != nil {
 		return plat, fmt.Errorf("platform %w", err)
