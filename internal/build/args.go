@@ -113,10 +113,10 @@ func (s *stage) declare(p *planner, st dockerfile.Step, a *dockerfile.Arg) error
 		case v.Value != nil:
 			watched := &dockerfile.Watched{Env: s.vars}
 			val, err := p.file.Word(*v.Value, watched)
+			s.checks.Unset(st, watched.Unset, s.argNames(), s.vars)
 			if err != nil {
 				return err
 			}
-			s.checks.Unset(st, watched.Unset, s.argNames(), s.vars)
 			v.Value = &val
 		default:
 			if val, ok := p.global.Get(v.Key); ok {

@@ -214,6 +214,7 @@ func (p *planner) all(ctx context.Context) (*stage, error) {
 	if err := p.plan(ctx, target); err != nil {
 		return nil, err
 	}
+	p.stamp(target)
 	return target, nil
 }
 

@@ -89,14 +89,14 @@ func (p *planner) findings(v *vertex) error {
 	return p.checks.Err()
 }
 
-// checkFrom judges a FROM whose words are expanded.
-func (p *planner) checkFrom(s *stage) {
+// checkFrom judges a FROM; platform is what its --platform expands to.
+func (p *planner) checkFrom(s *stage, platform string) {
 	if base, err := p.file.Word(s.spec.Base, p.defaults); err == nil {
 		if _, err := image.ParseReference(base); err != nil {
 			p.checks.BadDefault(s.spec)
 		}
 	}
-	p.checks.From(s.spec, p.global, p.declared, platformString(s.platform))
+	p.checks.From(s.spec, p.global, p.declared, platform)
 }
 
 // check judges a step and notes what an outline wants to know of it.

@@ -172,6 +172,38 @@ FROM second
 	}
 }
 
+// TestTargetPlatform has the config's platform and the arguments that tell it, as BuildKit 0.34 gives them.
+func TestTargetPlatform(t *testing.T) {
+	b := planOnly(t, &ocispec.ImageConfig{})
+	here := platformString(platform())
+	for _, c := range []struct{ platform, file, label, want string }{
+		{"", "FROM x\n", here, here},
+		{"linux/arm64", "FROM x\n", "linux/arm64", "linux/arm64"},
+		{"arm", "FROM x\n", "linux/arm/v7", "linux/arm/v7"},
+		{"linux/arm64/v8", "FROM --platform=$BUILDPLATFORM x\n", "linux/arm64", "linux/arm64"},
+		{"linux/riscv64", "FROM --platform=$BUILDPLATFORM x AS a\nFROM a\n", "linux/riscv64", "linux/riscv64"},
+		{"", "FROM --platform=linux/s390x x\n", here, "linux/s390x"},
+		{"linux/arm/v6", "ARG P=linux/386\nFROM --platform=${P} scratch\n", "linux/arm/v6", "linux/arm/v6"},
+	} {
+		req := planRequest(c.file + "ARG TARGETPLATFORM BUILDPLATFORM\nLABEL t=$TARGETPLATFORM b=$BUILDPLATFORM\n")
+		req.Platform = c.platform
+		err := b.planned(t.Context(), req, func(ctx context.Context, p *planner) error {
+			s, err := p.all(ctx)
+			if err != nil {
+				return err
+			}
+			labels := s.cfg.image.Config.Labels
+			if got := platformString(s.cfg.image.Platform); got != c.want || labels["t"] != c.label || labels["b"] != here {
+				t.Errorf("%q, %q: %s, %v", c.platform, c.file, got, labels)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Errorf("%q, %q: %v", c.platform, c.file, err)
+		}
+	}
+}
+
 // TestHostilePlans are files whose text is fine and whose plan asks for too much.
 func TestHostilePlans(t *testing.T) {
 	b := planOnly(t, &ocispec.ImageConfig{})

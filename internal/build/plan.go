@@ -157,24 +157,25 @@ func (p *planner) prepareStage(i int) error {
 		return p.file.Errorf(spec.Lines, "%w", err)
 	}
 	if s.base == "" {
-		p.checkFrom(s)
+		p.checkFrom(s, "")
 		return p.file.Errorf(spec.Lines, "base name (%s) should not be blank", spec.Base)
 	}
 	s.parent = p.stageNamed(s.base)
 	s.platform = p.platform
+	plat := ""
 	if spec.Platform != "" {
-		plat, err := p.file.Word(spec.Platform, p.global)
-		if err != nil {
+		if plat, err = p.file.Word(spec.Platform, p.global); err != nil {
 			return p.file.Errorf(spec.Lines, "%w", err)
 		}
 		if plat == "" {
+			p.checkFrom(s, "")
 			return p.file.Errorf(spec.Lines, "empty platform value from expression %s", spec.Platform)
 		}
 		if s.platform, err = p.parsePlatform(plat); err != nil {
 			return p.file.Errorf(spec.Lines, "%w", err)
 		}
 	}
-	p.checkFrom(s)
+	p.checkFrom(s, plat)
 	if err := p.replace(s); err != nil {
 		return p.file.Errorf(spec.Lines, "%w", err)
 	}
@@ -456,6 +457,7 @@ func (p *planner) step(ctx context.Context, s *stage, st dockerfile.Step, trigge
 	watched := &dockerfile.Watched{Env: env}
 	in, err := p.file.Expand(st, watched)
 	if err != nil {
+		s.checks.Unset(st, watched.Unset, s.argNames(), env)
 		return err
 	}
 	s.check(p, st, in, watched.Unset)

@@ -37,3 +37,22 @@ func fits(ref string, img image.Image, plat ocispec.Platform) error {
 	}
 	return fmt.Errorf("%s is for %s, not for %s", ref, registry.FormatPlatform(have), registry.FormatPlatform(plat))
 }
+
+// stamp gives the target's config the platform that was asked for, whatever the stage was made on, as BuildKit does: the last stage may
+// stand on an image of this machine that made the files of another.
+func (p *planner) stamp(s *stage) {
+	have := &s.cfg.image.Platform
+	if want := p.platform; p.req.Platform != "" {
+		same := have.OS == want.OS && have.Architecture == want.Architecture
+		have.OS, have.Architecture = want.OS, want.Architecture
+		if want.Variant != "" || !same {
+			have.Variant = want.Variant
+		}
+		if !same {
+			have.OSVersion, have.OSFeatures = "", nil
+		}
+	}
+	if n, err := registry.ParsePlatform(registry.FormatPlatform(*have)); err == nil {
+		have.Variant = n.Variant // one spelling of it
+	}
+}

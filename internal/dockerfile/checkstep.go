@@ -29,8 +29,8 @@ func (c *Checks) Stage(below *StageChecks) *StageChecks {
 	return s
 }
 
-// From judges the variables of a FROM. base and platform are what they expand to with global, the arguments before the first FROM, of
-// which declared are the names.
+// From judges the variables of a FROM, which are looked up in global, the arguments before the first FROM; declared are the names of those,
+// with a value or without. platform is what --platform expands to, "" if to nothing.
 func (c *Checks) From(st *Stage, global Env, declared []string, platform string) {
 	at, above := st.Lines, st.Comments
 	report := func(word string) {
@@ -55,6 +55,9 @@ func (c *Checks) From(st *Stage, global Env, declared []string, platform string)
 		return
 	}
 	report(st.Platform)
+	if platform == "" {
+		return
+	}
 	target, _ := global.Get("TARGETPLATFORM")
 	variable := strings.NewReplacer("$", "", "{", "", "}", "", `"`, "").Replace(st.Platform)
 	if variable == "TARGETPLATFORM" && platform == target {
@@ -87,12 +90,6 @@ func (c *Checks) BadDefault(st *Stage) {
 		mend = "give a default: " + strings.Join(names, ", ")
 	}
 	c.report(&linter.RuleInvalidDefaultArgInFrom, st.Lines, st.Comments, linter.RuleInvalidDefaultArgInFrom.Format(st.Base), "%s", mend)
-}
-
-// BasePlatform reports a base image that is for another platform than the stage.
-func (c *Checks) BasePlatform(st *Stage, base, want, have string) {
-	c.report(&linter.RuleInvalidBaseImagePlatform, st.Lines, st.Comments, linter.RuleInvalidBaseImagePlatform.Format(base, want, have),
-		"name an image that is there for %s, or build with --platform %s", want, have)
 }
 
 // Ignored reports a source that the ignore file keeps out; pattern is why, in the file called name.
