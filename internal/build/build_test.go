@@ -209,7 +209,7 @@ func (e *env) tree(img image.Image) map[string]string {
 		case it.link != "":
 			desc = "-> " + it.link
 		case it.st.Mode&0o170000 == 0o100000:
-			f, err := v.open(&it)
+			f, err := v.openFile(&it)
 			if err != nil {
 				e.t.Fatal(err)
 			}

@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"path"
@@ -538,29 +537,29 @@ func (c *copier) regular(v *view, it *item, h *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer f.close()
 	if statID(&before) != statID(&it.st) {
 		c.changed = true
 		h.ModTime = it.st.mtime()
 	}
 	h.Typeflag, h.Size = tar.TypeReg, it.st.Size
 	var content io.Reader = f
-	var sum hash.Hash
+	var sum *contentHash
 	if c.tree == nil {
-		sum = sha256.New()
+		sum = newContentHash()
 		content = io.TeeReader(f, sum)
 	}
 	if err := c.t.write(h, content); err != nil {
 		return err
 	}
 	if sum != nil {
-		c.sums = append(c.sums, [sha256.Size]byte(sum.Sum(nil)))
+		c.sums = append(c.sums, sum.sum())
 	}
-	var after unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &after); err != nil {
-		return fmt.Errorf("stat %s: %w", it.path, err)
+	after, err := f.stat()
+	if err != nil {
+		return err
 	}
-	if now := statOf(&after); statID(&now) != statID(&it.st) {
+	if statID(&after) != statID(&it.st) {
 		c.changed = true
 	}
 	c.bytes += h.Size
@@ -573,7 +572,7 @@ func (c *copier) regular(v *view, it *item, h *tar.Header) error {
 
 // unpack spreads a local archive into the destination; done is false when the file is none.
 func (c *copier) unpack(v *view, it *item, when time.Time) (done bool, err error) {
-	f, err := v.open(it)
+	f, err := v.openFile(it)
 	if err != nil {
 		return false, err
 	}

@@ -4,18 +4,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
-	"fmt"
 	"io"
-	"io/fs"
-	"os"
+	"math"
 	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"conex/internal/safepath"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -126,7 +121,7 @@ func (v *view) contentSums(ctx context.Context, sel []source) ([][sha256.Size]by
 	g, ctx := errgroup.WithContext(ctx)
 	for range min(runtime.GOMAXPROCS(0), len(todo)) {
 		g.Go(func() error {
-			h := sha256.New()
+			h := newContentHash()
 			for {
 				k := int(next.Add(1)) - 1
 				if k >= len(todo) {
@@ -137,19 +132,13 @@ func (v *view) contentSums(ctx context.Context, sel []source) ([][sha256.Size]by
 				}
 				it := files[todo[k]]
 				now, before := time.Now(), statID(&it.st)
-				f, err := v.open(it)
+				sum, short, err := v.hashFile(ctx, it, h)
 				if err != nil {
 					return err
 				}
-				h.Reset()
-				_, err = copyBuffered(h, f)
-				f.Close()
-				if err != nil {
-					return fmt.Errorf("read %s: %w", it.path, err)
-				}
-				h.Sum(sums[todo[k]][:0])
-				if v.stats != nil {
-					v.stats.put(it.path, &it.st, sums[todo[k]], len(it.xattrs) == 0 && before == statID(&it.st), now)
+				sums[todo[k]] = sum
+				if v.stats != nil && !short {
+					v.stats.put(it.path, &it.st, sum, len(it.xattrs) == 0 && before == statID(&it.st), now)
 				}
 			}
 		})
@@ -160,34 +149,27 @@ func (v *view) contentSums(ctx context.Context, sel []source) ([][sha256.Size]by
 	return sums, nil
 }
 
-// open opens a regular file of a selection and brings its stat up to date: it may have changed since the walk.
-func (v *view) open(it *item) (*os.File, error) {
-	f, err := safepath.OpenNoLinks(v.root, it.path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read %q: it was there and is gone: the files must stay while they are copied", "/"+it.path)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read %q: %w", "/"+it.path, err)
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("stat %s: %w", it.path, err)
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		f.Close()
-		return nil, fmt.Errorf("read %q: it was a file and is none any more", "/"+it.path)
-	}
-	it.st = statOf(&st)
-	return f, nil
-}
-
 var buffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
 
-// copyBuffered is io.Copy with a buffer that is used again.
-func copyBuffered(w io.Writer, r io.Reader) (int64, error) {
+// copyBuffered is io.Copy with a buffer that is used again. Neither side may take the copy over: it would allocate for each small file.
+func copyBuffered(w io.Writer, r io.Reader) (int64, error) { return copyUpTo(w, r, math.MaxInt64) }
+
+// copyUpTo is copyBuffered for so many bytes at most; it does not ask for what is behind them.
+func copyUpTo(w io.Writer, r io.Reader, limit int64) (n int64, err error) {
 	b := buffers.Get().(*[]byte)
 	defer buffers.Put(b)
-	// Neither side may take the copy over: a file's WriteTo would allocate for each small file.
-	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, *b)
+	for n < limit {
+		k, err := r.Read((*b)[:min(int64(len(*b)), limit-n)])
+		if _, werr := w.Write((*b)[:k]); werr != nil {
+			return n, werr
+		}
+		n += int64(k)
+		if err == io.EOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }

@@ -23,7 +23,7 @@ import (
 // statCache remembers the hashes of a context folder's files by what stat(2) says of them, so that an unchanged file is not read
 // again. One file per context, buildcache/stat/<hash of its path>:
 //
-//	magic, then per file: u16 length of path, path, 6 × u64 (device, inode, size, mode, mtime, ctime in ns), 32 bytes sha256,
+//	magic, then per file: u16 length of path, path, 6 × u64 (device, inode, size, mode, mtime, ctime in ns), 32 bytes contentHash,
 //	u8 1 when it has no extended attributes;
 //	crc32 of all that
 //
@@ -38,7 +38,7 @@ type statCache struct {
 	next statTable // what this build hashed
 }
 
-const statMagic = "conex stat cache 2\n"
+const statMagic = "conex stat cache 3\n"
 
 // statFixed is the length of an entry without its path.
 const statFixed = 2 + 48 + sha256.Size + 1

@@ -31,6 +31,15 @@ func Open(root *os.File, path string, flags int, mode uint32) (*os.File, error) 
 	return open(root, path, flags, mode, 0)
 }
 
+// OpenNoLinksFD is OpenNoLinks without the *os.File around the descriptor, for who opens thousands.
+func OpenNoLinksFD(root *os.File, path string, flags int) (int, error) {
+	fd, err := openFD(int(root.Fd()), path, flags|unix.O_CLOEXEC, 0, unix.RESOLVE_NO_SYMLINKS)
+	if err != nil {
+		return -1, &fs.PathError{Op: "open in root", Path: path, Err: err}
+	}
+	return fd, nil
+}
+
 // OpenNoLinks is Open, but any symbolic link on the way, the last component included, is the error ELOOP.
 func OpenNoLinks(root *os.File, path string, flags int, mode uint32) (*os.File, error) {
 	return open(root, path, flags, mode, unix.RESOLVE_NO_SYMLINKS)
