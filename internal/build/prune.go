@@ -25,32 +25,42 @@ type PruneOptions struct {
 	// cache holds, 0 for others.
 	Keep      int64
 	LayerSize func(ocispec.Digest) int64
+	// Only, if set, spares the entries that it refuses.
+	Only func(Entry) bool
 }
 
-// within lists the files and folders of the entries that Keep lets stay.
+// within lists the files and folders of the entries that Keep and Only let stay.
 func (o PruneOptions) within(root *disk.Root) (map[string]bool, error) {
 	stay := map[string]bool{}
-	if o.Keep <= 0 {
+	if o.Keep <= 0 && o.Only == nil {
 		return stay, nil
 	}
 	entries, err := Entries(root, &disk.Meter{})
 	if err != nil {
 		return nil, err
 	}
+	spare := func(e *Entry) {
+		for _, p := range e.Paths {
+			stay[p] = true
+		}
+	}
 	left := o.Keep
 	for _, e := range slices.Backward(entries) { // what was used last comes first
 		if e.Kind == KindHistory {
+			continue
+		}
+		if o.Only != nil && !o.Only(e) {
+			spare(&e)
+		}
+		if o.Keep <= 0 || left < 0 {
 			continue
 		}
 		left -= e.Space.Disk
 		if e.Layer != "" {
 			left -= o.LayerSize(e.Layer)
 		}
-		if left < 0 {
-			break
-		}
-		for _, p := range e.Paths {
-			stay[p] = true
+		if left >= 0 {
+			spare(&e)
 		}
 	}
 	return stay, nil

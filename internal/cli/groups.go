@@ -38,11 +38,11 @@ func (a *app) systemGroup() *cobra.Command {
 }
 
 func (a *app) builderGroup() *cobra.Command {
-	return a.group("builder", "Manage builds", a.buildCommand(), a.buildHistoryCommand(), a.builderPruneCommand())
+	return a.group("builder", "Manage builds", a.buildCommand(), a.builderDuCommand(), a.buildHistoryCommand(), a.builderPruneCommand())
 }
 
 func (a *app) buildxGroup() *cobra.Command {
-	return a.group("buildx", "Build with the flags of Docker's buildx", as(a.buildCommand(), "build", "b"), a.buildHistoryCommand(), a.builderPruneCommand())
+	return a.group("buildx", "Build with the flags of Docker's buildx", as(a.buildCommand(), "build", "b"), a.builderDuCommand(), a.buildHistoryCommand(), a.builderPruneCommand())
 }
 
 func (a *app) volumeGroup() *cobra.Command {

@@ -20,6 +20,9 @@ func (a *app) pruneCommand(short string, req engine.PruneRequest, flags func(cmd
 		Use: "prune [OPTIONS]", Short: short, Args: a.exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
+			if req.BuildCache && !req.Images { // the build cache has filters that are words
+				filters = bare(filters)
+			}
 			if req.Filters, err = parseFilters(filters); err != nil {
 				return a.usageError(cmd, err)
 			}
@@ -75,7 +78,11 @@ func (a *app) printPruned(rep engine.PruneReport, done bool) {
 		}
 	}
 	list("Deleted Images", images)
-	list("Deleted build cache objects", rep.BuildCache)
+	if rep.Cache != nil {
+		printCacheVerbose(a.out, rep.Cache)
+	} else {
+		list("Deleted build cache objects", rep.BuildCache)
+	}
 	if rep.Deferred {
 		fmt.Fprintf(a.err, "%s: a pull, build or the like is under way: layers that nothing uses any more are removed when it ends\n", a.name)
 	}
@@ -90,7 +97,9 @@ func (a *app) builderPruneCommand() *cobra.Command {
 		keep := (*bytesFlag)(&req.KeepStorage)
 		cmd.Flags().Var(keep, "keep-storage", "Amount of disk space to keep for cache")
 		cmd.Flags().Var(keep, "reserved-space", "Amount of disk space always allowed to keep for cache")
-		refuseAll(cmd.Flags(), "max-used-space", "min-free-space")
+		cmd.Flags().Var((*bytesFlag)(&req.MaxUsed), "max-used-space", "Maximum amount of disk space allowed to keep for cache")
+		cmd.Flags().Var((*bytesFlag)(&req.MinFree), "min-free-space", "Target amount of free disk space after pruning")
+		cmd.Flags().BoolVar(&req.ListCache, "verbose", false, "Show every record that was removed in full")
 	})
 }
 

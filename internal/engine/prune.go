@@ -25,8 +25,18 @@ type PruneRequest struct {
 	AllImages, AllCache, AllVolumes bool
 	// KeepStorage lets so many bytes of the build cache stay, of what was used last.
 	KeepStorage int64
-	// Filters are Docker's: until (not for volumes), label and label! (not for the build cache).
+	// MaxUsed, if not 0, lets the build cache take so many bytes; MinFree, if not 0, removes from it until so many are free. KeepStorage stays in
+	// any case.
+	MaxUsed, MinFree int64
+	// ListCache asks for what was removed of the build cache.
+	ListCache bool
+	// Filters are Docker's: until (not for volumes), label and label!; those of CacheUsage when the build cache alone is meant.
 	Filters map[string][]string
+}
+
+// cacheAlone reports whether nothing but the build cache is meant, whose filters are others.
+func (r *PruneRequest) cacheAlone() bool {
+	return r.BuildCache && !r.Containers && !r.Images && !r.Volumes
 }
 
 // PruneReport says what a prune removed.
@@ -36,6 +46,8 @@ type PruneReport struct {
 	Images []apii.DeleteResponse
 	// BuildCache has the keys of the steps that were forgotten.
 	BuildCache []string
+	// Cache is what went of the build cache, if it was asked for.
+	Cache []CacheItem
 	// Bytes is the space that came free.
 	Bytes int64
 	// Deferred says that a pull, build or the like is under way: layers go when it ends.
@@ -77,8 +89,8 @@ func (e *Engine) Prune(ctx context.Context, req PruneRequest) (PruneReport, erro
 	}
 	if req.BuildCache {
 		o := build.PruneOptions{Before: f.until, Keep: req.KeepStorage}
-		if o.Keep > 0 {
-			if o.LayerSize, err = e.cacheLayerSize(); err != nil {
+		if req.cacheAlone() {
+			if o, err = e.cachePrune(&req); err != nil {
 				return rep, err
 			}
 		}
@@ -91,8 +103,17 @@ func (e *Engine) Prune(ctx context.Context, req PruneRequest) (PruneReport, erro
 				return rep, err
 			}
 		}
+		var before []CacheItem
+		if req.ListCache {
+			if before, err = e.CacheUsage(ctx, nil); err != nil {
+				return rep, err
+			}
+		}
 		keys, n, err := build.Prune(e.root, o)
 		rep.BuildCache, rep.Bytes = keys, rep.Bytes+n
+		if err == nil && req.ListCache {
+			rep.Cache, err = e.cacheGone(ctx, before)
+		}
 		if err != nil {
 			return rep, err
 		}
@@ -260,12 +281,15 @@ type pruneFilter struct {
 // newPruneFilter also takes the filters that only say again what a flag says.
 func newPruneFilter(req *PruneRequest) (*pruneFilter, error) {
 	f := &pruneFilter{}
+	if req.cacheAlone() {
+		_, err := cacheFilter(req.Filters)
+		return f, err
+	}
 	for key, vals := range req.Filters {
 		if len(vals) == 0 {
 			continue
 		}
 		last := vals[len(vals)-1]
-		cacheAlone := req.BuildCache && !req.Containers && !req.Images && !req.Volumes
 		switch {
 		case key == "until" && req.Volumes && req.Images:
 			return nil, invalid(`the "until" filter is not supported with "--volumes"`)
@@ -278,9 +302,9 @@ func newPruneFilter(req *PruneRequest) (*pruneFilter, error) {
 				return nil, invalid("invalid filter 'until=%s': %w", last, err)
 			}
 			f.until = t
-		case key == "label" && !cacheAlone:
+		case key == "label":
 			f.labels = vals
-		case key == "label!" && !cacheAlone:
+		case key == "label!":
 			f.without = vals
 		case key == "dangling" && req.Images && !req.Containers, key == "all" && req.Volumes && !req.Images:
 			b, err := strconv.ParseBool(last)
