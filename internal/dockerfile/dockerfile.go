@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"unicode"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -36,6 +37,9 @@ type File struct {
 	// checks is the check directive, on line checksLine.
 	checks     string
 	checksLine int
+	// starts are the offsets of the lines and of the end.
+	startsOnce sync.Once
+	starts     []int
 	// continued are the ends of instructions with empty lines between continued ones.
 	continued []Lines
 }
@@ -222,11 +226,11 @@ func (f *File) Errorf(at Lines, format string, args ...any) *ParseError {
 // Excerpt shows the lines at with up to two around them, numbered, the ones meant marked with ">>>". It ends without a newline; it is
 // empty when at is no place in the file.
 func (f *File) Excerpt(at Lines) string {
-	lines := strings.Split(strings.TrimRight(string(f.Source), "\n"), "\n")
-	if at.First < 1 || at.First > len(lines) {
+	count := f.lines()
+	if at.First < 1 || at.First > count {
 		return ""
 	}
-	first, last := max(at.First-2, 1), min(at.Last+2, len(lines))
+	first, last := max(at.First-2, 1), min(at.Last+2, count)
 	const most = 24 // of a long heredoc the beginning tells enough
 	var b strings.Builder
 	for i := first; i <= last; i++ {
@@ -241,7 +245,7 @@ func (f *File) Excerpt(at Lines) string {
 		if i >= at.First && i <= at.Last {
 			mark = ">>>"
 		}
-		line := strings.TrimRight(lines[i-1], "\r")
+		line := strings.TrimRight(f.line(i), "\r")
 		if len(line) > 200 {
 			line = line[:200] + "..."
 		}
@@ -249,6 +253,24 @@ func (f *File) Excerpt(at Lines) string {
 	}
 	return b.String()
 }
+
+// lines counts the lines, but for empty ones at the end. The first time it notes where each begins, for files with many excerpts.
+func (f *File) lines() int {
+	f.startsOnce.Do(func() {
+		src := bytes.TrimRight(f.Source, "\n")
+		f.starts = append(make([]int, 0, bytes.Count(src, []byte("\n"))+2), 0)
+		for i, c := range src {
+			if c == '\n' {
+				f.starts = append(f.starts, i+1)
+			}
+		}
+		f.starts = append(f.starts, len(src)+1)
+	})
+	return len(f.starts) - 1
+}
+
+// line is a line, from 1.
+func (f *File) line(n int) string { return string(f.Source[f.starts[n-1] : f.starts[n]-1]) }
 
 // place finds the lines that BuildKit attached to an error.
 func place(err error) Lines {
