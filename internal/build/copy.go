@@ -108,7 +108,8 @@ type linked struct {
 
 // planCopy makes the node of a COPY or ADD and returns its history entry.
 func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile.Copy) (string, error) {
-	op := copyOp{Add: c.Add, Files: c.Files, Chown: c.Chown, Chmod: c.Chmod, Exclude: c.Exclude, Parents: c.Parents, Unpack: c.Add, Link: c.Link}
+	op := copyOp{Add: c.Add, Files: c.Files, Chown: c.Chown, Chmod: c.Chmod, Exclude: c.Exclude, Parents: c.Parents, Unpack: c.Add}
+	op.Link = c.Link && c.Chmod == "" // as in BuildKit: the folders on the way would get the mode too
 	if c.Unpack != nil {
 		op.Unpack, op.UnpackURLs = *c.Unpack, *c.Unpack
 	}
@@ -253,6 +254,15 @@ func (c *copier) run(ctx context.Context, in []result) (_ made, err error) {
 			return made{}, err
 		}
 	}
+	if c.op.Parents && len(c.sel) == 0 { // the destination is made all the same, as in BuildKit
+		at, err := c.t.resolve(c.op.Dest, true)
+		if err == nil {
+			err = c.t.mkdirAll(at, c.dirOwner(), c.dirMode(), time.Unix(0, 0))
+		}
+		if err != nil {
+			return made{}, err
+		}
+	}
 	count := len(c.sel) + len(c.op.Files) + len(c.urls) + len(c.gits)
 	for i := range c.sel {
 		if err := c.source(ctx, c.from, &c.sel[i], count > 1); err != nil {
@@ -357,7 +367,7 @@ func (c *copier) dirOwner() owner {
 // may enter it too: --chmod=644 must not make a folder that nobody but root can use.
 func (c *copier) dirMode() int64 {
 	const plain = 0o755
-	if c.chmod == nil {
+	if c.chmod == nil || strings.Trim(c.op.Chmod, "01234567") != "" { // a symbolic one speaks of what is copied
 		return plain
 	}
 	m := c.chmod(plain, true) & 0o777

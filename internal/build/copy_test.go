@@ -58,7 +58,7 @@ func TestCopy(t *testing.T) {
 		{name: "chown unknown", file: "COPY etc /etc\nCOPY --chown=nobody a /", err: "unable to find user nobody", line: 3},
 		{name: "chmod", file: "COPY --chmod=4750 a /", want: map[string]string{"a": "4750 0:0 A"}},
 		{name: "chmod of new folders", file: "COPY --chmod=640 d/x /n/x", want: map[string]string{"n": "750 0:0", "n/x": "640 0:0 X"}},
-		{name: "chmod in words", file: "COPY --chmod=u+x,go=,g+u d /n/", want: map[string]string{"n": "770 0:0", "n/x": "770 0:0 X", "n/s": "770 0:0", "n/s/y": "770 0:0 Y", "n/l": "-> x"}},
+		{name: "chmod in words", file: "COPY --chmod=u+x,go=,g+u d /n/", want: map[string]string{"n": "755 0:0", "n/x": "770 0:0 X", "n/s": "770 0:0", "n/s/y": "770 0:0 Y", "n/l": "-> x"}},
 		{name: "chmod nonsense in words", file: "COPY --chmod=u+q a /", err: "invalid chmod parameter", line: 2},
 		{name: "checksum nonsense", file: "ADD --checksum=zz http://127.0.0.1/x /", err: "--checksum=zz: invalid checksum digest format", line: 2},
 		{name: "wildcard and a link that leads nowhere", file: "COPY dang* /x/", err: `"/dangling": not found`, line: 2},

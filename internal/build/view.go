@@ -68,6 +68,10 @@ type selectOptions struct {
 // selection finds what patterns mean. A pattern without wildcards that leads nowhere is ErrNotFound; one with wildcards may find
 // nothing, as in "COPY package.json package-lock.json* ./".
 func (v *view) selection(ctx context.Context, patterns []string, opt selectOptions) ([]source, error) {
+	exclude := opt.exclude
+	if opt.parents {
+		opt.exclude = nil // it speaks of the paths that are kept, which only withParents knows
+	}
 	w, err := newWalker(ctx, v, opt)
 	if err != nil {
 		return nil, err
@@ -91,11 +95,43 @@ func (v *view) selection(ctx context.Context, patterns []string, opt selectOptio
 			}
 			if opt.parents {
 				s = withParents(s, p, one)
+				if s.items, err = without(s.items, exclude); err != nil {
+					return nil, err
+				}
+				switch {
+				case len(s.items) > 0:
+				case hasWildcard(clean):
+					continue
+				default:
+					return nil, fmt.Errorf("%q: %w", "/"+one, ErrNotFound)
+				}
 			}
 			out = append(out, s)
 		}
 	}
 	return out, nil
+}
+
+// without returns the items that no pattern excludes.
+func without(items []item, exclude []string) ([]item, error) {
+	if len(exclude) == 0 {
+		return items, nil
+	}
+	m, err := patternmatcher.New(exclude)
+	if err != nil {
+		return nil, fmt.Errorf("--exclude: %w", err)
+	}
+	var kept []item
+	for i := range items {
+		out, err := m.MatchesOrParentMatches(items[i].rel)
+		if err != nil {
+			return nil, fmt.Errorf("--exclude: %w", err)
+		}
+		if !out {
+			kept = append(kept, items[i])
+		}
+	}
+	return kept, nil
 }
 
 // withParents turns a source into a folder whose items carry the path that --parents keeps.
@@ -256,7 +292,7 @@ func (w *walker) source1(p string) (item, error) {
 		return it, nil
 	}
 	ignored, err := w.ignore.MatchesOrParentMatches(real)
-	if err == nil && ignored && !(it.kind() == unix.S_IFDIR && w.mayInclude(real)) {
+	if err == nil && ignored && !(it.kind() == unix.S_IFDIR && mayInclude(w.ignore, real)) {
 		err = errIgnored
 	}
 	return it, err
@@ -321,11 +357,11 @@ func (w *walker) source(p string) (source, error) {
 }
 
 // mayInclude reports whether a "!" pattern could bring back something below an ignored folder.
-func (w *walker) mayInclude(dir string) bool {
-	if w.ignore == nil || !w.ignore.Exclusions() {
+func mayInclude(m *patternmatcher.PatternMatcher, dir string) bool {
+	if m == nil || !m.Exclusions() {
 		return false
 	}
-	for _, p := range w.ignore.Patterns() {
+	for _, p := range m.Patterns() {
 		if p.Exclusion() && couldMatchBelow(strings.TrimPrefix(p.String(), "/"), dir) {
 			return true
 		}

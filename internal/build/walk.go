@@ -126,18 +126,18 @@ func (w *walker) folder(dir *os.File, p string, skip int, parent patternmatcher.
 	for _, path := range paths {
 		name := path[at:]
 		it := item{path: path, rel: path[skip:]}
-		ignored, info := false, patternmatcher.MatchInfo{}
+		ignored, excluded, info := false, false, patternmatcher.MatchInfo{}
 		if w.ignore != nil {
 			if ignored, info, err = w.ignore.MatchesUsingParentResults(it.path, parent); err != nil {
 				return nil, err
 			}
 		}
-		if w.exclude != nil && !ignored {
-			if ignored, err = w.exclude.MatchesOrParentMatches(it.rel); err != nil {
+		if w.exclude != nil {
+			if excluded, err = w.exclude.MatchesOrParentMatches(it.rel); err != nil {
 				return nil, err
 			}
 		}
-		if ignored && (w.ignore == nil || !w.ignore.Exclusions()) {
+		if ignored && !w.ignore.Exclusions() || excluded && !w.exclude.Exclusions() {
 			continue
 		}
 		if found, err := w.look(fd, name, &it); err != nil {
@@ -146,9 +146,10 @@ func (w *walker) folder(dir *os.File, p string, skip int, parent patternmatcher.
 			continue
 		}
 		isDir := it.kind() == unix.S_IFDIR
-		if ignored && (!isDir || !w.mayInclude(it.path)) {
+		if ignored && (!isDir || !mayInclude(w.ignore, it.path)) || excluded && (!isDir || !mayInclude(w.exclude, it.rel)) {
 			continue
 		}
+		ignored = ignored || excluded
 		b.items = append(b.items, it)
 		if !isDir {
 			continue

@@ -125,7 +125,7 @@ func age(dir string) error {
 
 // setup does one directive in the context:
 //
-//	symlink TARGET LINK    hardlink FILE LINK    mkdir DIR    fifo FILE    mode OCTAL FILE    owner UID:GID FILE
+//	symlink TARGET LINK    hardlink FILE LINK    mkdir DIR    fifo FILE    socket FILE    mode OCTAL FILE    owner UID:GID FILE
 //	mtime RFC3339 FILE     xattr NAME=VALUE FILE              big SIZE FILE
 func setup(dir, line string) error {
 	if line == "foldertimes" {
@@ -156,6 +156,8 @@ func setup(dir, line string) error {
 		err = os.MkdirAll(name, 0o755)
 	case "fifo":
 		err = unix.Mkfifo(name, 0o644)
+	case "socket":
+		err = unix.Mknod(name, unix.S_IFSOCK|0o644, 0)
 	case "mode":
 		var m uint64
 		if m, err = strconv.ParseUint(w[1], 8, 32); err == nil {
