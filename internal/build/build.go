@@ -126,6 +126,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	}
 	s := newSolver(c, file, p.gates, cancel)
 	s.build, s.began, s.why = story.rec.ID, began, newExplainer(c, story)
+	s.imports = p.imports
 	out, err := s.solve(ctx, target.tip)
 	for _, n := range p.nodes {
 		switch {
@@ -142,7 +143,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 		return res, err
 	}
 	res.Cached, res.Made = s.ran == 0, s.made
-	x := &Export{journal: j, b: b, cache: c, Layers: out.layers, Base: target.baseLayers(), From: target.baseImage(), Epoch: epoch}
+	x := &Export{journal: j, b: b, cache: c, imports: p.imports, steps: p.nodes, tip: target.tip, Layers: out.layers, Base: target.baseLayers(), From: target.baseImage(), Epoch: epoch}
 	if x.Config, err = b.config(target, out, &req, epoch, x); err != nil {
 		return res, err
 	}

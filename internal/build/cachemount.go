@@ -25,15 +25,22 @@ import (
 // <name>.1 and so on, for as many steps as had it at the same time.
 
 // cacheName is what tells caches apart: the id, what they begin with, and the owner and mode where those were given.
-func (x *execution) cacheName(m mountOp) string {
+func (x *execution) cacheName(m mountOp) string { return mountName(m.identity(x.in)) }
+
+// identity is what a cache's name is made of; it begins with the id. in are the results of the step's inputs.
+func (m *mountOp) identity(in []result) string {
 	id := m.ID
 	if m.Input > 0 {
-		id += "\x00from\x00" + x.in[m.Input].key() + "\x00" + path.Clean("/"+m.Source)
+		id += "\x00from\x00" + in[m.Input].key() + "\x00" + path.Clean("/"+m.Source)
 	}
 	if m.Owned {
 		id += fmt.Sprintf("\x00owner\x00%o:%d:%d", m.Mode, m.UID, m.GID)
 	}
-	sum := sha256.Sum256([]byte(id))
+	return id
+}
+
+func mountName(identity string) string {
+	sum := sha256.Sum256([]byte(identity))
 	return hex.EncodeToString(sum[:16])
 }
 
@@ -101,12 +108,33 @@ func (x *execution) lockCache(ctx context.Context, dir *string, sharing string) 
 
 // cacheDir makes a cache mount's folder, whose lock is held, if it is missing. It outlives the build and is no part of any layer.
 func (x *execution) cacheDir(ctx context.Context, dir string, m mountOp) (string, error) {
+	identity := m.identity(x.in)
+	if err := noteMount(dir, identity); err != nil {
+		return "", err
+	}
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return dir, err
 	}
 	fresh, err := os.MkdirTemp(x.dir, "cache-")
 	if err != nil {
 		return "", err
+	}
+	filled, err := x.imports.mount(ctx, mountName(identity), fresh, x.vertex)
+	if err != nil {
+		if ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+		x.vertex.output(fmt.Sprintf("cache mount %s is not imported: %v\n", m.ID, err), true)
+		if err := os.RemoveAll(fresh); err != nil {
+			return "", err
+		}
+		if err := os.Mkdir(fresh, 0o700); err != nil {
+			return "", err
+		}
+	}
+	if filled {
+		_, err = disk.Publish(fresh, dir)
+		return dir, err
 	}
 	if m.Input > 0 {
 		if err := x.fillCache(ctx, fresh, m); err != nil {

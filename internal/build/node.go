@@ -84,6 +84,9 @@ type node struct {
 	// selected is what selects returned; unneeded says that the build did without.
 	selected string
 	unneeded bool
+	// solved says that the result is known, imported from which cache it came in this build.
+	solved   bool
+	imported string
 
 	solveOnce sync.Once
 	res       result

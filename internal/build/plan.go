@@ -46,6 +46,9 @@ type planner struct {
 	// trees are what COPY and bind mounts read, by the name of the context, "" for the main one.
 	trees map[string]*tree
 
+	// imports are caches that are elsewhere.
+	imports *importer
+
 	mu    sync.Mutex
 	bases map[baseKey]*base
 }
@@ -100,7 +103,7 @@ func newPlanner(b *Builder, req *Request, file *dockerfile.File, in *input, j *j
 	}
 	return &planner{
 		b: b, req: req, file: file, in: in, journal: j, gates: newGates(b.Parallel), platform: platform(), local: platform(), bases: map[baseKey]*base{},
-		trees: map[string]*tree{"": mainTree(in)}, checks: checks,
+		trees: map[string]*tree{"": mainTree(in)}, checks: checks, imports: newImporter(b, req, j),
 	}, nil
 }
 

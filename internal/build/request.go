@@ -54,6 +54,8 @@ type Request struct {
 	CPU          *specs.LinuxCPU
 	CgroupParent string
 
+	// CacheFrom are caches elsewhere, in which steps are looked for that are not known here.
+	CacheFrom []CacheSource
 	// Discard leaves no records of steps in the cache, and none of the build in the history.
 	Discard bool
 	// Names are what the caller calls the image that comes of it; the history has them.
@@ -98,6 +100,12 @@ type Export struct {
 	b       *Builder
 	cache   *cache
 	journal *journal
+	imports *importer
+	// steps are all nodes of the build, tip is the target's last.
+	steps []*node
+	tip   *node
+	// inline is the cache in the config, if there is one.
+	inline *CacheConfig
 }
 
 // Step shows what an exporter does as a line of the build's display. do may report bytes; what it returns is shown with the line.
@@ -115,7 +123,7 @@ func (x *Export) Step(name string, do func(progress func(current, total int64)) 
 
 // Replace gives the image another config, as --squash and rewritten times do.
 func (x *Export) Replace(img ocispec.Image) error {
-	raw, err := json.Marshal(img)
+	raw, err := json.Marshal(imageWithCache{img, x.inline})
 	if err != nil {
 		return fmt.Errorf("image config: %w", err)
 	}

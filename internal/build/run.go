@@ -87,7 +87,7 @@ func (p *planner) planRun(ctx context.Context, n *node, s *stage, r *dockerfile.
 	n.run = func(ctx context.Context, n *node, in []result) (made, error) {
 		x := &execution{
 			b: p.b, req: p.req, grants: p.grants, op: op, in: in, vertex: n.vertex, script: scriptName, proxies: proxies, platform: s.platform,
-			gates: p.gates,
+			gates: p.gates, imports: p.imports,
 		}
 		return x.run(ctx)
 	}
@@ -139,6 +139,7 @@ type execution struct {
 	proxies  []string
 	platform ocispec.Platform
 	gates    *gates
+	imports  *importer
 
 	id    string
 	owner *running

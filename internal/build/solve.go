@@ -18,6 +18,8 @@ type solver struct {
 	file   *dockerfile.File
 	gates  *gates
 	cancel context.CancelFunc
+	// imports are caches that are elsewhere; nil without any.
+	imports *importer
 	flights
 	// build is this build's id in the history, of which why knows the earlier ones.
 	build string
@@ -39,6 +41,7 @@ func (s *solver) solve(ctx context.Context, n *node) (result, error) {
 	n.solveOnce.Do(func() {
 		n.res, n.resErr = s.compute(ctx, n)
 		n.resErr = s.settle(n, n.resErr)
+		n.solved = n.resErr == nil
 	})
 	return n.res, n.resErr
 }
@@ -188,7 +191,8 @@ type content struct {
 func (s *solver) known(ctx context.Context, n *node, in []result) (c content, err error) {
 	sum := ""
 	if n.selects != nil {
-		_, seen, err := s.cache.get(byContent, s.seenKey(n, in))
+		_, seen, err := s.cache.get(byContent, n.seenKey(in))
+		seen = seen || s.imports.has(ctx, byContent, n.seenKey(in))
 		if err != nil || !seen || n.noCache {
 			return c, err
 		}
@@ -200,12 +204,12 @@ func (s *solver) known(ctx context.Context, n *node, in []result) (c content, er
 	if c.key, c.ingredients, err = n.contentKey(ctx, in, sum); err != nil || n.noCache {
 		return c, err
 	}
-	c.rec, c.hit, err = s.cache.get(byContent, c.key)
+	c.rec, c.hit, err = s.find(ctx, byContent, c.key, n)
 	return c, err
 }
 
 // seenKey is the key of a record that says: a selection was copied by this node's op before.
-func (s *solver) seenKey(n *node, in []result) string {
+func (n *node) seenKey(in []result) string {
 	var base []string
 	if !n.free {
 		base = []string{in[0].key()}
@@ -216,7 +220,7 @@ func (s *solver) seenKey(n *node, in []result) string {
 // remember records a result by its content.
 func (s *solver) remember(ctx context.Context, n *node, in []result, c content, rec Record) (err error) {
 	if n.selects != nil {
-		if err := s.cache.put(byContent, Record{Key: s.seenKey(n, in), Kind: n.kind, Layer: rec.Layer, Created: rec.Created}); err != nil {
+		if err := s.cache.put(byContent, Record{Key: n.seenKey(in), Kind: n.kind, Layer: rec.Layer, Created: rec.Created}); err != nil {
 			return err
 		}
 		if c.key == "" {
@@ -240,7 +244,7 @@ func (s *solver) lookup(ctx context.Context, n *node) (Record, bool, error) {
 	if err != nil || n.fresh {
 		return Record{}, false, err
 	}
-	return s.cache.get(byDefinition, key)
+	return s.find(ctx, byDefinition, key, n)
 }
 
 // others solves the inputs besides the base.
@@ -290,7 +294,11 @@ func (s *solver) execute(ctx context.Context, n *node, in []result) (Record, err
 
 func (s *solver) cached(n *node, base result, rec Record, how string) result {
 	n.vertex.origin = s.origin(how, rec)
-	n.vertex.end(Cached, "", nil)
+	text := ""
+	if n.imported != "" {
+		text = "from " + n.imported
+	}
+	n.vertex.end(Cached, text, nil)
 	return onto(base, rec)
 }
 

@@ -104,8 +104,6 @@ func (a *app) buildCommand() *cobra.Command {
 	}
 	refuseAll(f,
 		"builder",
-		"cache-from",
-		"cache-to",
 		"compress?",
 		"disable-content-trust?",
 		"isolation",

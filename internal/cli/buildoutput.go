@@ -19,6 +19,7 @@ import (
 // outputFlags are build's flags that say what comes out of it.
 type outputFlags struct {
 	outputs, annotations list
+	cacheFrom, cacheTo   list
 	metadata, iidfile    string
 	squash               squashFlag
 	quiet                bool
@@ -26,6 +27,8 @@ type outputFlags struct {
 
 func (o *outputFlags) add(f *pflag.FlagSet, req *engine.BuildRequest) {
 	f.Var(&o.annotations, "annotation", "Add annotation to the image")
+	f.Var(&o.cacheFrom, "cache-from", `External cache sources (e.g., "user/app:cache", "type=local,src=path/to/dir")`)
+	f.Var(&o.cacheTo, "cache-to", `Cache export destinations (e.g., "type=registry,ref=user/app:cache,mode=max", "type=local,dest=path/to/dir", "type=inline")`)
 	f.StringVar(&o.iidfile, "iidfile", "", "Write the image ID to a file")
 	f.BoolVar(&req.Load, "load", false, `Put the image into the image store too (which is what happens without "--output")`)
 	f.StringVar(&o.metadata, "metadata-file", "", "Write build result metadata to a file")
@@ -99,6 +102,20 @@ func (o *outputFlags) request(a *app, req *engine.BuildRequest) error {
 			return fmt.Errorf("dest file is required for %s exporter. refusing to write to console", out.Type)
 		}
 		req.Outputs = append(req.Outputs, out)
+	}
+	for _, s := range o.cacheFrom {
+		c, err := engine.ParseCacheFrom(s)
+		if err != nil {
+			return err
+		}
+		req.From = append(req.From, c)
+	}
+	for _, s := range o.cacheTo {
+		c, err := engine.ParseCacheTo(s)
+		if err != nil {
+			return err
+		}
+		req.To = append(req.To, c)
 	}
 	req.Annotations, req.Squash = o.annotations, string(o.squash)
 	req.File = func(dest string, write func(io.Writer) error) error {

@@ -38,7 +38,7 @@ func (a *app) systemGroup() *cobra.Command {
 }
 
 func (a *app) builderGroup() *cobra.Command {
-	return a.group("builder", "Manage builds", a.buildCommand(), a.builderDuCommand(), a.buildHistoryCommand(), a.builderPruneCommand())
+	return a.group("builder", "Manage builds", a.buildCommand(), a.builderCacheGroup(), a.builderDuCommand(), a.buildHistoryCommand(), a.builderPruneCommand())
 }
 
 func (a *app) buildxGroup() *cobra.Command {

@@ -27,6 +27,8 @@ type BuildRequest struct {
 	// registries of its tags, in addition to the store where no output says otherwise.
 	Outputs    []BuildOutput
 	Push, Load bool
+	// From are caches to look in when a step is not known here, To those to write.
+	From, To []BuildCache
 	// Annotations are "[TYPE:]KEY=VALUE", for the manifests of all outputs.
 	Annotations []string
 	// Verify builds a second time without cache, throws the result away, and says what is different: the error is a
@@ -54,6 +56,7 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 	if err != nil {
 		return res, err
 	}
+	defer out.close()
 	req.Export, req.Names = out.export, out.names()
 	res.Metadata = out.metadata
 	// Each layer is claimed before it is made or found, so a build of hours keeps no sweep from its work.

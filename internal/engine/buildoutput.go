@@ -7,12 +7,14 @@ import (
 	"io"
 	"os"
 	"slices"
+	"sync"
 
 	"conex/internal/build"
 	"conex/internal/collect"
 	"conex/internal/image"
 	"conex/internal/layers"
 	"conex/internal/ocispec"
+	"conex/internal/registry"
 )
 
 // buildOutput does with an image that was built what its request asks for.
@@ -28,6 +30,10 @@ type buildOutput struct {
 
 	metadata map[string]any
 	id       ocispec.Digest
+	inline   bool // the image's config gets the cache of its steps
+
+	mu     sync.Mutex
+	client *registry.Client // of caches to read; nil before the first
 }
 
 // buildOutput checks what a request wants done with the image, before anything is built. As in buildx an output without names has the
@@ -77,7 +83,7 @@ func (e *Engine) buildOutput(req *BuildRequest) (*buildOutput, error) {
 	if stdout > 1 {
 		return nil, invalid("only one output can go to standard output")
 	}
-	return o, nil
+	return o, o.caches()
 }
 
 // names are those of the image in full.
@@ -156,6 +162,11 @@ func (o *buildOutput) destination(out *BuildOutput) error {
 
 // export gives the result to every output.
 func (o *buildOutput) export(ctx context.Context, x *build.Export) error {
+	if o.inline {
+		if err := x.Inline(ctx); err != nil {
+			return err
+		}
+	}
 	rewritten, err := o.rewrite(ctx, x)
 	if err != nil {
 		return err
@@ -181,6 +192,9 @@ func (o *buildOutput) export(ctx context.Context, x *build.Export) error {
 		if out.isImage() && o.id == "" {
 			o.id = x.ID()
 		}
+	}
+	if err := o.exportCaches(ctx, x); err != nil {
+		return err
 	}
 	if o.req.Verify {
 		return o.verify(ctx, x, rewritten)

@@ -16,7 +16,7 @@ func (o *buildOutput) verify(ctx context.Context, x *build.Export, rewritten *bu
 		}
 		var second *build.Export
 		req := o.req.Request
-		req.NoCache, req.Pull, req.Discard, req.Display = true, false, true, nil
+		req.NoCache, req.Pull, req.Discard, req.Display, req.CacheFrom = true, false, true, nil, nil
 		req.Export = func(ctx context.Context, y *build.Export) (err error) {
 			if second = y; rewritten != nil {
 				second, err = y.Rewritten(ctx)

@@ -45,6 +45,17 @@ func (w *Writer) AddLiveUpper(upper string, exclude func(path string) bool, chan
 	return w.addUpper(&treeWalk{exclude: exclude, changed: changed}, upper)
 }
 
+// AddTree appends what is in the folder root, a readable handle, which may change meanwhile, to a layer in the making.
+func (w *Writer) AddTree(root *os.File) error {
+	dir, err := open(int(root.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	u := &treeWalk{write: w.WriteEntry, layer: true, changed: func(string) {}, seen: map[[2]uint64]string{}}
+	return u.walk(dir, "")
+}
+
 func (w *Writer) addUpper(u *treeWalk, upper string) error {
 	dir, err := os.OpenFile(upper, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -60,6 +71,8 @@ type treeWalk struct {
 	write func(h *tar.Header, content io.Reader) error
 	// upper says that the folder is an overlay's upper one: overlayfs's marks become OCI's.
 	upper bool
+	// layer says that the entries become a layer's.
+	layer bool
 	// exclude leaves a path out; nil: nothing.
 	exclude func(string) bool
 	// changed is told of each file that was cut off while it was read; nil: nobody may change anything.
@@ -116,7 +129,7 @@ func (u *treeWalk) entry(dir *os.File, name, path string) error {
 	if kind == unix.S_IFCHR && st.Rdev == 0 && u.upper {
 		return u.whiteout(path, name)
 	}
-	if strings.HasPrefix(name, layertar.WhiteoutPrefix) && u.upper {
+	if strings.HasPrefix(name, layertar.WhiteoutPrefix) && (u.upper || u.layer) {
 		return fmt.Errorf("a file name in a layer can't begin with %q, which marks deleted files there", layertar.WhiteoutPrefix)
 	}
 	x, mark, err := readXattrs(fmt.Sprintf("/proc/self/fd/%d/%s", fd, name))

@@ -114,6 +114,11 @@ func (c *copier) entry(src, dst *os.File, name string) (err error) {
 		if err := unix.Symlinkat(string(buf[:n]), dfd, at); err != nil {
 			return err
 		}
+	case unix.S_IFCHR, unix.S_IFBLK:
+		if c.merge != nil && c.merge.NoDevices {
+			return nil
+		}
+		fallthrough
 	default:
 		if err := unix.Mknodat(dfd, at, kind|0o600, int(st.Rdev)); err != nil {
 			return err

@@ -19,6 +19,8 @@ type MergeOptions struct {
 	Time *time.Time
 	// Mirror removes what the source does not have.
 	Mirror bool
+	// NoDevices leaves devices out.
+	NoDevices bool
 }
 
 // MergeTree copies what is in the folder src (a readable handle) into the folder dst, which may have files already: folders become one, a
