@@ -193,7 +193,7 @@ func ImportMount(ctx context.Context, root *disk.Root, ls *layers.Store, o Mount
 	op := mountOp{ID: id, Owned: o.Owned, Mode: o.Mode, UID: o.UID, GID: o.GID}
 	identity := op.identity(nil)
 	dir := root.Path("buildcache", "mount", mountName(identity))
-	if o.Replace && !o.Owned { // whatever RUN says of its owner
+	if !o.Owned { // whatever RUN says of its owner
 		have, err := findMount(root, id)
 		if err == nil {
 			dir = have
