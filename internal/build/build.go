@@ -143,6 +143,9 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 		return res, err
 	}
 	res.Cached, res.Made = s.ran == 0, s.made
+	if s.ran > 0 && !req.Discard {
+		p.remarkWaste(ctx, target)
+	}
 	x := &Export{journal: j, b: b, cache: c, imports: p.imports, steps: p.nodes, tip: target.tip, Layers: out.layers, Base: target.baseLayers(), From: target.baseImage(), Epoch: epoch}
 	if x.Config, err = b.config(target, out, &req, epoch, x); err != nil {
 		return res, err

@@ -87,6 +87,8 @@ type copier struct {
 	sel  []source
 	// sums are the hashes of a stage's regular files in the order of sel, filled while they are copied.
 	sums [][sha256.Size]byte
+	// placed are the context's regular files, as far as they count for remarkWaste.
+	placed []placed
 	// changed says that a file was not what it was when it was hashed.
 	changed bool
 	urls    []*download
@@ -169,7 +171,7 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 	if c.Checksum != "" && len(op.Sources) > 0 {
 		return "", errors.New("checksum requires HTTP(S) or Git sources")
 	}
-	n.kind, n.op, cp.op = kindCopy, op, op
+	n.kind, n.op, n.copies, cp.op = kindCopy, op, cp, op
 	n.run = func(ctx context.Context, n *node, in []result) (made, error) {
 		cp.vertex = n.vertex
 		return cp.run(ctx, in)
@@ -571,6 +573,9 @@ func (c *copier) regular(v *view, it *item, h *tar.Header) error {
 	}
 	if statID(&after) != statID(&it.st) {
 		c.changed = true
+	}
+	if c.tree != nil && len(c.placed) < wasteFiles {
+		c.placed = append(c.placed, placed{it.path, h.Name, h.Size})
 	}
 	c.bytes += h.Size
 	if now := time.Now(); now.Sub(c.shown) > 200*time.Millisecond {

@@ -77,6 +77,8 @@ type node struct {
 	keyErr  error
 	value   string // what prepare returned
 
+	// copies is a COPY's or ADD's work.
+	copies *copier
 	// args are the build arguments that variables of the step may come from; unstable says that again was true.
 	args     []string
 	unstable bool
