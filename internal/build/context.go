@@ -106,7 +106,7 @@ func (b *Builder) openInput(ctx context.Context, req *Request, remote *remote) (
 		}
 	}
 	if ignoreBeside != "" {
-		data, err := os.ReadFile(ignoreBeside)
+		data, err := readBounded(ignoreBeside, maxIgnore)
 		if err == nil {
 			return in, in.ignore(display(ignoreBeside), data)
 		}
@@ -182,6 +182,23 @@ func (in *input) inside(ctx context.Context, b *Builder, req *Request, where str
 	return in.ignoreFrom(".dockerignore")
 }
 
+// readBounded reads a regular file; another, as a pipe, would keep us waiting.
+func readBounded(p string, limit int64) ([]byte, error) {
+	f, err := os.OpenFile(p, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, errors.Join(err, errors.New("not a regular file"))
+	}
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("longer than %d bytes", limit)
+	}
+	return data, err
+}
+
 // findDockerfile gives the file's path: name relative to the working folder, then to the context; by default Dockerfile (or dockerfile)
 // in the context.
 func findDockerfile(dir, name string) (string, error) {
@@ -194,8 +211,8 @@ func findDockerfile(dir, name string) (string, error) {
 	}
 	for _, c := range candidates {
 		st, err := os.Stat(c)
-		// A pipe is one that a shell makes of <(...), or /dev/stdin.
-		if err == nil && !st.Mode().IsRegular() && st.Mode()&(fs.ModeNamedPipe|fs.ModeCharDevice) == 0 {
+		// A pipe is one that a shell makes of <(...), or /dev/stdin: given by name, since who waits for one in a context may wait for ever.
+		if err == nil && !st.Mode().IsRegular() && (name == "" || st.Mode()&(fs.ModeNamedPipe|fs.ModeCharDevice) == 0) {
 			return "", fmt.Errorf("%w: %s is not a file", ErrNoDockerfile, c)
 		}
 		if err == nil {
@@ -237,7 +254,7 @@ func readDockerfile(r io.Reader) ([]byte, error) {
 
 // ignoreFrom reads an ignore file in the context, if there is one.
 func (in *input) ignoreFrom(name string) error {
-	data, err := safepath.ReadFile(in.view.root, name, 16<<20)
+	data, err := safepath.ReadFile(in.view.root, name, maxIgnore)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -251,6 +268,9 @@ func (in *input) ignore(name string, data []byte) error {
 	patterns, err := ignorefile.ReadAll(bytes.NewReader(data))
 	if err != nil {
 		return fmt.Errorf("read %s: %w", name, err)
+	}
+	if err := checkPatterns(patterns); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	in.view.ignore, in.ignoreName = patterns, name
 	// A pattern that is wrong shall say so even if no COPY uses it.

@@ -17,10 +17,11 @@ import (
 
 // walker finds what a selection means. One goroutine uses it: the matchers compile their patterns as they go.
 type walker struct {
-	ctx             context.Context //nolint:containedctx // a walker lives within one call
-	v               *view
-	ignore, exclude *patternmatcher.PatternMatcher
-	dirents         []byte
+	ctx     context.Context //nolint:containedctx // a walker lives within one call
+	v       *view
+	ignore  *ignoreMatcher
+	exclude *patternmatcher.PatternMatcher
+	dirents []byte
 	// helpers are the walkers that have nothing to do; a folder goes to one of them if there is one.
 	helpers chan *walker
 }
@@ -32,7 +33,7 @@ func newWalker(ctx context.Context, v *view, opt selectOptions) (*walker, error)
 	one := func() (w *walker, err error) {
 		w = &walker{ctx: ctx, v: v, helpers: helpers}
 		if len(v.ignore) > 0 {
-			if w.ignore, err = patternmatcher.New(v.ignore); err != nil {
+			if w.ignore, err = newIgnoreMatcher(v.ignore); err != nil {
 				return nil, err // whoever read the patterns knows their file
 			}
 		}
