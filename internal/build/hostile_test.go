@@ -409,4 +409,3 @@ func FuzzIgnore(f *testing.F) {
 		}
 	})
 }
-
