@@ -25,7 +25,7 @@ func checkPatterns(patterns []string) error {
 	wild := 0
 	for _, p := range patterns {
 		if len(p) > maxPattern {
-			return fmt.Errorf("a pattern of %d bytes, at most %d are taken: %.40q...", len(p), maxPattern, p)
+			return fmt.Errorf("a pattern of %d bytes, at most %d are taken: it begins with %.40q", len(p), maxPattern, p)
 		}
 		if hasWildcard(p) {
 			wild += len(p)
