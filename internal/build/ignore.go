@@ -83,3 +83,11 @@ func (m *ignoreMatcher) MatchesUsingParentResults(p string, parent patternmatche
 	ok, err := m.PatternMatcher.MatchesUsingParentResult(p, false) //nolint:staticcheck // nothing above matched, and nothing brings back
 	return ok, parent, err
 }
+
+// all is the matcher of the patterns whose order counts; m may be nil.
+func (m *ignoreMatcher) all() *patternmatcher.PatternMatcher {
+	if m == nil {
+		return nil
+	}
+	return m.PatternMatcher
+}

@@ -292,7 +292,7 @@ func (w *walker) source1(p string) (item, error) {
 		return it, nil
 	}
 	ignored, err := w.ignore.MatchesOrParentMatches(real)
-	if err == nil && ignored && !(it.kind() == unix.S_IFDIR && mayInclude(w.ignore, real)) {
+	if err == nil && ignored && !(it.kind() == unix.S_IFDIR && mayInclude(w.ignore.all(), real)) {
 		err = errIgnored
 	}
 	return it, err

@@ -147,7 +147,7 @@ func (w *walker) folder(dir *os.File, p string, skip int, parent patternmatcher.
 			continue
 		}
 		isDir := it.kind() == unix.S_IFDIR
-		if ignored && (!isDir || !mayInclude(w.ignore, it.path)) || excluded && (!isDir || !mayInclude(w.exclude, it.rel)) {
+		if ignored && (!isDir || !mayInclude(w.ignore.all(), it.path)) || excluded && (!isDir || !mayInclude(w.exclude, it.rel)) {
 			continue
 		}
 		ignored = ignored || excluded
