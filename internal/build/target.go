@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"conex/internal/layers"
+	"conex/internal/layertar"
 	"conex/internal/linux/mount"
 	"conex/internal/ocispec"
 	"conex/internal/runtime"
@@ -37,19 +38,15 @@ func openStage(ctx context.Context, ls *layers.Store, ids []ocispec.Digest) (*os
 // target is the tree that a step without a process writes to: the stage below, which is only read, and a new layer. Nothing is
 // created on disk but the layer's tar.
 type target struct {
-	lower *os.File // nil: empty
-	w     *layers.Writer
-	// made is what the layer has so far, by path without leading slash.
-	made map[string]madeEntry
+	lower *os.File       // nil: empty
+	w     *layers.Writer // nil: only to look
+	// kept are the folders of the layer, by path without leading slash, that repeat one of the stage below, for its attributes: what is in
+	// that folder shows through.
+	kept map[string]bool
+	// changed says that the layer has more than such repetitions.
+	changed bool
 	// newest is the latest time of what was written, but for what only repeats the stage below.
 	newest time.Time
-}
-
-type madeEntry struct {
-	mode uint32 // type bits
-	link string
-	// kept says that the entry repeats a folder of the stage below, for its attributes: what is in that folder shows through.
-	kept bool
 }
 
 // maxLinks is the kernel's limit of links in one path.
@@ -67,7 +64,7 @@ func newTarget(ctx context.Context, ls *layers.Store, base []ocispec.Digest) (*t
 		}
 		return nil, err
 	}
-	return &target{lower: lower, w: w, made: map[string]madeEntry{}}, nil
+	return &target{lower: lower, w: w, kept: map[string]bool{}}, nil
 }
 
 // close frees everything; after commit the layer stays.
@@ -81,19 +78,31 @@ func (t *target) close() error {
 
 // commit gives the layer, with the newest time in it, or nothing when nothing was written.
 func (t *target) commit() (made, error) {
-	for _, e := range t.made {
-		if !e.kept {
-			info, err := t.w.Commit()
-			return made{layer: info.DiffID, when: t.newest}, err
-		}
+	if !t.changed {
+		return made{}, nil
 	}
-	return made{}, nil
+	info, err := t.w.Commit()
+	return made{layer: info.DiffID, when: t.newest}, err
+}
+
+// own is what the layer itself has at a path, or nil.
+func (t *target) own(p string) *layertar.Inode {
+	if t.w == nil {
+		return nil // who only looks
+	}
+	if i := t.w.Lookup(p); i != nil && !i.Implied {
+		return i
+	}
+	return nil
 }
 
 // lookup says what lies at a path whose parents are no links. The error is fs.ErrNotExist when there is nothing.
 func (t *target) lookup(p string) (mode uint32, link string, st *unix.Stat_t, err error) {
-	if e, ok := t.made[p]; ok {
-		return e.mode, e.link, nil, nil
+	if i := t.own(p); i != nil {
+		if i.IsWhiteout() { // an archive had it
+			return 0, "", nil, fs.ErrNotExist
+		}
+		return i.Type(), i.Target, nil, nil
 	}
 	if p == "" {
 		return unix.S_IFDIR, "", nil, nil
@@ -103,11 +112,11 @@ func (t *target) lookup(p string) (mode uint32, link string, st *unix.Stat_t, er
 	}
 	// Below a folder that only the layer has there is nothing of the stage.
 	for dir := path.Dir(p); dir != "."; dir = path.Dir(dir) {
-		if e, ok := t.made[dir]; ok {
-			if !e.kept {
-				return 0, "", nil, fs.ErrNotExist
-			}
+		if t.kept[dir] {
 			break
+		}
+		if t.own(dir) != nil {
+			return 0, "", nil, fs.ErrNotExist
 		}
 	}
 	f, err := safepath.OpenNoLinks(t.lower, path.Dir(p), unix.O_PATH|unix.O_DIRECTORY, 0)
@@ -193,8 +202,8 @@ func (t *target) mkdirAll(p string, o owner, mode int64, when time.Time) error {
 			continue
 		}
 		dir := p[:i]
-		if e, ok := t.made[dir]; ok {
-			if e.mode != unix.S_IFDIR {
+		if i := t.own(dir); i != nil && !i.IsWhiteout() {
+			if !i.IsDir() {
 				return notFolder(dir)
 			}
 			continue
@@ -222,7 +231,7 @@ func (t *target) mkdirAll(p string, o owner, mode int64, when time.Time) error {
 			if err := t.w.WriteEntry(h, nil); err != nil {
 				return err
 			}
-			t.made[dir] = madeEntry{mode: unix.S_IFDIR, kept: true}
+			t.kept[dir] = true
 		}
 	}
 	return nil
@@ -242,7 +251,7 @@ func notFolder(p string) error { return fmt.Errorf("%q is not a folder", "/"+p) 
 // replace is write for what an archive holds: as tar does, a file takes the place of a folder of the stage below with all that is in
 // it, and a folder that of a file or link.
 func (t *target) replace(h *tar.Header, content io.Reader) error {
-	if _, mine := t.made[h.Name]; !mine {
+	if t.own(h.Name) == nil {
 		was, _, _, err := t.lookup(h.Name)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -270,8 +279,7 @@ func (t *target) write(h *tar.Header, content io.Reader) error {
 			return fmt.Errorf("cannot copy a file to %q, which is a folder", "/"+h.Name)
 		}
 		if kind == unix.S_IFDIR {
-			e, mine := t.made[h.Name]
-			kept = !mine || e.kept
+			kept = t.kept[h.Name] || t.own(h.Name) == nil
 		}
 	}
 	return t.append(h, content, kept)
@@ -286,15 +294,14 @@ func (t *target) append(h *tar.Header, content io.Reader, kept bool) error {
 		t.newest = h.ModTime
 	}
 	// A folder that takes new attributes is a change, though the stage's files in it stay.
-	t.made[h.Name] = madeEntry{mode: tarKind(h.Typeflag), link: h.Linkname, kept: kept}
+	t.changed = true
 	if kept {
-		t.made[changed] = madeEntry{}
+		t.kept[h.Name] = true
+	} else if len(t.kept) > 0 {
+		delete(t.kept, h.Name)
 	}
 	return nil
 }
-
-// changed is no path; in target.made it says that there is something to commit.
-const changed = "\x00"
 
 func tarKind(flag byte) uint32 {
 	switch flag {

@@ -102,6 +102,10 @@ func (w *Writer) write(h *tar.Header, content io.Reader) error {
 	return nil
 }
 
+// Lookup returns what was written to a path ("a/b", "" for the root) so far, or nil; a folder that was only used is something too, which is
+// Implied. It is not to be changed, and means nothing after Commit.
+func (w *Writer) Lookup(path string) *layertar.Inode { return w.tree.Lookup(path) }
+
 // Entries returns how many entries were written.
 func (w *Writer) Entries() int { return w.n }
 

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -234,13 +235,14 @@ func walkFrom(path string, i *Inode, fn func(string, *Inode) error) error {
 
 // Lookup returns what lies at path ("a/b", "" for the root), or nil. Symbolic links are not followed.
 func (t *Tree) Lookup(path string) *Inode {
-	parts, err := Split(path)
-	if err != nil {
-		return nil
-	}
 	i := t.root
-	for _, p := range parts {
-		if i = i.children[p]; i == nil {
+	for path != "" {
+		var name string
+		name, path, _ = strings.Cut(path, "/")
+		if name == "" || name == "." {
+			continue
+		}
+		if i = i.children[name]; i == nil { // a file's is a nil map, and nothing is called ".."
 			return nil
 		}
 	}
