@@ -88,9 +88,7 @@ type gathering struct {
 func (g *gathering) definition(ctx context.Context, n *node) (Record, bool, error) {
 	rec, ok, err := g.x.cache.get(byDefinition, n.defKey)
 	if err == nil && !ok {
-		if rec, ok, err = g.x.imports.lookup(ctx, byDefinition, n.defKey, nil); err == nil && ok {
-			rec.Title = n.title
-		}
+		rec, ok, err = g.x.imports.lookup(ctx, byDefinition, n.defKey, nil)
 	}
 	if err != nil || !ok {
 		return rec, false, err
@@ -113,7 +111,7 @@ func (g *gathering) add(class string, rec Record) error {
 	}
 	g.seen[class+rec.Key] = true
 	g.need(rec.Layer, "")
-	g.c.Records = append(g.c.Records, CacheRecord{Class: class, Key: rec.Key, Kind: rec.Kind, Title: clip(firstLine(rec.Title)), Layer: rec.Layer, Created: rec.Created, Took: rec.Took})
+	g.c.Records = append(g.c.Records, CacheRecord{Class: class, Key: rec.Key, Kind: rec.Kind, Layer: rec.Layer, Created: rec.Created, Took: rec.Took})
 	return nil
 }
 

@@ -27,7 +27,7 @@ const (
 	maxCacheRecords  = 50_000
 	maxCacheLayers   = 2000
 	maxCacheMounts   = 100
-	maxTitle         = 1000
+	maxText          = 1000
 )
 
 // cacheVersion is the version of CacheConfig.
@@ -59,7 +59,6 @@ type CacheRecord struct {
 	Class   string         `json:"class"`
 	Key     string         `json:"key"`
 	Kind    string         `json:"kind"`
-	Title   string         `json:"title,omitempty"`
 	Layer   ocispec.Digest `json:"layer,omitempty"`
 	Created time.Time      `json:"created"`
 	Took    time.Duration  `json:"took,omitempty"`
@@ -208,7 +207,7 @@ func (c *CacheConfig) check(forms []ocispec.Descriptor) (*remoteCache, error) {
 		if y := rec.Created.UTC().Year(); y < 1970 || y > 9999 || rec.Took < 0 {
 			return nil, fmt.Errorf("a record has an impossible time")
 		}
-		rec.Kind, rec.Title = clip(rec.Kind), clip(rec.Title)
+		rec.Kind = clip(rec.Kind)
 		r.records[rec.Class+"/"+rec.Key] = rec
 	}
 	for _, m := range c.Mounts {
@@ -229,8 +228,8 @@ func sha256Only(d ocispec.Digest) error {
 
 // clip makes a stranger's text fit to be shown: one line of printable characters, not too long.
 func clip(s string) string {
-	if len(s) > maxTitle {
-		s = s[:maxTitle]
+	if len(s) > maxText {
+		s = s[:maxText]
 	}
 	return strings.Map(func(r rune) rune {
 		if r == '\n' || r == '\t' {

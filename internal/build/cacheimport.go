@@ -110,7 +110,7 @@ func (i *importer) lookup(ctx context.Context, class, key string, v *vertex) (Re
 			}
 		}
 		return Record{
-			Key: key, Kind: r.Kind, Title: r.Title, Layer: r.Layer, Created: r.Created.UTC(), Took: r.Took, Import: i.sources[k].Name,
+			Key: key, Kind: r.Kind, Layer: r.Layer, Created: r.Created.UTC(), Took: r.Took, Import: i.sources[k].Name,
 		}, true, nil
 	}
 	return Record{}, false, ctx.Err()

@@ -102,25 +102,23 @@ func TestCacheTravels(t *testing.T) {
 	if infos, err := to.b.Layers.List(); err != nil || len(infos) != 2 {
 		t.Errorf("%d layers were fetched (%v), want the image's 2", len(infos), err)
 	}
-	rec, ok, err := (&cache{root: to.root, layers: to.b.Layers}).get(byDefinition, keyOfStep(t, c, "COPY a /c"))
-	if err != nil || !ok || rec.Import != "there" {
-		t.Errorf("record from %q, %t, %v; want one from there", rec.Import, ok, err)
+	imported := 0
+	for _, r := range c.Records {
+		rec, ok, err := (&cache{root: to.root, layers: to.b.Layers}).get(r.Class, r.Key)
+		if err != nil || ok && rec.Import != "there" {
+			t.Errorf("record from %q, %v; want one from there", rec.Import, err)
+		}
+		if ok {
+			imported++
+		}
+	}
+	if imported != 2 {
+		t.Errorf("%d records were taken over, want those of the 2 steps that were hit", imported)
 	}
 	again, err := to.build(travels)
 	if err != nil || again.ID != img.ID {
 		t.Errorf("the second build gave %s, %v, want %s", again.ID, err, img.ID)
 	}
-}
-
-func keyOfStep(t *testing.T, c *CacheConfig, title string) string {
-	t.Helper()
-	for _, r := range c.Records {
-		if r.Title == title && r.Class == byDefinition {
-			return r.Key
-		}
-	}
-	t.Fatalf("no record of %q in %+v", title, c.Records)
-	return ""
 }
 
 // Whatever a cache says: the build goes on, and gives what it gives without it, unless a record lies about what a step makes.
@@ -197,7 +195,7 @@ func FuzzDecodeCache(f *testing.F) {
 	}
 	config, err := json.Marshal(CacheConfig{
 		Version: cacheVersion, Keys: version, Layers: []CacheLayer{{DiffID: id, Recipe: "gzip:5"}}, Mounts: []CacheMount{{ID: "m", Layer: id}},
-		Records: []CacheRecord{{Class: byContent, Key: id.Encoded(), Kind: kindRun, Title: "RUN x\x1b[2J", Layer: id}},
+		Records: []CacheRecord{{Class: byContent, Key: id.Encoded(), Kind: "run\x1b[2J", Layer: id}},
 	})
 	if err != nil {
 		f.Fatal(err)
@@ -225,8 +223,8 @@ func FuzzDecodeCache(f *testing.F) {
 			if r.Layer != "" && c.blobs[r.Layer].Digest.Validate() != nil {
 				t.Errorf("layer %q has no blob", r.Layer)
 			}
-			if strings.ContainsAny(r.Title+r.Kind, "\n\x1b") {
-				t.Errorf("title %q", r.Title)
+			if strings.ContainsAny(r.Kind, "\n\x1b") {
+				t.Errorf("kind %q", r.Kind)
 			}
 			if _, err := json.Marshal(Record{Created: r.Created}); err != nil {
 				t.Errorf("it can't be stored: %v", err)
