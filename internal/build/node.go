@@ -28,6 +28,9 @@ type result struct {
 	layers  []ocispec.Digest
 	added   bool // the last of layers is the node's own
 	created time.Time
+	// loose says that it is not what the definition gives: a context that changed while it was read, or a step that a person went on with by
+	// hand. What stands on it is not recorded by its definition.
+	loose bool
 }
 
 // key is a result's part in content keys.

@@ -30,7 +30,8 @@ type planner struct {
 	platform, local ocispec.Platform
 	global          dockerfile.List // ARGs before the first FROM, and the predefined ones
 	grants          *grants
-	proxies         []string // http_proxy and its like from the build arguments, for RUN's environment
+	debugging       sync.Mutex // held while a step's failure is looked at
+	proxies         []string   // http_proxy and its like from the build arguments, for RUN's environment
 	// defaults is global without build arguments, declared the names that global's ARGs declare, with or without a value.
 	defaults dockerfile.List
 	declared []string

@@ -261,3 +261,8 @@ func (r *BuildRecord) critical() []int {
 	}
 	return path
 }
+
+// HasResult reports whether a step came to its end, so that there is a file system after it.
+func (s *StepRecord) HasResult() bool {
+	return s.Outcome != OutcomeFailed && s.Outcome != OutcomeCanceled
+}

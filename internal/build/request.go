@@ -60,6 +60,9 @@ type Request struct {
 	Discard bool
 	// Names are what the caller calls the image that comes of it; the history has them.
 	Names []string
+	// Debug is asked what to do about a RUN whose command failed; nil fails the build. One step is asked about at a time; others go on.
+	Debug func(context.Context, *Failure) (Decision, error)
+
 	// Display receives events.
 	Display Display
 	// Export does something with what was built. Nil: nothing, which leaves the steps in the cache.

@@ -84,13 +84,23 @@ func (p *planner) planRun(ctx context.Context, n *node, s *stage, r *dockerfile.
 		}
 	}
 	n.kind, n.op = kindRun, op
+	shell, byHand := s.cfg.image.Config.Shell, false
 	n.run = func(ctx context.Context, n *node, in []result) (made, error) {
 		x := &execution{
 			b: p.b, req: p.req, grants: p.grants, op: op, in: in, vertex: n.vertex, script: scriptName, proxies: proxies, platform: s.platform,
 			gates: p.gates, imports: p.imports,
 		}
-		return x.run(ctx)
+		if p.req.Debug != nil {
+			x.debugger = &debugger{
+				turn: &p.debugging, ask: p.req.Debug, shell: shell,
+				explain: func(err error) error { return stepError(p.file, n.step, n.title, err) },
+			}
+		}
+		m, err := x.run(ctx)
+		byHand = x.byHand
+		return m, err
 	}
+	n.again = func() bool { return byHand }
 	created := "RUN "
 	if len(shown) > 0 {
 		created += fmt.Sprintf("|%d %s ", len(shown), strings.Join(shown, " "))
@@ -140,6 +150,7 @@ type execution struct {
 	platform ocispec.Platform
 	gates    *gates
 	imports  *importer
+	debugger *debugger // nil without --debug
 
 	id    string
 	owner *running
@@ -151,6 +162,8 @@ type execution struct {
 	works int
 	// waited is how long commands waited for others before they began.
 	waited time.Duration
+	// byHand says that a person decided what the step's result is.
+	byHand bool
 	// points are where mounts lay, by path without a leading slash.
 	points map[string]bool
 }
@@ -163,8 +176,19 @@ func (x *execution) run(ctx context.Context) (_ made, err error) {
 	closing := x.close
 	defer func() { err = errors.Join(err, closing()) }()
 	gone, err := x.step(ctx)
-	if err != nil {
-		return made{}, err
+	for err != nil {
+		d, derr := x.debug(ctx, err)
+		if derr != nil {
+			return made{}, derr
+		}
+		if x.byHand = d != Retry; x.byHand {
+			x.vertex.output("what a person changed here is part of the step: it is not cached\n", true)
+		}
+		if d == Continue {
+			gone, err = func() error { return nil }, nil
+			break
+		}
+		gone, err = x.step(ctx)
 	}
 	// The process is dead, so nobody writes to upper any more: the layer is made while the kernel takes the rest down.
 	closing = func() error {
@@ -257,6 +281,7 @@ func (x *execution) step(ctx context.Context) (func() error, error) {
 // command is a process to run in the place.
 type command struct {
 	args  []string
+	env   []string // in addition to the step's
 	stdio [3]*os.File
 	// terminal gives the process one, of the size; attached gets our side of it.
 	terminal *specs.Box
@@ -292,6 +317,7 @@ func (x *execution) command(ctx context.Context, cmd *command) (code int, gone f
 		return 0, nil, err
 	}
 	spec.Process.Args = cmd.args
+	spec.Process.Env = append(spec.Process.Env, cmd.env...)
 	if spec.Process.Terminal = cmd.terminal != nil; cmd.terminal != nil {
 		spec.Process.ConsoleSize = cmd.terminal
 	}

@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -112,12 +113,16 @@ func (s *solver) compute(ctx context.Context, n *node) (_ result, err error) {
 	if berr := <-base; err == nil {
 		err = berr
 	}
+	if err == nil && hit && in[0].loose {
+		hit, err = false, s.others(ctx, n, in) // what is known of the step stands on another base
+	}
 	if err != nil {
 		return result{}, err
 	}
 	if hit {
 		return s.cached(n, in[0], rec, OriginDefinition), nil
 	}
+	loose := slices.ContainsFunc(in, func(r result) bool { return r.loose })
 	// This build or another process may be at the same step: its result serves us too.
 	fl, mine, err := s.join(ctx, n.defKey)
 	if err != nil {
@@ -138,7 +143,7 @@ func (s *solver) compute(ctx context.Context, n *node) (_ result, err error) {
 	if rec, hit, err = s.lookup(ctx, n); err != nil {
 		return result{}, err
 	}
-	if hit {
+	if hit && !loose {
 		fl.rec, fl.ok = rec, true
 		return s.cached(n, in[0], rec, OriginDefinition), nil
 	}
@@ -156,8 +161,10 @@ func (s *solver) compute(ctx context.Context, n *node) (_ result, err error) {
 			return result{}, err
 		}
 		if n.again != nil && n.again() {
-			n.unstable = true
-			return s.finished(n, in[0], rec), nil
+			n.unstable = n.kind != kindRun
+			r := s.finished(n, in[0], rec)
+			r.loose = true
+			return r, nil
 		}
 		if err := s.remember(ctx, n, in, known, rec); err != nil {
 			return result{}, err
@@ -168,14 +175,20 @@ func (s *solver) compute(ctx context.Context, n *node) (_ result, err error) {
 		return result{}, err
 	}
 	rec.Op, rec.Title, rec.Files = n.opJSON, n.title, n.selected
-	if err := s.cache.put(byDefinition, rec); err != nil {
-		return result{}, err
+	if !loose {
+		if err := s.cache.put(byDefinition, rec); err != nil {
+			return result{}, err
+		}
 	}
 	fl.rec, fl.ok = rec, true
+	var r result
 	if hit {
-		return s.cached(n, in[0], rec, OriginContent), nil
+		r = s.cached(n, in[0], rec, OriginContent)
+	} else {
+		r = s.finished(n, in[0], rec)
 	}
-	return s.finished(n, in[0], rec), nil
+	r.loose = loose
+	return r, nil
 }
 
 // content is what the cache knows of a node by what its inputs hold.
@@ -309,7 +322,7 @@ func (s *solver) finished(n *node, base result, rec Record) result {
 
 // onto is what a step gives: the layers below and its own.
 func onto(base result, rec Record) result {
-	r := result{layers: base.layers, created: rec.Created}
+	r := result{layers: base.layers, created: rec.Created, loose: base.loose}
 	if rec.Layer != "" {
 		r.layers = append(append([]ocispec.Digest(nil), base.layers...), rec.Layer)
 		r.added = true

@@ -19,7 +19,8 @@ func (a *app) buildCommand() *cobra.Command {
 	var runs buildRunFlags
 	var progress, trace string
 	var call callFlag
-	var check, explain bool
+	var check, debug, explain bool
+	var shell string
 	cmd := &cobra.Command{
 		Use: "build [OPTIONS] PATH | URL | -", Short: "Build an image from a Dockerfile", Args: a.exactly(1),
 		RunE: func(cmd *cobra.Command, argv []string) error {
@@ -42,6 +43,11 @@ func (a *app) buildCommand() *cobra.Command {
 				return a.usageError(cmd, err)
 			}
 			defer view.close()
+			if debug {
+				if err := a.debugBuild(&req, view, shell); err != nil {
+					return a.usageError(cmd, err)
+				}
+			}
 			if err := output.begin(); err != nil {
 				return err
 			}
@@ -59,7 +65,7 @@ func (a *app) buildCommand() *cobra.Command {
 				return a.buildCall(ctx, e, &call, req)
 			}
 			var found findings
-			req.Display = found.through(view.event)
+			req.Display = found.through(view.show)
 			res, err := e.Build(ctx, req)
 			view.close()
 			if view.talks() {
@@ -77,7 +83,7 @@ func (a *app) buildCommand() *cobra.Command {
 		},
 	}
 	// A context of such a name is ./history.
-	cmd.AddCommand(a.buildDiffCommand(), a.buildHistoryCommand(), a.buildWhichCommand())
+	cmd.AddCommand(a.buildDiffCommand(), a.buildHistoryCommand(), a.buildShellCommand(), a.buildWhichCommand())
 	cmd.Annotations = map[string]string{"runs": "1"}
 	f := cmd.Flags()
 	output.add(f, &req)
@@ -86,6 +92,8 @@ func (a *app) buildCommand() *cobra.Command {
 	f.Var(contextsFlag{&req.Contexts}, "build-context", `Additional build contexts (e.g., name=path, name=docker-image://ref, name=target:stage)`)
 	f.Var(&call, "call", `Set what to do with the Dockerfile ("build", "check", "outline", "targets"; with ",format=json" as JSON)`)
 	f.BoolVar(&check, "check", false, `Shorthand for "--call=check": check the Dockerfile, build nothing`)
+	f.BoolVarP(&debug, "debug", "D", false, "Open a shell in the file system of a RUN step that fails, then ask: retry, continue or stop")
+	f.StringVar(&shell, "shell", "", "The shell of --debug (default: the stage's, bash or sh)")
 	f.BoolVar(&explain, "explain", false, "Say why each step was not cached, and where the result of each other one came from")
 	f.StringVar(&trace, "trace", "", "Write what took how long as a Chrome trace to a file")
 	f.StringVarP(&req.Dockerfile, "file", "f", "", `Name of the Dockerfile (default "PATH/Dockerfile")`)
@@ -109,7 +117,6 @@ func (a *app) buildCommand() *cobra.Command {
 		"isolation",
 		"policy",
 		"security-opt",
-		"D|debug?",
 	)
 	return cmd
 }

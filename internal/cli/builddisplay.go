@@ -22,6 +22,45 @@ type buildView struct {
 	close func()
 	mode  string
 	json  *jsonBuild
+	tty   *ttyDisplay
+
+	mu     sync.Mutex
+	paused bool
+	kept   []build.Event // what happened during a pause
+}
+
+// show shows an event, or keeps it until the pause is over: nobody who builds waits for the reader.
+func (v *buildView) show(ev build.Event) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.paused {
+		v.kept = append(v.kept, ev)
+		return
+	}
+	v.event(ev)
+}
+
+// pause leaves the terminal to others until resume.
+func (v *buildView) pause() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.paused = true
+	if v.tty != nil {
+		v.tty.pause(true)
+	}
+}
+
+func (v *buildView) resume() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.paused = false
+	for _, ev := range v.kept {
+		v.event(ev)
+	}
+	v.kept = nil
+	if v.tty != nil {
+		v.tty.pause(false)
+	}
 }
 
 // buildView chooses how a build is shown.
@@ -54,7 +93,7 @@ func (a *app) buildView(mode string, quiet, explain bool) (*buildView, error) {
 			return nil, errors.New("--progress tty needs a terminal on standard error")
 		}
 		d := newTTYDisplay(a.err, out, explain)
-		v.event, v.close = d.event, d.close
+		v.event, v.close, v.tty = d.event, d.close, d
 	case "rawjson":
 		return nil, errors.New("--progress rawjson is refused: it is BuildKit's own protocol; --progress json has the same facts, one object a line")
 	default:

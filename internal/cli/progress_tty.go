@@ -35,6 +35,8 @@ type ttyDisplay struct {
 	warn  []string
 	drawn int
 	ended bool
+	// paused says that the terminal is somebody else's.
+	paused bool
 
 	stop, stopped chan struct{}
 }
@@ -75,7 +77,9 @@ func newTTYDisplay(out io.Writer, term *os.File, explain bool) *ttyDisplay {
 				return
 			case <-t.C:
 				d.mu.Lock()
-				d.draw(time.Now())
+				if !d.paused {
+					d.draw(time.Now())
+				}
 				d.mu.Unlock()
 			}
 		}
@@ -219,6 +223,16 @@ func timed(s string, took time.Duration, cols int) string {
 	width := max(cols-1-len(t), 10)
 	s = ellipsis(s, width)
 	return s + strings.Repeat(" ", width-len([]rune(s))) + t
+}
+
+// pause stops painting, after a last picture, and begins anew below what was written meanwhile.
+func (d *ttyDisplay) pause(on bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if on && !d.paused {
+		d.draw(time.Now())
+	}
+	d.paused, d.drawn = on, 0
 }
 
 // close paints the last picture and ends the display: idempotent.
