@@ -117,6 +117,13 @@ func (j *journal) emit(ev Event) {
 	}
 }
 
+// hide keeps a secret out of the log: what is on the screen is the user's, the history stays.
+func (j *journal) hide(secret []byte) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.log.hide(secret)
+}
+
 // vertex announces a new vertex.
 func (j *journal) vertex(stage, name string) *vertex {
 	j.mu.Lock()

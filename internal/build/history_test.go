@@ -212,3 +212,44 @@ func TestStepLog(t *testing.T) {
 		t.Errorf("log: %v, %v", all[len(all)-1], err)
 	}
 }
+
+// A secret that a step prints is on the screen and not in the history.
+func TestHistoryHidesSecrets(t *testing.T) {
+	e := newEnv(t)
+	e.busybox()
+	t.Setenv("HIDDEN", "swordfish one\nswordfish two\n")
+	user := "http://name:pass@proxy:1"
+	e.must("FROM busybox\nRUN --mount=type=secret,id=s cat /run/secrets/s; echo and more\n", func(r *Request) {
+		r.Secrets = map[string]Secret{"s": {Env: "HIDDEN"}}
+		r.BuildArgs = map[string]*string{"http_proxy": &user}
+	})
+	if !strings.Contains(e.output(), "swordfish one") {
+		t.Errorf("output %q", e.output())
+	}
+	log, err := OpenHistory(e.root).Log(e.latest(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	for _, en := range log {
+		text.WriteString(en.Text)
+	}
+	if text.String() != "***\n***\nand more\n" {
+		t.Errorf("log %q", text.String())
+	}
+	for _, secret := range []string{"swordfish", "pass"} {
+		err := filepath.WalkDir(e.root.Path("builds"), func(p string, d os.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			data, err := os.ReadFile(p)
+			if strings.Contains(string(data), secret) {
+				t.Errorf("%s has %q", p, secret)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}

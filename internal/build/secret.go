@@ -98,6 +98,7 @@ func (m *mounts) secret(i int, op mountOp) error {
 	if err != nil {
 		return err
 	}
+	m.x.vertex.j.hide(data)
 	if op.Env != "" {
 		if strings.IndexByte(string(data), 0) >= 0 {
 			return fmt.Errorf("secret %s holds a NUL byte, which no variable can", op.ID)

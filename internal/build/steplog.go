@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"conex/internal/disk"
@@ -44,7 +45,9 @@ type stepLog struct {
 	file  *os.File
 	w     *bufio.Writer
 	steps map[int]*loggedStep
-	err   error // the first; nothing is kept from then on
+	// hidden are lines of secrets, of which the log has stars.
+	hidden []string
+	err    error // the first; nothing is kept from then on
 }
 
 // loggedStep is what is held back of one step.
@@ -70,7 +73,11 @@ func (l *stepLog) add(ev *Event) {
 		s = &loggedStep{}
 		l.steps[ev.Vertex] = s
 	}
-	e := LogEntry{Vertex: ev.Vertex, Time: ev.Time.Sub(l.began).Seconds(), Stderr: ev.Stderr, Text: ev.Text}
+	text := ev.Text
+	for _, h := range l.hidden {
+		text = strings.ReplaceAll(text, h, "***")
+	}
+	e := LogEntry{Vertex: ev.Vertex, Time: ev.Time.Sub(l.began).Seconds(), Stderr: ev.Stderr, Text: text}
 	if s.head+len(e.Text) <= logHead && s.tail == nil {
 		s.head += len(e.Text)
 		l.err = l.write(&e)
@@ -87,6 +94,18 @@ func (l *stepLog) add(ev *Event) {
 		s.tail = append([]LogEntry(nil), s.tail[drop:]...)
 	} else {
 		s.tail = s.tail[drop:]
+	}
+}
+
+// hide keeps a secret that a step prints out of the log, line by line. Lines of few letters stand in too many words.
+func (l *stepLog) hide(secret []byte) {
+	if l == nil {
+		return
+	}
+	for line := range strings.Lines(string(secret)) {
+		if line = strings.TrimSpace(line); len(line) >= 5 && !slices.Contains(l.hidden, line) {
+			l.hidden = append(l.hidden, line)
+		}
 	}
 }
 
