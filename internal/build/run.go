@@ -330,6 +330,7 @@ func (x *execution) command(ctx context.Context, cmd *command) (code int, gone f
 		ID: x.id, Spec: spec, User: x.op.User, Trees: m.trees, Stdio: cmd.stdio,
 		RootFS:  runtime.RootFS{Lower: x.lower, Upper: x.upper, Work: work, Volatile: true},
 		Scratch: filepath.Join(x.dir, "root"), SeccompCache: filepath.Join(x.b.State, "seccomp"), DefaultSeccomp: x.op.Security != "insecure",
+		DieWithParent: true, // and with it what it was given to see
 	})
 	if err != nil {
 		return 0, nil, err

@@ -239,6 +239,24 @@ RUN --mount=type=secret,id=s --mount=type=ssh --mount=type=cache,target=/c,shari
 			t.Errorf("the secret lies in %v", found)
 		}
 	}
+	// The step dies with its builder, and with it what it was given to see.
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		var procs []byte
+		lists, err := filepath.Glob("/sys/fs/cgroup/*/conex/build-" + id + "/cgroup.procs")
+		for _, l := range append(lists, "/sys/fs/cgroup/conex/build-"+id+"/cgroup.procs") {
+			data, err := os.ReadFile(l)
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				t.Fatal(err)
+			}
+			procs = append(procs, data...)
+		}
+		if err == nil && len(procs) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("processes of the step: %s %v", procs, err)
+		}
+	}
 	if err := e.root.Sweep(); err != nil {
 		t.Fatal(err)
 	}

@@ -39,7 +39,7 @@ var namespaceFlags = map[specs.LinuxNamespaceType]int{
 // box is a container of the built-in runtime.
 //
 // Create starts its thread and returns when the network namespace exists. The thread goes on with the mounts; Start waits
-// for it and lets it fork. The thread ends after that, or when Delete closes quit.
+// for it and lets it fork. The thread ends after that (with DieWithParent when the process has), or when Delete closes quit.
 type box struct {
 	cfg *Config
 	cg  cgroup.Manager
@@ -228,7 +228,14 @@ func (b *box) thread() {
 	case <-b.quit:
 	case reply := <-b.start:
 		p, err := b.fork(r)
+		r.close()
 		reply <- result{p, err}
+		if err == nil && b.cfg.DieWithParent { // whose death signal comes when this thread ends (prctl(2))
+			select {
+			case <-p.done:
+			case <-b.quit:
+			}
+		}
 	}
 }
 

@@ -31,6 +31,8 @@ type launch struct {
 	stdio   [3]*os.File
 	console *console
 	filter  seccompFilter
+	// dies says that the process dies with the thread that makes it.
+	dies bool
 }
 
 // fork makes the container's first process. It runs on the container's thread, which it leaves inside the new root.
@@ -44,6 +46,7 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	l := &launch{
 		process: cfg.Spec.Process, user: r.user, named: cfg.User != "" || len(cfg.GroupAdd) > 0,
 		path: r.path, env: r.env, stdio: cfg.Stdio, console: r.console,
+		dies: cfg.DieWithParent,
 	}
 	if l.filter, err = filter(cfg.Spec, cfg.DefaultSeccomp, cfg.SeccompCache); err != nil {
 		return nil, err
@@ -268,6 +271,9 @@ func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 	if p.NoNewPrivileges {
 		prog.Call("no new privileges", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 		l.seccomp(prog)
+	}
+	if l.dies { // only now: a change of ids takes it away
+		prog.Call("die with the parent", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL), 0, 0, 0)
 	}
 	prog.Exec(l.path, p.Args, l.env)
 	return nil

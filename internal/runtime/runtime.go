@@ -83,6 +83,8 @@ type Config struct {
 	SeccompCache string
 	// DefaultSeccomp asks for the default profile (moby's) for the process's bounding capabilities, when Spec.Linux.Seccomp is nil.
 	DefaultSeccomp bool
+	// DieWithParent kills the container's first process, and all others with it, when this process dies, however it dies.
+	DieWithParent bool
 	// Init runs a minimal init as pid 1 that reaps and forwards signals (--init).
 	Init bool
 }
