@@ -450,6 +450,28 @@ func TestBuildsShare(t *testing.T) {
 	w.wantNoBuildTraces("after the killed build")
 }
 
+// A build that may run one command at a time waits for another build's step and for a cache mount, and goes on with what waits for nothing.
+func TestBuildWaitsWithoutSlot(t *testing.T) {
+	w := newWorld(t)
+	w.conex("pull", "-q", "busybox")
+	const locked = "--mount=type=cache,id=held,target=/held,sharing=locked "
+	same := "FROM busybox AS same\nRUN " + meet + locked + "touch /meet/first; " + wait("go") + "; echo > /same\n"
+	first := w.startBuild(w.write("first/Dockerfile", same))
+	w.eventually(30*time.Second, "the first build at its step", func() bool { return w.met("first") })
+	w.env = append(w.env, "CONEX_BUILD_PARALLELISM=1")
+	second := w.startBuild(w.write("second/Dockerfile", same+
+		"FROM busybox AS cache\nRUN "+locked+"echo > /cache\n"+
+		"FROM busybox AS free\nRUN "+meet+"touch /meet/free; echo > /free\n"+
+		"FROM scratch\nCOPY --from=same /same /\nCOPY --from=cache /cache /\nCOPY --from=free /free /\n"))
+	w.eventually(30*time.Second, "the second build to wait twice and to go on all the same", func() bool {
+		out := second.String()
+		return strings.Contains(out, "waiting for another build") && strings.Contains(out, "waiting for a cache mount") && w.met("free")
+	})
+	w.put("go")
+	first.ok()
+	second.ok()
+}
+
 // Eight builders at once, of which some share steps, beside those who prune and remove whatever they can: no build notices.
 func TestBuildsBesidePrune(t *testing.T) {
 	w := newWorld(t)
