@@ -121,6 +121,26 @@ func TestCheckIgnored(t *testing.T) {
 	}
 }
 
+// TestMissing has what an error says of a source that is not there.
+func TestMissing(t *testing.T) {
+	e := newEnv(t)
+	e.write("src/app.js", "x")
+	e.write("secret.key", "x")
+	e.write(".dockerignore", "*.key\n")
+	for source, want := range map[string]string{
+		"srcc": `"/srcc": not found (did you mean "/src"?)`, "src/app.jss": `(did you mean "/src/app.js"?)`, "Src/app.js": `(did you mean "/src/app.js"?)`,
+		"secret.key": `"/secret.key": not found: "*.key" in the ignore file keeps it out`, "something/else": `"/something/else": not found`,
+	} {
+		_, err := e.build("FROM scratch\nCOPY " + source + " /\n")
+		if !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", source, err, want)
+		}
+	}
+	if _, err := e.build("FROM scratch AS a\nCOPY src /src\nFROM scratch\nCOPY --from=a /src/ap.js /\n"); err == nil || !strings.Contains(err.Error(), `did you mean "/src/app.js"?`) {
+		t.Errorf("of a stage: %v", err)
+	}
+}
+
 func TestOutline(t *testing.T) {
 	b := planOnly(t, &ocispec.ImageConfig{})
 	const file = `ARG inherited=box

@@ -88,7 +88,7 @@ func (v *view) selection(ctx context.Context, patterns []string, opt selectOptio
 		for _, one := range paths {
 			s, err := w.source(one)
 			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, errIgnored) {
-				return nil, fmt.Errorf("%q: %w", "/"+one, ErrNotFound)
+				return nil, v.missing(one, err)
 			}
 			if err != nil {
 				return nil, err

@@ -40,7 +40,7 @@ func (c *Checks) From(st *Stage, global Env, declared []string, platform string)
 			if slices.Contains(declared, name) {
 				continue
 			}
-			near := nearest(name, append(slices.Clone(declared), global.Keys()...))
+			near := Nearest(name, append(slices.Clone(declared), global.Keys()...))
 			mend := "write ARG " + name + "=... before the first FROM"
 			if l := c.f.declaredInStage(name); l > 0 {
 				mend = "move ARG " + name + " of line " + strconv.Itoa(l) + " before the first FROM: FROM sees only the arguments there"
@@ -109,7 +109,7 @@ func (s *StageChecks) Unset(st Step, unset, declared []string, env Env) {
 		if slices.Contains(declared, name) || name == "BUILDKIT_SBOM_SCAN_CONTEXT" || name == "BUILDKIT_SBOM_SCAN_STAGE" {
 			continue
 		}
-		near := nearest(name, env.Keys())
+		near := Nearest(name, env.Keys())
 		var mend string
 		switch {
 		case c.f.isGlobal(name) || predefined(name):
@@ -271,8 +271,8 @@ func predefined(name string) bool {
 	return false
 }
 
-// nearest is the name that was probably meant, "" if none is near.
-func nearest(name string, names []string) string {
+// Nearest is the name that was probably meant, "" if none is near.
+func Nearest(name string, names []string) string {
 	if len(name) > 64 || len(names) > 500 {
 		return ""
 	}
@@ -283,7 +283,7 @@ func nearest(name string, names []string) string {
 
 // DidYouMean is " (did you mean X?)" for the name that was probably meant, "" if none is near.
 func DidYouMean(name string, names []string) string {
-	if near := nearest(name, names); near != "" {
+	if near := Nearest(name, names); near != "" {
 		return " (did you mean " + near + "?)"
 	}
 	return ""
