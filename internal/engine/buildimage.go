@@ -199,7 +199,8 @@ func (p *packer) measure(ctx context.Context, id ocispec.Digest, progress func(c
 func (o *buildOutput) image(ctx context.Context, x *build.Export, out *BuildOutput) error {
 	p := o.packer(x, out)
 	var manifest ocispec.Digest
-	if out.Packed || len(out.Annotations) > 0 {
+	var desc *ocispec.Descriptor
+	if out.Packed || len(out.Annotations) > 0 || out.Canonical || out.Dangling != "" {
 		err := x.Step("exporting manifest", func(progress func(current, total int64)) (string, error) {
 			forms, err := p.forms(ctx, progress)
 			if err != nil {
@@ -215,8 +216,7 @@ func (o *buildOutput) image(ctx context.Context, x *build.Export, out *BuildOutp
 			if _, err := o.e.Blobs().PutBytes(raw); err != nil {
 				return "", err
 			}
-			manifest = d.Digest
-			o.report(x, out, &d)
+			manifest, desc = d.Digest, &d
 			return string(d.Digest), nil
 		})
 		if err != nil {
@@ -228,7 +228,7 @@ func (o *buildOutput) image(ctx context.Context, x *build.Export, out *BuildOutp
 			return err
 		}
 	}
-	o.report(x, out, nil)
+	o.report(x, out, desc)
 	if !out.Push {
 		return nil
 	}
