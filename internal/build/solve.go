@@ -309,7 +309,7 @@ func (s *solver) cached(n *node, base result, rec Record, how string) result {
 	n.vertex.origin = s.origin(how, rec)
 	text := ""
 	if n.imported != "" {
-		text = "from " + n.imported
+		text = "imported from " + n.imported
 	}
 	n.vertex.end(Cached, text, nil)
 	return onto(base, rec)

@@ -87,7 +87,7 @@ func (d *plainDisplay) event(ev build.Event) {
 			}
 		}
 		d.why(ev, s)
-		if ev.Text != "" {
+		if ev.Text != "" && (ev.Kind != build.Cached || !s.explained) { // the origin says it
 			fmt.Fprintf(d.out, "#%d %s\n", ev.Vertex, clean(ev.Text))
 		}
 		switch ev.Kind {
