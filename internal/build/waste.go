@@ -212,6 +212,9 @@ func (p *planner) redone(ctx context.Context, n *node, c *copier, s, target *sta
 
 // gitIgnored is what .gitignore leaves out and .dockerignore does not, but for what known has.
 func gitIgnored(c *copier, known []wasted) []wasted {
+	if c.from == nil || c.from.root == nil {
+		return nil // what was copied is in no folder: a repository, a download
+	}
 	raw, err := safepath.ReadFile(c.from.root, ".gitignore", 1<<20)
 	if err != nil {
 		return nil
