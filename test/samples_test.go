@@ -164,15 +164,33 @@ func TestSampleHello(t *testing.T) {
 func TestSampleNode(t *testing.T) {
 	w := hostWorld(t)
 	dir := w.copyTree("../samples/node", "node")
-	w.build("-t", "sample-node", dir)
+	token := w.secret("token")
+	npmrc := w.write("npmrc/.npmrc", "//npm.example.com/:_authToken="+token.value+"\n") + "/.npmrc"
+	w.build("-t", "sample-node", "--secret", "id=npmrc,src="+npmrc, dir)
 	if !w.asked("/v2/library/node/manifests/22") {
 		t.Error("the base image did not come from the mirror of docker.io")
 	}
 	wantSteps(t, "second build", w.build("-t", "sample-node", dir))
+	wantSteps(t, "tests", w.build("--target", "test", dir), "COPY . .", "RUN node --test")
+	w.change(filepath.Join(dir, "server.test.js"), "\n// changed\n")
+	wantSteps(t, "changed test", w.build("-t", "sample-node", dir))
+	wantSteps(t, "changed test, tests", w.build("--target", "test", dir), "COPY . .", "RUN node --test")
 	w.change(filepath.Join(dir, "server.js"), "\n// changed\n")
-	wantSteps(t, "changed source", w.build("-t", "sample-node", dir), "COPY . .")
+	wantSteps(t, "changed source", w.build("-t", "sample-node", dir), "COPY --exclude=*.test.js . .")
 	w.change(filepath.Join(dir, "README.md"), "\nchanged\n") // .dockerignore has it
 	wantSteps(t, "changed ignored file", w.build("-t", "sample-node", dir))
+
+	// Installed again, and without a network: everything comes from the cache mount.
+	w.change(filepath.Join(dir, "package.json"), "\n")
+	steps := w.build("-t", "sample-node", "--network", "none", "--secret", "id=npmrc,src="+npmrc, dir)
+	ran := false
+	for step, cached := range steps {
+		ran = ran || strings.Contains(step, "npm ci") && !cached
+	}
+	if !ran {
+		t.Errorf("npm ci did not run again: %v", steps)
+	}
+	w.wantNoTrace(token, "npm ci --omit=dev")
 
 	w.conex("run", "-d", "--name", "node", "-p", "127.0.0.1::3000", "sample-node")
 	got := w.getJSON("http://" + w.published("node") + "/")
@@ -193,6 +211,12 @@ func TestSampleFlask(t *testing.T) {
 	wantSteps(t, "second build", w.build("-t", "sample-flask", dir))
 	w.change(filepath.Join(dir, "app.py"), "\n# changed\n")
 	wantSteps(t, "changed source", w.build("-t", "sample-flask", dir), "COPY --chmod=0644 app.py .")
+	token := w.secret("token")
+	tests := w.try("build", "--progress", "plain", "--target", "test", "--secret", "id=token,src="+token.file, dir)
+	if tests.code != 0 || !strings.Contains(tests.stderr, "test_token") || strings.Contains(tests.stderr, "skipped") {
+		t.Errorf("tests: exit code %d\n%s", tests.code, tests.stderr)
+	}
+	w.wantNoTrace(token, "test_token")
 
 	w.conex("run", "-d", "--name", "flask", "-p", "8000:8000", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL",
 		"--security-opt", "no-new-privileges", "--pids-limit", "64", "--memory", "256m", "sample-flask")
@@ -216,7 +240,17 @@ func TestSampleMinimal(t *testing.T) {
 	w.build("-t", "sample-minimal", dir)
 	wantSteps(t, "second build", w.build("-t", "sample-minimal", dir))
 	w.change(filepath.Join(dir, "main.go"), "\n// changed\n")
-	wantSteps(t, "changed source", w.build("-t", "sample-minimal", dir), "COPY *.go", "RUN CGO_ENABLED=0 go build -trimpath -ldflags", "COPY --from=build")
+	password := w.secret("netrc")
+	r := w.try("build", "--progress", "plain", "-t", "sample-minimal", "--secret", "id=netrc,src="+password.file, dir)
+	wantSteps(t, "changed source", parsePlain(r.stderr), "COPY --exclude=*_test.go . .", "RUN --mount=type=cache,target=/root/.cache/go-build", "COPY --from=build")
+	// The compiler names what it compiles: the program alone, the standard library comes from the cache mount.
+	if !strings.Contains(r.stderr, " example.com/minimal\n") || strings.Contains(r.stderr, " net/http\n") {
+		t.Errorf("the second build compiled something else:\n%s", r.stderr)
+	}
+	if r := w.try("build", "--progress", "plain", "--target", "test", dir); r.code != 0 || !strings.Contains(r.stderr, "ok") {
+		t.Errorf("tests: exit code %d\n%s", r.code, r.stderr)
+	}
+	w.wantNoTrace(password, "example.com/minimal")
 
 	var size int64
 	if err := json.Unmarshal([]byte(w.conex("image", "inspect", "-f", "{{.Size}}", "sample-minimal")), &size); err != nil {
