@@ -24,7 +24,7 @@ const (
 )
 
 // version is part of every key: a conex that would give another result for the same op counts it up.
-const version = "3"
+const version = "4"
 
 // Record is what the cache keeps of one step, in buildcache/{def,content}/<aa>/<key>. Its modification time is its last use.
 type Record struct {

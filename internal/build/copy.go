@@ -378,7 +378,7 @@ func (c *copier) dirMode() int64 {
 
 // place finds where a file called name goes: the destination itself, or into it when it is or shall be a folder. It makes the folder.
 func (c *copier) place(name string, several bool, when time.Time) (string, error) {
-	at, err := c.t.resolve(c.op.Dest, true)
+	at, err := c.t.resolve(c.op.Dest, true) // a link that the destination itself names is followed
 	if err != nil {
 		return "", err
 	}
@@ -391,7 +391,7 @@ func (c *copier) place(name string, several bool, when time.Time) (string, error
 		if err := c.t.mkdirAll(at, c.dirOwner(), c.dirMode(), when); err != nil {
 			return "", err
 		}
-		return c.t.resolve(join(at, name), true)
+		return join(at, name), nil // a link of that name is replaced
 	case several:
 		return "", fmt.Errorf("with more than one source the destination must be a folder: end %q with a /", c.op.Dest)
 	}

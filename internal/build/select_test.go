@@ -90,3 +90,37 @@ func TestNoCacheFilter(t *testing.T) {
 	e.must(file, func(r *Request) { r.NoCacheFilter = []string{"two"} })
 	e.ran("COPY a /2")
 }
+
+// Which links a selection follows, and which a copy replaces, as tried with BuildKit 0.34.2.
+func TestLinksOfCopy(t *testing.T) {
+	e := newEnv(t)
+	e.write("d/x", "X")
+	e.write("e/x", "E")
+	e.write("ld", "->d")
+	e.write("lx", "->d/x")
+	for file, want := range map[string]map[string]string{
+		// Before the first wildcard they are followed, behind it only the last.
+		"COPY ld/* /o/": {"o": "755 0:0", "o/x": "644 0:0 X"},
+		"COPY */x /o/":  {"o": "755 0:0", "o/x": "644 0:0 E"},
+		"COPY l* /o/":   {"o": "755 0:0", "o/x": "644 0:0 X", "o/lx": "644 0:0 X"},
+		// --parents follows none.
+		"COPY --parents lx ld /o/":    {"o": "755 0:0", "o/lx": "-> d/x", "o/ld": "-> d"},
+		"COPY --parents l*/x e/x /o/": {"o": "755 0:0", "o/e": "755 0:0", "o/e/x": "644 0:0 E"},
+		// One in a folder is replaced, one that the destination names is written through.
+		"COPY l* /o/\nCOPY --parents lx /o/\nCOPY <<lx /o/\nnew\nlx": {"o": "755 0:0", "o/x": "644 0:0 X", "o/lx": "644 0:0 new\n"},
+		"COPY d /o/\nCOPY --parents lx /\nCOPY e/x /lx":              {"o": "755 0:0", "o/x": "644 0:0 X", "lx": "-> d/x", "d": "755 0:0", "d/x": "644 0:0 E"},
+	} {
+		img, err := e.build("FROM scratch\n" + file + "\n")
+		if err != nil {
+			t.Errorf("%s: %v", file, err)
+			continue
+		}
+		t.Log(file)
+		e.wantTree(img, want)
+	}
+	e.refused("FROM scratch\nCOPY no/*/x /o/", `"/no": not found`)
+	e.refused("FROM scratch\nCOPY d/x/* /o/", `"/d/x": not found`)
+	e.refused("FROM scratch\nCOPY --parents ld/x /o/", `"/ld/x": not found`)
+	e.must("FROM scratch\nCOPY --parents no/*/x /o/")
+	e.must("FROM scratch\nCOPY no* /o/")
+}

@@ -86,8 +86,8 @@ func (v *view) selection(ctx context.Context, patterns []string, opt selectOptio
 			}
 		}
 		for _, one := range paths {
-			s, err := w.source(one)
-			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, errIgnored) {
+			s, err := w.source(one, !opt.parents)
+			if notThere(err) || errors.Is(err, errIgnored) {
 				return nil, v.missing(one, err)
 			}
 			if err != nil {
@@ -154,122 +154,27 @@ func hasWildcard(p string) bool { return strings.ContainsAny(p, `*?[\`) }
 
 var errIgnored = errors.New("ignored")
 
-// glob lists the paths that match a pattern, in byte order. With deep, as --parents has it, "**" stands for any number of folders.
-func (w *walker) glob(pattern string, deep bool) ([]string, error) {
-	found := []string{""}
-	for _, part := range strings.Split(pattern, "/") {
-		if _, err := path.Match(part, ""); err != nil {
-			return nil, fmt.Errorf("pattern %q: %w", pattern, err)
-		}
-		var next []string
-		for _, dir := range found {
-			switch {
-			case deep && part == "**":
-				below, err := w.folders(dir)
-				if err != nil {
-					return nil, err
-				}
-				next = append(append(next, dir), below...)
-				continue
-			case !hasWildcard(part):
-				next = append(next, path.Join(dir, part))
-				continue
-			}
-			names, err := w.names(dir)
-			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			for _, n := range names {
-				if ok, _ := path.Match(part, n); ok {
-					next = append(next, path.Join(dir, n))
-				}
-			}
-		}
-		found = next
-	}
-	slices.Sort(found)
-	found = slices.Compact(found)
-	// What a literal part after a wildcard leads to may not exist; what is ignored does not count. A link that leads nowhere was
-	// meant, though: leaving it out in silence would hide that.
-	return slices.DeleteFunc(found, func(p string) bool {
-		_, err := w.source1(p)
-		return err != nil && !(errors.Is(err, fs.ErrNotExist) && w.isLink(p))
-	}), nil
+// notThere reports whether an error says that there is nothing at a path, or a link where none is followed.
+func notThere(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, errLink)
 }
 
-// folders lists the folders below dir, links not followed.
-func (w *walker) folders(dir string) ([]string, error) {
-	if err := w.ctx.Err(); err != nil {
-		return nil, err
-	}
-	names, err := w.names(dir)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var out []string
-	for _, n := range names {
-		p := join(dir, n)
-		f, err := safepath.Open(w.v.root, p, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-		if err != nil {
-			continue // no folder, or gone
-		}
-		f.Close()
-		below, err := w.folders(p)
-		if err != nil {
-			return nil, err
-		}
-		out = append(append(out, p), below...)
-	}
-	return out, nil
-}
+var errLink = errors.New("a link, which is not followed")
 
-// isLink reports whether p, which is not ignored, is a symbolic link.
-func (w *walker) isLink(p string) bool {
-	if w.v.root == nil {
-		return false
-	}
-	f, err := safepath.Open(w.v.root, p, unix.O_PATH|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFLNK {
-		return false
-	}
-	if w.ignore == nil {
-		return true
-	}
-	ignored, err := w.ignore.MatchesOrParentMatches(p)
-	return err == nil && !ignored
-}
-
-func (w *walker) names(dir string) ([]string, error) {
-	if w.v.root == nil {
-		return nil, fs.ErrNotExist
-	}
-	f, err := safepath.Open(w.v.root, dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	slices.Sort(names)
-	return names, err
-}
-
-// source1 resolves one path to its first item. The last link is followed, as Docker does for a source that is named.
-func (w *walker) source1(p string) (item, error) {
+// source1 resolves one path to its first item. Links are followed, the last too, as Docker does for a source that is named; without
+// follow, as --parents has it, one on the way is an error and the last is the item itself.
+func (w *walker) source1(p string, follow bool) (item, error) {
 	if w.v.root == nil {
 		return item{}, fs.ErrNotExist
 	}
-	f, err := safepath.Open(w.v.root, p, unix.O_PATH, 0)
+	open, flags := safepath.Open, unix.O_PATH
+	if !follow {
+		open, flags = safepath.OpenNoLinks, unix.O_PATH|unix.O_NOFOLLOW
+	}
+	f, err := open(w.v.root, p, flags, 0)
+	if !follow && errors.Is(err, unix.ELOOP) {
+		err = errLink
+	}
 	if err != nil {
 		return item{}, err
 	}
@@ -285,7 +190,12 @@ func (w *walker) source1(p string) (item, error) {
 	}
 	it.st = statOf(&st)
 	it.known, _ = w.v.stats.seen(real, &it.st)
-	if it.xattrs, err = xattrs(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), true); err != nil {
+	if it.kind() == unix.S_IFLNK {
+		at := f.Name()
+		if it.link, err = readlinkAt(f); err != nil {
+			return item{}, &fs.PathError{Op: "readlink", Path: at, Err: err}
+		}
+	} else if it.xattrs, err = xattrs(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), true); err != nil {
 		return item{}, err
 	}
 	if real == "" || w.ignore == nil {
@@ -296,6 +206,13 @@ func (w *walker) source1(p string) (item, error) {
 		err = errIgnored
 	}
 	return it, err
+}
+
+// readlinkAt reads the link that f is a handle of.
+func readlinkAt(f *os.File) (string, error) {
+	var buf [unix.PathMax]byte
+	n, err := unix.Readlinkat(int(f.Fd()), "", buf[:])
+	return string(buf[:max(n, 0)]), err
 }
 
 // realPath says where in the view the handle f lies.
@@ -316,8 +233,8 @@ func (v *view) realPath(f *os.File) (string, error) {
 }
 
 // source walks what a path leads to.
-func (w *walker) source(p string) (source, error) {
-	top, err := w.source1(p)
+func (w *walker) source(p string, follow bool) (source, error) {
+	top, err := w.source1(p, follow)
 	if err != nil {
 		return source{}, err
 	}
