@@ -122,7 +122,7 @@ func (o *outputFlags) request(a *app, req *engine.BuildRequest) error {
 		if dest == "-" {
 			return write(a.out)
 		}
-		return a.output(dest, write)
+		return a.outputAs(dest, 0o666, write)
 	}
 	if v := os.Getenv("SOURCE_DATE_EPOCH"); v != "" {
 		if _, ok := req.BuildArgs["SOURCE_DATE_EPOCH"]; !ok {
@@ -161,7 +161,7 @@ func (o *outputFlags) end(a *app, req *engine.BuildRequest, res engine.BuildResu
 		if err != nil {
 			return err
 		}
-		if err := a.output(o.metadata, func(w io.Writer) error { _, err := w.Write(raw); return err }); err != nil {
+		if err := a.outputAs(o.metadata, 0o666, func(w io.Writer) error { _, err := w.Write(raw); return err }); err != nil {
 			return fmt.Errorf("write metadata file: %w", err)
 		}
 	}

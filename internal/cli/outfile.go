@@ -13,7 +13,10 @@ import (
 
 // output gives fn standard output or, with a path, a new file that takes the place of what is at path only when fn has succeeded. A
 // device or pipe is written to directly. Killed half-way it leaves nothing.
-func (a *app) output(path string, fn func(io.Writer) error) error {
+func (a *app) output(path string, fn func(io.Writer) error) error { return a.outputAs(path, 0o600, fn) }
+
+// outputAs is output for a file of a mode, less the umask.
+func (a *app) outputAs(path string, mode os.FileMode, fn func(io.Writer) error) error {
 	if path == "" {
 		return fn(a.out)
 	}
@@ -42,7 +45,7 @@ func (a *app) output(path string, fn func(io.Writer) error) error {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	// A file without a name: the kernel drops it with this process.
-	f, err := os.OpenFile(dir, unix.O_TMPFILE|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(dir, unix.O_TMPFILE|os.O_WRONLY, mode)
 	named := err != nil
 	if named { // not every file system has them
 		if f, err = os.CreateTemp(dir, ".tmp-"+filepath.Base(path)+".*"); err != nil {
