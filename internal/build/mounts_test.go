@@ -2,6 +2,8 @@ package build
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -106,6 +108,40 @@ func TestSecretStaysOut(t *testing.T) {
 		r.Secrets = map[string]Secret{"v": {File: secret}}
 	}); err == nil || strings.Contains(err.Error(), "h1dden") {
 		t.Errorf("a secret with a NUL byte as a variable: %v", err)
+	}
+	e.clean()
+}
+
+// A build that is given up leaves nothing of a step's mounts, and the next one has its caches.
+func TestCanceledMounts(t *testing.T) {
+	e := newEnv(t)
+	e.busybox()
+	key, _ := keyFile(t)
+	t.Setenv("CONEX_TEST_SECRET", "h1dden")
+	with := func(r *Request) {
+		r.Secrets = map[string]Secret{"s": {Env: "CONEX_TEST_SECRET"}}
+		r.Agents = map[string]Agent{"default": {Paths: []string{key}}}
+	}
+	const mounts = "--mount=type=secret,id=s --mount=type=ssh --mount=type=cache,target=/c,sharing=private --mount=type=cache,target=/l,sharing=locked --mount=from=busybox,target=/b,rw"
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	e.write("Dockerfile", "FROM busybox\nRUN "+mounts+" touch /c/kept; echo up; exec sleep 600\n")
+	req := Request{Context: e.ctx, Display: func(ev Event) {
+		if ev.Kind == Output && ev.Text == "up\n" {
+			cancel()
+		}
+	}}
+	with(&req)
+	if _, err := e.request(ctx, req); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	e.clean()
+	if found := holds(t, e.root.Path(), "h1dden"); len(found) > 0 {
+		t.Errorf("the secret lies in %v", found)
+	}
+	img := e.must("FROM busybox\nRUN "+mounts+" ls /c > /list\n", with)
+	if got := e.tree(img)["list"]; got != "644 0:0 kept\n" {
+		t.Errorf("the cache held %q", got)
 	}
 	e.clean()
 }

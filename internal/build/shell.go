@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 
+	"conex/internal/layers"
 	"conex/internal/linux/mount"
 	"conex/internal/linux/tty"
 	"conex/internal/safepath"
@@ -296,21 +297,21 @@ func (x *execution) recall(req *ShellRequest) error {
 	if req.Before || !s.HasResult() {
 		at = h.Below
 	}
-	layers, err := at(req.Build, s)
+	ids, err := at(req.Build, s)
 	if err != nil {
 		return err
 	}
-	x.in = []result{{layers: layers}}
+	x.in = []result{{layers: ids}}
 	if s.Kind == kindRun {
 		if err := json.Unmarshal(s.Op, &x.op); err != nil {
 			return fmt.Errorf("build %s: %s: %w", req.Build.ID, s.Name, err)
 		}
 		for i := range s.Inputs[min(1, len(s.Inputs)):] {
-			layers, err := h.Input(req.Build, &s.Inputs[i+1])
+			ids, err := h.Input(req.Build, &s.Inputs[i+1])
 			if err != nil {
 				return err
 			}
-			x.in = append(x.in, result{layers: layers})
+			x.in = append(x.in, result{layers: ids})
 		}
 		for _, m := range x.op.Mounts {
 			if m.Input >= len(x.in) {
@@ -333,6 +334,9 @@ func (x *execution) recall(req *ShellRequest) error {
 		if err == nil {
 			err = x.claim(in)
 		}
+		if err != nil {
+			return fmt.Errorf("build %s: %s: %w", req.Build.ID, firstLine(s.Name), err)
+		}
 	}
 	return err
 }
@@ -343,8 +347,12 @@ func (x *execution) claim(r result) error {
 		return err
 	}
 	for _, d := range r.layers {
-		if _, err := x.b.Layers.Stat(d); err != nil {
-			return fmt.Errorf("%w: build it again, the cache has given the step's layers up", err)
+		_, err := x.b.Layers.Stat(d)
+		if errors.Is(err, layers.ErrNotFound) {
+			return fmt.Errorf("%w: the cache has given the step's layers up: build it again", ErrNoBuild)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil

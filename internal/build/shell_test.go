@@ -68,6 +68,11 @@ func TestDebug(t *testing.T) {
 	if _, err := e.build(file, decide(Stop)); !errors.As(err, &se) || se.Line != 2 {
 		t.Errorf("stopped: %v", err)
 	}
+	// Of two that fail at the same time one is asked about; the end of the build is the other's too.
+	both := "FROM busybox AS a\nRUN false\nFROM busybox AS b\nRUN false\nFROM scratch\nCOPY --from=a /etc /a\nCOPY --from=b /etc /b\n"
+	if _, err := e.build(both, decide(Stop)); err == nil || len(asked) != 1 {
+		t.Errorf("two failures: asked %d times, %v", len(asked), err)
+	}
 	// What fails otherwise is no matter for a shell.
 	if _, err := e.build("FROM busybox\nCOPY none /\n", decide(Retry)); err == nil || len(asked) > 0 {
 		t.Errorf("a COPY that fails: asked %v, %v", asked, err)
