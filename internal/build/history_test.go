@@ -1,6 +1,7 @@
 package build
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -251,5 +252,66 @@ func TestHistoryHidesSecrets(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// A build that the user ends is recorded as that, and the next one knows.
+func TestHistoryOfCanceled(t *testing.T) {
+	e := newEnv(t)
+	e.busybox()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	e.write("Dockerfile", "FROM busybox\nRUN echo done > /done\nRUN echo now; sleep 60\n")
+	_, err := e.request(ctx, Request{Context: e.ctx, Display: func(ev Event) {
+		if ev.Kind == Output && ev.Text == "now\n" {
+			cancel()
+		}
+	}})
+	if !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	r := e.latest()
+	if r.Outcome != OutcomeCanceled || e.step(r, "2").Outcome != OutcomeDone || e.step(r, "3").Outcome != OutcomeCanceled || e.step(r, "3").Took <= 0 {
+		t.Errorf("%s: %+v", r.Outcome, r.Steps)
+	}
+	if _, err := OpenHistory(e.root).Layers(r, e.step(r, "3")); err == nil {
+		t.Error("a canceled step has layers")
+	}
+	e.write("Dockerfile", "FROM busybox\nRUN echo done > /done\nRUN echo now; true\n")
+	if _, err := e.request(t.Context(), Request{Context: e.ctx}); err != nil {
+		t.Fatal(err)
+	}
+	if got := e.why("2"); got != OriginDefinition {
+		t.Errorf("the finished step: %q", got)
+	}
+}
+
+// Two builds of one Dockerfile at a time: what one made serves the other, which says so.
+func TestHistoryOfTwo(t *testing.T) {
+	e := newEnv(t)
+	e.busybox()
+	e.write("Dockerfile", "FROM busybox\nRUN sleep 1; date +%N > /made\n")
+	errs := make(chan error)
+	for range 2 {
+		go func() {
+			_, err := e.b.Build(t.Context(), Request{Context: e.ctx})
+			errs <- err
+		}()
+	}
+	for range 2 {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+	list, err := OpenHistory(e.root).List()
+	if err != nil || len(list) < 2 {
+		t.Fatal(len(list), err)
+	}
+	a, b := e.step(list[0], "RUN"), e.step(list[1], "RUN")
+	if a.Outcome == OutcomeDone {
+		a, b = b, a
+	}
+	if a.Origin == nil || a.Origin.Kind != OriginConcurrent || b.Outcome != OutcomeDone || a.Layer != b.Layer {
+		t.Errorf("%+v\n%+v", a, b)
 	}
 }
