@@ -235,11 +235,13 @@ func TestHostilePlans(t *testing.T) {
 		return s.String()
 	}
 	for name, c := range map[string]struct{ file, want string }{
-		"labels of megabytes":  {"FROM scratch\nENV a=" + strings.Repeat("a", 60000) + "\n" + many(2000, "LABEL l%d=$a$a$a$a\n"), "the image's config would have more than"},
-		"ports without end":    {"FROM scratch\n" + many(5000, "EXPOSE 1-65535 %d\n"), "the image's config would have more than"},
-		"arguments":            {"ARG a=" + strings.Repeat("a", 60000) + "\n" + many(4000, "ARG b%d=$a$a$a$a\n") + "FROM scratch\n", "the image's config would have more than"},
-		"stages on each other": {"FROM scratch AS s0\n" + chain(990), ""},
-		"steps and variables":  {"FROM scratch\n" + many(4500, "ENV v%d="+strings.Repeat("$none", 20)+"\nRUN x\n"), ""},
+		"labels of megabytes":      {"FROM scratch\nENV a=" + strings.Repeat("a", 60000) + "\n" + many(2000, "LABEL l%d=$a$a$a$a\n"), "the image's config would have more than"},
+		"ports without end":        {"FROM scratch\n" + many(5000, "EXPOSE 1-65535 %d\n"), "the image's config would have more than"},
+		"arguments":                {"ARG a=" + strings.Repeat("a", 60000) + "\n" + many(4000, "ARG b%d=$a$a$a$a\n") + "FROM scratch\n", "the image's config would have more than"},
+		"triggers again and again": {"FROM scratch AS a\n" + many(5000, "ONBUILD LABEL l%d=1\n") + many(500, "FROM a AS s%d\n"), "more than 50000 steps"},
+		"heredocs that expand":     {"FROM scratch\nENV a=" + strings.Repeat("a", 50000) + "\n" + many(100, "COPY <<E /%d\n"+strings.Repeat("$a", 300)+"\nE\n"), "the variables of the file expand to more than"},
+		"stages on each other":     {"FROM scratch AS s0\n" + chain(990), ""},
+		"steps and variables":      {"FROM scratch\n" + many(2000, "ENV v%d="+strings.Repeat("$none", 20)+"\nRUN x\n"), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			res, err := b.Check(t.Context(), planRequest(c.file))

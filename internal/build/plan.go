@@ -42,6 +42,7 @@ type planner struct {
 
 	stages []*stage
 	nodes  []*node // all, in planning order
+	steps  int     // instructions planned
 	// contexts are --build-context's, by contextKey.
 	contexts map[string]*named
 	// trees are what COPY and bind mounts read, by the name of the context, "" for the main one.
@@ -354,6 +355,9 @@ func (p *planner) suggest(ref string, err error) error {
 
 var scratchResult = result{}
 
+// maxSteps bounds the instructions that are planned: many stages may stand on one with many triggers.
+const maxSteps = 50_000
+
 // plan plans a stage with all that it needs.
 func (p *planner) plan(ctx context.Context, s *stage) (err error) {
 	if s.planned {
@@ -400,6 +404,9 @@ func (p *planner) plan(ctx context.Context, s *stage) (err error) {
 	s.checks = p.checks.Stage(nil)
 	if s.parent != nil {
 		s.checks = p.checks.Stage(s.parent.checks)
+	}
+	if p.steps += len(steps) + len(s.cfg.image.Config.OnBuild); p.steps > maxSteps {
+		return p.file.Errorf(s.spec.Lines, "more than %d steps, with those that ONBUILD brings", maxSteps)
 	}
 	if on := s.cfg.image.Config.OnBuild; len(on) > 0 {
 		var extra []dockerfile.Step

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"unicode"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -37,6 +38,8 @@ type File struct {
 	// checks is the check directive, on line checksLine.
 	checks     string
 	checksLine int
+	// spent is what variables have expanded to so far.
+	spent atomic.Int64
 	// starts are the offsets of the lines and of the end.
 	startsOnce sync.Once
 	starts     []int
@@ -362,6 +365,7 @@ func (f *File) Word(word string, env Env) (string, error) {
 		out, _, err = shell.NewLex(f.escape).ProcessWord(word, env)
 		return err
 	})
+	f.spent.Add(int64(len(out)))
 	return out, err
 }
 
@@ -384,6 +388,7 @@ func (f *File) Text(text string, env Env) (string, error) {
 		out, _, err = lex.ProcessWord(text, env)
 		return err
 	})
+	f.spent.Add(int64(len(out)))
 	return out, err
 }
 
@@ -396,6 +401,9 @@ func (f *File) expand(word string, escape rune, quotes bool, env Env, limit int,
 	quick := indexed(word, env)
 	if err := bound(word, escape, quotes, quick, max(limit, 2*len(word))); err != nil {
 		return err
+	}
+	if f.spent.Load() > maxTotal {
+		return fmt.Errorf("the variables of the file expand to more than %d bytes", maxTotal)
 	}
 	if watched != nil {
 		w := &Watched{quick, watched.Unset}
@@ -426,5 +434,6 @@ func (f *File) Title(code string, env Env) string {
 	if err != nil {
 		return code
 	}
+	f.spent.Add(int64(len(out)))
 	return out
 }

@@ -27,6 +27,8 @@ const (
 	// maxWord and maxText bound what the variables in a word and in a heredoc expand to.
 	maxWord = 1 << 20
 	maxText = MaxSize
+	// maxTotal bounds what all words of a file expand to, each time that they are expanded.
+	maxTotal = 128 << 20
 	// maxDepth bounds how deep variables stand in each other, as in ${a:-${b:-c}}.
 	maxDepth = 64
 	// maxMatch bounds the product of a pattern's length and the value's that it is held against.
