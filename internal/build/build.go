@@ -142,7 +142,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	if err = errors.Join(err, p.ended(err)); err != nil {
 		return res, err
 	}
-	res.Cached, res.Made = s.ran == 0, s.made
+	res.Cached, res.Made = s.ran == 0 && !b.fetched.Load(), s.made
 	if s.ran > 0 && !req.Discard {
 		p.remarkWaste(ctx, target)
 	}

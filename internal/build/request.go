@@ -81,7 +81,7 @@ type Result struct {
 	ID ocispec.Digest
 	// Ref names the build in the history.
 	Ref string
-	// Cached says that no step ran.
+	// Cached says that no step ran, and nothing came from a remote.
 	Cached bool
 	// Made are the layers of the steps that ran.
 	Made []ocispec.Digest

@@ -77,6 +77,7 @@ func (v *view) selection(ctx context.Context, patterns []string, opt selectOptio
 		return nil, err
 	}
 	var out []source
+	count := 0
 	for _, p := range patterns {
 		clean := strings.TrimPrefix(path.Clean("/"+p), "/")
 		paths := []string{clean}
@@ -107,6 +108,9 @@ func (v *view) selection(ctx context.Context, patterns []string, opt selectOptio
 				}
 			}
 			out = append(out, s)
+			if count += len(s.items); count > layertar.MaxEntries {
+				return nil, fmt.Errorf("more than %d files and folders, which is all that a layer takes: exclude some in the ignore file", layertar.MaxEntries)
+			}
 		}
 	}
 	return out, nil
