@@ -275,7 +275,8 @@ func (x *execution) tree(ctx context.Context, m mountOp) (*os.File, error) {
 	return mount.Overlay(mount.OverlayOptions{Lower: lower, Upper: upper, Work: work, Volatile: true})
 }
 
-// findPoints notes where the container's mounts will lie, the image's links resolved.
+// findPoints notes where the container's mounts lie, the image's links resolved. Those of every container are on no links: the runtime
+// refuses that.
 func (x *execution) findPoints(list []specs.Mount) error {
 	lower, err := mount.Overlay(mount.OverlayOptions{Lower: x.lower})
 	if err != nil {
@@ -284,9 +285,11 @@ func (x *execution) findPoints(list []specs.Mount) error {
 	defer lower.Close()
 	t := &target{lower: lower}
 	for _, m := range list {
-		p, err := t.resolve(m.Destination, true)
-		if err != nil {
-			return fmt.Errorf("mount %s: %w", m.Destination, err)
+		p := strings.TrimPrefix(path.Clean(m.Destination), "/")
+		if first, _, _ := strings.Cut(p, "/"); first != "proc" && first != "sys" && first != "dev" {
+			if p, err = t.resolve(p, true); err != nil {
+				return fmt.Errorf("mount %s: %w", m.Destination, err)
+			}
 		}
 		x.points[p] = true
 	}

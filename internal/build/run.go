@@ -347,7 +347,7 @@ func (x *execution) command(ctx context.Context, cmd *command) (code int, gone f
 	if err := x.connect(ctx, c); err != nil {
 		return 0, nil, err
 	}
-	if code, err = x.wait(ctx, c, cmd); err != nil {
+	if code, err = x.wait(ctx, c, cmd, spec.Mounts); err != nil {
 		return 0, nil, err
 	}
 	undone.Forget()
@@ -370,8 +370,8 @@ func (x *execution) connect(ctx context.Context, c runtime.Container) error {
 	return x.writeHosts(ep.Gateway)
 }
 
-// wait starts the command and waits for its end; a cancelled ctx kills it.
-func (x *execution) wait(ctx context.Context, c runtime.Container, cmd *command) (int, error) {
+// wait starts the command and waits for its end; a cancelled ctx kills it. Where the mounts lie is found out meanwhile.
+func (x *execution) wait(ctx context.Context, c runtime.Container, cmd *command, list []specs.Mount) (int, error) {
 	proc, err := c.Start(ctx)
 	if err != nil {
 		return 0, err
@@ -393,10 +393,11 @@ func (x *execution) wait(ctx context.Context, c runtime.Container, cmd *command)
 		case <-ended:
 		}
 	}()
+	perr := x.findPoints(list)
 	status, err := proc.Wait()
 	close(ended)
 	<-quiet
-	if err != nil {
+	if err = errors.Join(err, perr); err != nil {
 		return 0, err
 	}
 	if cmd.ended != nil {
