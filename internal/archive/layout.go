@@ -17,6 +17,8 @@ import (
 
 	"conex/internal/blobs"
 	"conex/internal/ocispec"
+
+	"golang.org/x/sys/unix"
 )
 
 // Layout is an OCI image layout in a folder of the user's, to which images and caches are added. Blobs come before the index that names
@@ -140,6 +142,11 @@ func (l Layout) index() (ocispec.Index, error) {
 
 // add puts manifests into the index. Of names that are there already the new ones count.
 func (l Layout) add(list ...ocispec.Descriptor) error {
+	release, err := l.lock()
+	if err != nil {
+		return err
+	}
+	defer release()
 	idx, err := l.index()
 	if err != nil {
 		return err
@@ -169,6 +176,22 @@ func (l Layout) add(list ...ocispec.Descriptor) error {
 		}
 	}
 	return nil
+}
+
+// lock keeps others from changing the index. The folder itself is locked: no file of ours is left in it.
+func (l Layout) lock() (release func(), err error) {
+	if err := os.MkdirAll(l.dir, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", l.dir, err)
+	}
+	return func() { f.Close() }, nil
 }
 
 // Tag names a manifest that the layout has.

@@ -17,6 +17,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -153,7 +154,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (res Result, err error
 	if err = x.squash(ctx, req.Squash); err == nil && req.Export != nil {
 		err = req.Export(ctx, x)
 	}
-	res.ID = x.ID()
+	res.ID = cmp.Or(x.Made, x.ID())
 	return res, err
 }
 

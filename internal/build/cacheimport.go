@@ -42,10 +42,16 @@ type importer struct {
 	slots chan struct{}
 
 	mu      sync.Mutex
-	fetches map[ocispec.Digest]*fetch
+	fetches map[fetchKey]*fetch
 }
 
-// fetch is a layer on its way.
+// fetchKey is a layer of a source: another one may have it where the first has lied.
+type fetchKey struct {
+	source int
+	id     ocispec.Digest
+}
+
+// fetch is a layer on its way, or what became of it.
 type fetch struct {
 	done chan struct{}
 	err  error
@@ -56,7 +62,7 @@ func newImporter(b *Builder, req *Request, j *journal) *importer {
 	if len(req.CacheFrom) == 0 {
 		return nil
 	}
-	return &importer{sources: req.CacheFrom, journal: j, layers: b.Layers, slots: make(chan struct{}, maxFetches), fetches: map[ocispec.Digest]*fetch{}}
+	return &importer{sources: req.CacheFrom, journal: j, layers: b.Layers, slots: make(chan struct{}, maxFetches), fetches: map[fetchKey]*fetch{}}
 }
 
 // load reads all sources at once. One that can't be read is told of and not asked again: the build goes on without it, as in BuildKit.
@@ -142,10 +148,11 @@ func (i *importer) fetch(ctx context.Context, source int, id ocispec.Digest, v *
 		return err
 	}
 	i.mu.Lock()
-	f, other := i.fetches[id]
+	key := fetchKey{source, id}
+	f, other := i.fetches[key]
 	if !other {
 		f = &fetch{done: make(chan struct{})}
-		i.fetches[id] = f
+		i.fetches[key] = f
 	}
 	i.mu.Unlock()
 	if other {

@@ -99,6 +99,8 @@ type Export struct {
 	From image.Image
 	// Epoch is SOURCE_DATE_EPOCH; nil without one.
 	Epoch *time.Time
+	// Made is set by Request.Export where it made another image of this one, as Rewritten does.
+	Made ocispec.Digest
 
 	b       *Builder
 	cache   *cache

@@ -84,9 +84,6 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 	if e.rootFull(err) && req.Context != "-" && req.Dockerfile != "-" && e.makeRoom(ctx, begun) {
 		res.Result, err = b.Build(ctx, req.Request) // the steps that were done are cached
 	}
-	if out.id != "" {
-		res.ID = out.id
-	}
 	var wrote int64
 	if err != nil || !res.Cached {
 		// What cache mounts have grown by shows in the free space alone.

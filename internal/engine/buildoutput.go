@@ -13,7 +13,6 @@ import (
 	"conex/internal/collect"
 	"conex/internal/image"
 	"conex/internal/layers"
-	"conex/internal/ocispec"
 	"conex/internal/registry"
 )
 
@@ -29,7 +28,6 @@ type buildOutput struct {
 	file    func(dest string, write func(io.Writer) error) error
 
 	metadata map[string]any
-	id       ocispec.Digest
 	inline   bool // the image's config gets the cache of its steps
 
 	mu     sync.Mutex
@@ -162,6 +160,7 @@ func (o *buildOutput) destination(out *BuildOutput) error {
 
 // export gives the result to every output.
 func (o *buildOutput) export(ctx context.Context, x *build.Export) error {
+	first := x
 	if o.inline {
 		if err := x.Inline(ctx); err != nil {
 			return err
@@ -189,8 +188,8 @@ func (o *buildOutput) export(ctx context.Context, x *build.Export) error {
 		if err != nil {
 			return err
 		}
-		if out.isImage() && o.id == "" {
-			o.id = x.ID()
+		if out.isImage() && first.Made == "" {
+			first.Made = x.ID()
 		}
 	}
 	if err := o.exportCaches(ctx, x); err != nil {
