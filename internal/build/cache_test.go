@@ -230,10 +230,15 @@ func (e *env) clean() {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	for _, g := range groups {
-		procs, err := os.ReadFile(filepath.Join(g, "cgroup.procs"))
-		if err == nil && e.ours(string(procs)) {
-			e.t.Errorf("cgroup %s is left", g)
+	// Somebody else's command has our mounts too until it has left them for its own.
+	for deadline := time.Now().Add(5 * time.Second); len(groups) > 0; time.Sleep(20 * time.Millisecond) {
+		groups = slices.DeleteFunc(groups, func(g string) bool {
+			procs, err := os.ReadFile(filepath.Join(g, "cgroup.procs"))
+			return err != nil || !e.ours(string(procs))
+		})
+		if time.Now().After(deadline) {
+			e.t.Errorf("left: %q", groups)
+			return
 		}
 	}
 }

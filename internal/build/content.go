@@ -145,6 +145,11 @@ func (v *view) hashFile(ctx context.Context, it *item, h *contentHash) (sum [sha
 		var n int64
 		n, err = copyUpTo(h, r, it.st.Size)
 		sum, short = h.sum(), n < it.st.Size
+		if it.st.Size == 0 { // what can't be read says so, though nothing of it would be copied
+			if _, rerr := r.Read(make([]byte, 1)); rerr != io.EOF {
+				err, short = rerr, true
+			}
+		}
 	}
 	if err != nil {
 		return sum, false, fmt.Errorf("read %s: %w", it.path, err)

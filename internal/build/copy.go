@@ -270,6 +270,9 @@ func (c *copier) run(ctx context.Context, in []result) (_ made, err error) {
 		if err := c.source(ctx, c.from, &c.sel[i], count > 1); err != nil {
 			return made{}, err
 		}
+		if c.tree != nil {
+			c.sel[i].items = nil // only after wants them again; there may be a million
+		}
 	}
 	for _, f := range c.op.Files {
 		h := &tar.Header{Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(f.Data)), ModTime: time.Unix(0, 0)}

@@ -62,7 +62,7 @@ func openStatCache(root *disk.Root, dir string) *statCache {
 // statTable is entries as they lie in the file, one after the other, and where to find a path's: a hash table without a pointer for each
 // file, since a context may have a million.
 type statTable struct {
-	data  []byte
+	data  []byte   // the file's content, without the checksum
 	at    []uint32 // where each entry begins
 	slots []int32  // 1 + the number of an entry, by the hash of its path; 0 is free
 }
@@ -158,6 +158,9 @@ func (t *statTable) plain(k int) bool {
 
 // add appends an entry.
 func (t *statTable) add(path string, id [6]uint64, sum [sha256.Size]byte, plain bool) {
+	if len(t.data) == 0 {
+		t.data = append(t.data, statMagic...)
+	}
 	t.at = append(t.at, uint32(len(t.data)))
 	t.data = binary.LittleEndian.AppendUint16(t.data, uint16(len(path)))
 	t.data = append(t.data, path...)
@@ -247,15 +250,14 @@ func (c *statCache) save() error {
 		}
 	}
 	all := len(c.old.at) < 4*(used+len(c.next.at))+1000
-	out := make([]byte, 0, len(statMagic)+len(c.old.data)+len(c.next.data)+4)
-	out = append(out, statMagic...)
+	out := c.next.data
 	for k := range c.old.at {
 		if !all && !c.used[k] || c.next.has(c.old.name(k)) {
 			continue
 		}
 		out = append(out, c.old.entry(k)...)
 	}
-	out = append(out, c.next.data...)
+	c.next = statTable{}
 	if len(out)+4 > math.MaxUint32 {
 		return nil // nobody could read it
 	}
@@ -270,8 +272,6 @@ func (c *statCache) save() error {
 	if err != nil {
 		return fmt.Errorf("stat cache: %w", err)
 	}
-	c.old, c.next = decodeStat(out), statTable{}
-	c.used = make([]bool, len(c.old.at))
 	return nil
 }
 

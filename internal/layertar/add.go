@@ -112,21 +112,21 @@ func (t *Tree) add(h *tar.Header, offset int64) (*Inode, error) {
 	if strings.HasPrefix(base, WhiteoutPrefix) {
 		return whiteout(dir, base, len(parts) == 1)
 	}
-	old := dir.children[base]
+	old := dir.folder.children[base]
 	if h.Typeflag == tar.TypeDir {
 		d := old
 		switch {
 		case old == nil:
-			d = &Inode{Mode: unix.S_IFDIR, children: map[string]*Inode{}}
+			d = &Inode{Mode: unix.S_IFDIR, folder: newFolder()}
 		case old.IsWhiteout():
-			d = &Inode{Mode: unix.S_IFDIR, children: map[string]*Inode{}, Opaque: true}
+			d = &Inode{Mode: unix.S_IFDIR, folder: newFolder(), Opaque: true}
 		case !old.IsDir():
 			return nil, errors.New("a folder takes the place of something else")
 		}
 		if err := t.setDir(d, h); err != nil {
 			return nil, err
 		}
-		dir.children[base] = d
+		dir.folder.children[base] = d
 		return d, nil
 	}
 	if old != nil && old.IsDir() {
@@ -143,7 +143,7 @@ func (t *Tree) add(h *tar.Header, offset int64) (*Inode, error) {
 	} else if i, err = t.newInode(h, offset); err != nil {
 		return nil, err
 	}
-	dir.children[base] = i
+	dir.folder.children[base] = i
 	return i, nil
 }
 
@@ -168,7 +168,7 @@ func (t *Tree) count(h *tar.Header) error {
 func (t *Tree) parent(parts []string) (*Inode, error) {
 	d := t.root
 	for n, p := range parts[:len(parts)-1] {
-		c := d.children[p]
+		c := d.folder.children[p]
 		switch {
 		case c == nil || c.IsWhiteout():
 			if t.implied++; t.entries+t.implied > MaxEntries {
@@ -177,7 +177,7 @@ func (t *Tree) parent(parts []string) (*Inode, error) {
 			gone := c != nil // the one below is deleted: this one inherits nothing
 			c = newImplied()
 			c.Opaque, c.Implied = gone, !gone
-			d.children[p] = c
+			d.folder.children[p] = c
 		case c.Type() == unix.S_IFLNK:
 			return nil, fmt.Errorf("%q above it is a symbolic link", strings.Join(parts[:n+1], "/"))
 		case !c.IsDir():
@@ -203,14 +203,14 @@ func whiteout(dir *Inode, base string, inRoot bool) (*Inode, error) {
 		}
 		return nil, errors.New("whiteout of a folder by itself")
 	}
-	if old := dir.children[name]; old != nil { // the order within a tar says nothing: a whiteout speaks of lower layers only
+	if old := dir.folder.children[name]; old != nil { // the order within a tar says nothing: a whiteout speaks of lower layers only
 		if old.IsDir() {
 			old.Opaque, old.Implied = true, false
 		}
 		return old, nil
 	}
 	w := &Inode{Mode: unix.S_IFCHR}
-	dir.children[name] = w
+	dir.folder.children[name] = w
 	return w, nil
 }
 
@@ -221,7 +221,7 @@ func (t *Tree) linkTarget(name string) (*Inode, error) {
 	}
 	i := t.root
 	for _, p := range parts {
-		if i = i.children[p]; i == nil {
+		if i = i.Child(p); i == nil {
 			return nil, fmt.Errorf("hard link to %q, which is not in this tar before it", name)
 		}
 	}

@@ -67,40 +67,49 @@ type Xattr struct{ Name, Value string }
 // of SparseChunk; the last chunk is padded with zeros.
 type Extent struct{ Off, At int64 }
 
-// Inode is one file of any type. Two names of one file (a hard link) share it.
+// Inode is one file of any type. Two names of one file (a hard link) share it. There may be a million of them: the order of the fields keeps
+// it at 128 bytes.
 type Inode struct {
 	// Mode is st_mode: type and permission bits.
 	Mode uint32
 	// UID and GID are the owner's numbers.
 	UID, GID uint32
 	// Sec and Nsec are the modification time since 1970.
-	Sec  int64
 	Nsec uint32
-	// Major and Minor name the device of a device node.
-	Major, Minor uint32
+	Sec  int64
 	// Size is the length of a regular file's content in bytes.
 	Size int64
 	// Offset is where the content begins in the tar, a multiple of Block. Without meaning for sparse files.
 	Offset int64
-	// Sparse files have their content in Extents, not at Offset; what no extent covers is zeros.
-	Sparse  bool
-	Extents []Extent
-	// Target is where a symbolic link leads.
-	Target string
-	// Xattrs are sorted by name.
-	Xattrs []Xattr
+	// Major and Minor name the device of a device node.
+	Major, Minor uint32
 	// Nlink is the number of names; for a folder 2 and one for each folder in it. Set by Tree.Finish.
 	Nlink uint32
+	// Sparse files have their content in Extents, not at Offset; what no extent covers is zeros.
+	Sparse bool
 	// Implied marks a folder that the tar uses but does not name: its attributes belong to the layers below.
 	Implied bool
 	// Opaque marks a folder that hides what the layers below have in it.
 	Opaque bool
 	// Whiteouts marks a folder with whiteouts in it. Set by Tree.Finish.
 	Whiteouts bool
+	// Extents are a sparse file's.
+	Extents []Extent
+	// Target is where a symbolic link leads.
+	Target string
+	// Xattrs are sorted by name.
+	Xattrs []Xattr
 
+	folder *folder // nil unless it is one
+}
+
+// folder is what is in a folder.
+type folder struct {
 	children map[string]*Inode
 	names    []string
 }
+
+func newFolder() *folder { return &folder{children: map[string]*Inode{}} }
 
 // Type returns the type bits of the mode (unix.S_IFDIR and so on).
 func (i *Inode) Type() uint32 { return i.Mode & unix.S_IFMT }
@@ -126,10 +135,20 @@ func (i *Inode) Marks() []Xattr {
 }
 
 // Names returns the names in a folder in byte order. Valid after Tree.Finish.
-func (i *Inode) Names() []string { return i.names }
+func (i *Inode) Names() []string {
+	if i.folder == nil {
+		return nil
+	}
+	return i.folder.names
+}
 
 // Child returns the inode that a folder has under name, or nil.
-func (i *Inode) Child(name string) *Inode { return i.children[name] }
+func (i *Inode) Child(name string) *Inode {
+	if i.folder == nil {
+		return nil
+	}
+	return i.folder.children[name]
+}
 
 // Tree is the content of a layer.
 type Tree struct {
@@ -159,7 +178,7 @@ func (t *Tree) ContentSize() int64 { return t.content }
 func (t *Tree) Inodes() int { return t.inodes }
 
 func newImplied() *Inode {
-	return &Inode{Mode: unix.S_IFDIR | 0o755, Implied: true, children: map[string]*Inode{}}
+	return &Inode{Mode: unix.S_IFDIR | 0o755, Implied: true, folder: newFolder()}
 }
 
 // Finish counts links and sorts names. Whiteouts below an opaque folder say nothing that it does not say already; since
@@ -182,13 +201,14 @@ func (t *Tree) Finish() {
 		t.inodes++
 		d.Nlink = 2
 		hidden = hidden || d.Opaque
-		d.names = make([]string, 0, len(d.children))
-		for name, c := range d.children {
+		f := d.folder
+		f.names = make([]string, 0, len(f.children))
+		for name, c := range f.children {
 			if hidden && c.IsWhiteout() {
-				delete(d.children, name)
+				delete(f.children, name)
 				continue
 			}
-			d.names = append(d.names, name)
+			f.names = append(f.names, name)
 			d.Whiteouts = d.Whiteouts || c.IsWhiteout()
 			if c.IsDir() {
 				d.Nlink++
@@ -197,7 +217,7 @@ func (t *Tree) Finish() {
 				seen(c)
 			}
 		}
-		sort.Strings(d.names)
+		sort.Strings(f.names)
 	}
 	walk(t.root, false)
 }
@@ -225,8 +245,8 @@ func walkFrom(path string, i *Inode, fn func(string, *Inode) error) error {
 	if path != "" {
 		path += "/"
 	}
-	for _, name := range i.names {
-		if err := walkFrom(path+name, i.children[name], fn); err != nil {
+	for _, name := range i.Names() {
+		if err := walkFrom(path+name, i.Child(name), fn); err != nil {
 			return err
 		}
 	}
@@ -242,7 +262,7 @@ func (t *Tree) Lookup(path string) *Inode {
 		if name == "" || name == "." {
 			continue
 		}
-		if i = i.children[name]; i == nil { // a file's is a nil map, and nothing is called ".."
+		if i = i.Child(name); i == nil { // nothing is called ".."
 			return nil
 		}
 	}
