@@ -578,7 +578,7 @@ func (c *copier) regular(v *view, it *item, h *tar.Header) error {
 		c.changed = true
 	}
 	if c.tree != nil && len(c.placed) < wasteFiles {
-		c.placed = append(c.placed, placed{it.path, h.Name, h.Size})
+		c.placed = append(c.placed, placed{it.path, h.Name, h.Size, h.ModTime.Unix()})
 	}
 	c.bytes += h.Size
 	if now := time.Now(); now.Sub(c.shown) > 200*time.Millisecond {

@@ -164,3 +164,18 @@ func TestFileList(t *testing.T) {
 		t.Errorf("%q, %t", paths, ok)
 	}
 }
+
+// A base image that is another one under its name is told by its ids.
+func TestExplainImage(t *testing.T) {
+	e := newEnv(t)
+	e.write("a", "a")
+	first := e.must("FROM scratch\nCOPY a /base\n", e.tag("base"))
+	e.must("FROM base\nCOPY a /x\n")
+	e.write("a2", "a2")
+	second := e.must("FROM scratch\nCOPY a2 /base\n", e.tag("base"))
+	e.must("FROM base\nCOPY a /x\n")
+	want := fmt.Sprintf("image: image docker.io/library/base:latest was %s, is %s", first.ID.Encoded()[:12], second.ID.Encoded()[:12])
+	if got := e.why("COPY"); got != want {
+		t.Errorf("%q, not %q", got, want)
+	}
+}

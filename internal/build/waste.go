@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"conex/internal/safepath"
 
@@ -34,8 +35,8 @@ const (
 
 // placed is a regular file of the context and where COPY put it.
 type placed struct {
-	from, to string
-	size     int64
+	from, to    string
+	size, mtime int64 // mtime in seconds
 }
 
 // wasted is a file or folder of the context that nobody needs.
@@ -164,11 +165,6 @@ func (p *planner) redone(ctx context.Context, n *node, c *copier, s, target *sta
 	if total < wasteMin || len(n.res.layers) == 0 || len(s.tip.res.layers) <= len(n.res.layers) {
 		return nil, nil
 	}
-	before, err := openStage(ctx, p.b.Layers, n.res.layers)
-	if err != nil {
-		return nil, nil
-	}
-	defer before.Close()
 	after, err := openStage(ctx, p.b.Layers, s.tip.res.layers)
 	if err != nil {
 		return nil, nil
@@ -180,8 +176,8 @@ func (p *planner) redone(ctx context.Context, n *node, c *copier, s, target *sta
 	}
 	anew, gone := map[string]int64{}, map[string]int64{}
 	for _, f := range c.placed {
-		var was, is unix.Stat_t
-		if f.size == 0 || unix.Fstatat(int(before.Fd()), f.to, &was, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		var is unix.Stat_t
+		if f.size == 0 {
 			continue
 		}
 		top, _, inFolder := strings.Cut(f.from, "/")
@@ -193,7 +189,7 @@ func (p *planner) redone(ctx context.Context, n *node, c *copier, s, target *sta
 			} else if matters {
 				gone[top] += f.size
 			}
-		case err == nil && inFolder && (was.Size != is.Size || was.Mtim != is.Mtim):
+		case err == nil && inFolder && (is.Size != f.size || time.Unix(is.Mtim.Unix()).Unix() != f.mtime):
 			anew[top] += f.size
 		}
 	}
