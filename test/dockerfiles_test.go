@@ -30,7 +30,10 @@ func TestDockerfiles(t *testing.T) {
 	rows := compatRows(t)
 	w := newWorld(t)
 	w.serveCases(cases)
-	base := w.readImage(t, "busybox", "FROM busybox\n")
+	r, base := w.built(t, w.write("base/Dockerfile", "FROM busybox\n"))
+	if base == nil {
+		t.Fatal(r.stderr)
+	}
 	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {
 			t.Parallel()
@@ -62,32 +65,27 @@ func (w *world) caseDiffers(t *testing.T, c *dockerfiles.Case, want []string, ba
 	if err != nil {
 		t.Fatal(err)
 	}
-	tag := "case-" + strings.ToLower(c.Name)
-	r := w.try(append(append([]string{"build", "--progress", "plain", "-t", tag}, c.BuildFlags(p)...), p.Context)...)
-	if r.code != 0 {
+	r, img := w.built(t, append(c.BuildFlags(p), p.Context)...)
+	if img == nil {
 		if diff := c.CompareFailures(want, dockerfiles.Failure(r.stderr)); diff != "" {
 			return diff + "\n" + r.stderr
 		}
 		return ""
 	}
-	got, err := c.Render(w.saved(t, tag), base)
+	got, err := c.Render(img, base)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return dockerfiles.Compare(want, got)
 }
 
-// readImage builds an image from a Dockerfile without context and reads it.
-func (w *world) readImage(t *testing.T, tag, dockerfile string) *dockerfiles.Image {
-	w.conex("build", "-q", "-t", "case-"+tag, w.write(tag+"/Dockerfile", dockerfile))
-	return w.saved(t, "case-"+tag)
-}
-
-// saved reads an image of the store by way of `save`.
-func (w *world) saved(t *testing.T, tag string) *dockerfiles.Image {
-	t.Helper()
+// built builds an image and reads it; nil when the build failed.
+func (w *world) built(t *testing.T, args ...string) (result, *dockerfiles.Image) {
 	name := filepath.Join(t.TempDir(), "image.tar")
-	w.conex("save", "-o", name, tag)
+	r := w.try(append([]string{"build", "--progress", "plain", "--output", "type=oci,dest=" + name}, args...)...)
+	if r.code != 0 {
+		return r, nil
+	}
 	f, err := os.Open(name)
 	if err != nil {
 		t.Fatal(err)
@@ -95,9 +93,9 @@ func (w *world) saved(t *testing.T, tag string) *dockerfiles.Image {
 	defer f.Close()
 	img, err := dockerfiles.ReadArchive(f)
 	if err != nil {
-		t.Fatalf("%s: %v", tag, err)
+		t.Fatal(err)
 	}
-	return img
+	return r, img
 }
 
 // serveCases serves what the cases fetch, in the world's network namespace.

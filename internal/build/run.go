@@ -7,7 +7,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -73,11 +72,6 @@ func (p *planner) planRun(ctx context.Context, n *node, s *stage, r *dockerfile.
 		shown = append(shown, a.Key+"="+v) // of one without a value too, as in Docker
 	}
 	op.Env = s.env()
-	proxies := slices.DeleteFunc(slices.Clone(p.proxies), func(e string) bool {
-		k, _, _ := strings.Cut(e, "=")
-		_, declared := s.vars.Get(k)
-		return declared
-	})
 	for _, m := range r.Mounts {
 		if err := p.planMount(ctx, n, s, &op, m); err != nil {
 			return "", fmt.Errorf("RUN --mount=type=%s: %w", m.Type, err)
@@ -87,7 +81,7 @@ func (p *planner) planRun(ctx context.Context, n *node, s *stage, r *dockerfile.
 	shell, byHand := s.cfg.image.Config.Shell, false
 	n.run = func(ctx context.Context, n *node, in []result) (made, error) {
 		x := &execution{
-			b: p.b, req: p.req, grants: p.grants, op: op, in: in, vertex: n.vertex, script: scriptName, proxies: proxies, platform: s.platform,
+			b: p.b, req: p.req, grants: p.grants, op: op, in: in, vertex: n.vertex, script: scriptName, proxies: p.proxies, platform: s.platform,
 			gates: p.gates, imports: p.imports,
 		}
 		if p.req.Debug != nil {

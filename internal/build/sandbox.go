@@ -97,11 +97,14 @@ func (x *execution) writeHosts(gateway netip.Addr) error {
 
 // environment is the step's, with proxies, the agent's socket and the secrets that want to be variables.
 func (x *execution) environment(secrets []string) []string {
-	env := append(slices.Clone(x.op.Env), x.proxies...)
+	env := slices.Clone(x.op.Env)
 	set := func(e string) {
 		name, _, _ := strings.Cut(e, "=")
 		env = slices.DeleteFunc(env, func(o string) bool { return strings.HasPrefix(o, name+"=") })
 		env = append(env, e)
+	}
+	for _, e := range x.proxies {
+		set(e) // over what ENV says, as in BuildKit
 	}
 	has := slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, "SSH_AUTH_SOCK=") })
 	if i := slices.IndexFunc(x.op.Mounts, func(m mountOp) bool { return m.Type == "ssh" }); i >= 0 && !has {

@@ -13,6 +13,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -108,22 +109,38 @@ func ReadArchive(r io.Reader) (*Image, error) {
 		if err != nil {
 			return nil, err
 		}
-		if bytes.HasPrefix(data, []byte{0x1f, 0x8b}) {
-			zr, err := gzip.NewReader(bytes.NewReader(data))
-			if err != nil {
-				return nil, err
-			}
-			if data, err = io.ReadAll(zr); err != nil {
-				return nil, err
-			}
+		lay, err := readLayer(l.Digest, data)
+		if err != nil {
+			return nil, err
 		}
-		sum := sha256.Sum256(data)
-		img.layers = append(img.layers, layer{"sha256:" + hex.EncodeToString(sum[:]), data})
-		if err := img.tree.apply(data); err != nil {
+		img.layers = append(img.layers, lay)
+		if err := img.tree.apply(lay.data); err != nil {
 			return nil, err
 		}
 	}
 	return img, nil
+}
+
+// layersRead are layers by the digest of their blobs: all images share the base's.
+var layersRead sync.Map
+
+func readLayer(digest string, data []byte) (layer, error) {
+	if l, ok := layersRead.Load(digest); ok {
+		return l.(layer), nil
+	}
+	if bytes.HasPrefix(data, []byte{0x1f, 0x8b}) {
+		zr, err := gzip.NewReader(bytes.NewReader(data))
+		if err != nil {
+			return layer{}, err
+		}
+		if data, err = io.ReadAll(zr); err != nil {
+			return layer{}, err
+		}
+	}
+	sum := sha256.Sum256(data)
+	l := layer{"sha256:" + hex.EncodeToString(sum[:]), data}
+	layersRead.Store(digest, l)
+	return l, nil
 }
 
 // apply puts a layer on top, whiteouts taken as the image specification has them.
