@@ -36,6 +36,11 @@ func (p *planner) globals() error {
 		}
 		p.global = append(p.global, kv[0]+"="+v)
 	}
+	if v := given(p.req.BuildArgs["BUILDKIT_MULTI_PLATFORM"]); v != "" {
+		if _, err := strconv.ParseBool(v); err != nil { // what it is for is no matter here: a build has one platform
+			return fmt.Errorf("invalid boolean value for multi-platform: %s", v)
+		}
+	}
 	p.defaults = slices.Clone(p.global)
 	size := 0
 	for _, s := range p.file.Args {

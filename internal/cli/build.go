@@ -100,7 +100,7 @@ func (a *app) buildCommand() *cobra.Command {
 	f.Var(&labels, "label", "Set metadata for an image")
 	f.BoolVar(&req.NoCache, "no-cache", false, "Do not use cache when building the image")
 	f.StringSliceVar(&req.NoCacheFilter, "no-cache-filter", nil, "Do not cache specified stages")
-	f.StringVar(&req.Platform, "platform", "", "Set the platform (this machine's: "+runtime.GOOS+"/"+runtime.GOARCH+")")
+	f.StringVar(&req.Platform, "platform", os.Getenv("DOCKER_DEFAULT_PLATFORM"), "Set the platform (this machine's: "+runtime.GOOS+"/"+runtime.GOARCH+")")
 	f.StringVar(&progress, "progress", cmp.Or(os.Getenv("BUILDKIT_PROGRESS"), "auto"), `Type of progress output ("auto", "plain", "tty", "json", "quiet")`)
 	f.BoolVar(&req.Pull, "pull", false, "Always attempt to pull a newer version of the image")
 	f.VarP(&tags, "tag", "t", `Name and optionally a tag in the "name:tag" format`)
