@@ -55,6 +55,7 @@ type fetchKey struct {
 type fetch struct {
 	done chan struct{}
 	err  error
+	told bool // the user knows of err
 }
 
 // newImporter returns nil when there is nowhere to look.
@@ -111,7 +112,7 @@ func (i *importer) lookup(ctx context.Context, class, key string, v *vertex) (Re
 				if ctx.Err() != nil {
 					return Record{}, false, ctx.Err()
 				}
-				i.journal.emit(Event{Kind: Warning, Text: fmt.Sprintf("cache %s: %v", i.sources[k].Name, err)})
+				i.tell(fetchKey{k, r.Layer}, err)
 				continue
 			}
 		}
@@ -120,6 +121,20 @@ func (i *importer) lookup(ctx context.Context, class, key string, v *vertex) (Re
 		}, true, nil
 	}
 	return Record{}, false, ctx.Err()
+}
+
+// tell warns of a layer that can't be had, once.
+func (i *importer) tell(key fetchKey, err error) {
+	i.mu.Lock()
+	f := i.fetches[key]
+	told := f != nil && f.told
+	if f != nil {
+		f.told = true
+	}
+	i.mu.Unlock()
+	if !told {
+		i.journal.emit(Event{Kind: Warning, Text: fmt.Sprintf("cache %s: %v", i.sources[key.source].Name, err)})
+	}
 }
 
 // has reports whether a source has a record.
