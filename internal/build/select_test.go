@@ -3,6 +3,7 @@ package build
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -123,4 +124,32 @@ func TestLinksOfCopy(t *testing.T) {
 	e.refused("FROM scratch\nCOPY --parents ld/x /o/", `"/ld/x": not found`)
 	e.must("FROM scratch\nCOPY --parents no/*/x /o/")
 	e.must("FROM scratch\nCOPY no* /o/")
+}
+
+// A COPY --link is found again on another base, by its definition and by what it copies from a stage that came about anew.
+func TestLinkReuse(t *testing.T) {
+	e := newEnv(t)
+	e.write("a", "A")
+	e.write("b", "B")
+	file := func(base string) string {
+		return "FROM scratch AS from\nCOPY " + base + " /one\nCOPY a /two\nFROM scratch\nCOPY " + base + " /base\nCOPY --link a /x/\nCOPY --link --from=from /two /y/\nCOPY --link --chown=5 a /z\n"
+	}
+	e.wantTree(e.must(file("a")), map[string]string{
+		"base": "644 0:0 A", "x": "755 0:0", "x/a": "644 0:0 A", "y": "755 0:0", "y/two": "644 0:0 A", "z": "644 5:5 A",
+	})
+	linked := func() (ran []string) {
+		for _, name := range e.ended(Done) {
+			if strings.Contains(name, "--link") {
+				ran = append(ran, name)
+			}
+		}
+		return ran
+	}
+	if ran := linked(); len(ran) != 3 {
+		t.Errorf("ran %q", ran)
+	}
+	e.must(file("b"))
+	if ran := linked(); len(ran) > 0 {
+		t.Errorf("ran again: %q", ran)
+	}
 }
