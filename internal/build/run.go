@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -126,8 +127,21 @@ func (p *planner) entitle(op *runOp, r *dockerfile.Run) error {
 		if d.Required {
 			return fmt.Errorf("RUN --device=%s: required device %q is not registered, and CDI devices are %w", d.Name, d.Name, ErrUnsupported)
 		}
+		if describesDevices("/etc/cdi", "/var/run/cdi") {
+			p.journal.emit(Event{Kind: Warning, Text: fmt.Sprintf("RUN --device=%s: CDI devices are %v: the step runs without it", d.Name, ErrUnsupported)})
+		}
 	}
 	return nil
+}
+
+// describesDevices reports whether one of the folders has a CDI specification.
+func describesDevices(dirs ...string) bool {
+	return slices.ContainsFunc(dirs, func(dir string) bool {
+		names, err := os.ReadDir(dir)
+		return err == nil && slices.ContainsFunc(names, func(e os.DirEntry) bool {
+			return slices.Contains([]string{".json", ".yaml", ".yml"}, filepath.Ext(e.Name()))
+		})
+	})
 }
 
 // execution is one RUN on its way: a place made of the layers below and a folder that takes the changes. Commands run in it one after

@@ -268,6 +268,19 @@ RUN --mount=type=secret,id=s --mount=type=ssh --mount=type=cache,target=/c,shari
 	e.clean()
 }
 
+func TestDescribesDevices(t *testing.T) {
+	dir := t.TempDir()
+	if describesDevices(dir, filepath.Join(dir, "none")) {
+		t.Error("an empty folder describes devices")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "gpu.yaml"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if !describesDevices("", dir) {
+		t.Error("a specification is overlooked")
+	}
+}
+
 // Progress bars and long lines come through, and only the end is kept.
 func TestOutput(t *testing.T) {
 	var got strings.Builder
