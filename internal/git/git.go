@@ -139,25 +139,32 @@ func (c *Client) run(ctx context.Context, cmd command) (string, error) {
 	if cmd.tree != "" {
 		args = append(args, "--work-tree="+cmd.tree)
 	}
-	x := exec.CommandContext(ctx, bin, append(args, cmd.args...)...)
-	x.Env, x.Dir = env, "/"
-	if cmd.tree != "" {
-		x.Dir = cmd.tree
-	}
+	args = append(args, cmd.args...)
 	var out, errs bounded
-	x.Stdout, x.Stderr = &out, &errs
-	// git has helpers of its own: all go at once, with us too.
-	x.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	x.Cancel = func() error { return syscall.Kill(-x.Process.Pid, syscall.SIGKILL) }
-	x.WaitDelay = time.Second
-	done := make(chan error, 1)
-	go func() {
-		// The kernel sends the signal when the thread that forked dies: this one stays until git has ended.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		done <- x.Run()
-	}()
-	err = <-done
+	start := func(flags uintptr) error {
+		x := exec.CommandContext(ctx, bin, args...)
+		x.Env, x.Dir = env, "/"
+		if cmd.tree != "" {
+			x.Dir = cmd.tree
+		}
+		x.Stdout, x.Stderr = &out, &errs
+		x.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Cloneflags: flags}
+		x.Cancel = func() error { return syscall.Kill(-x.Process.Pid, syscall.SIGKILL) }
+		x.WaitDelay = time.Second
+		done := make(chan error, 1)
+		go func() {
+			// The kernel sends the signal when the thread that forked dies: this one stays until git has ended.
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			done <- x.Run()
+		}()
+		return <-done
+	}
+	// git has helpers of its own, which know nothing of our death: with the first process of a namespace all go.
+	err = start(syscall.CLONE_NEWPID)
+	if errors.Is(err, syscall.EPERM) {
+		err = start(0)
+	}
 	switch {
 	case err == nil:
 		return out.String(), nil
