@@ -38,7 +38,7 @@ type Record struct {
 	Inputs []string `json:"inputs,omitempty"`
 	// Layer is the layer that the step made, "" when it changed nothing.
 	Layer ocispec.Digest `json:"layer,omitempty"`
-	// Created is when, and Took how long it took, in nanoseconds.
+	// Created is the time of the step in an image's history, see docs/decisions/0021; Took is how long it took, in nanoseconds.
 	Created time.Time     `json:"created"`
 	Took    time.Duration `json:"took,omitempty"`
 	// Files is the fingerprint of what a COPY --from selected, as far as it was computed.

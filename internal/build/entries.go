@@ -120,7 +120,7 @@ func addRecord(byID map[string]*Entry, m *disk.Meter, path string, info fs.FileI
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	e := Entry{ID: rec.Key, Kind: rec.Kind, Title: rec.Title, Layer: rec.Layer, Created: rec.Created}
+	e := Entry{ID: rec.Key, Kind: rec.Kind, Title: rec.Title, Layer: rec.Layer, Created: cmp.Or(rec.Made, rec.Created)}
 	if err != nil || rec.Key != info.Name() {
 		e = Entry{ID: info.Name(), Kind: KindDamaged, Created: info.ModTime()}
 	} else if rec.Layer.Validate() == nil {

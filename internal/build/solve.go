@@ -233,7 +233,7 @@ func (n *node) seenKey(in []result) string {
 // remember records a result by its content.
 func (s *solver) remember(ctx context.Context, n *node, in []result, c content, rec Record) (err error) {
 	if n.selects != nil {
-		if err := s.cache.put(byContent, Record{Key: n.seenKey(in), Kind: n.kind, Layer: rec.Layer, Created: rec.Created}); err != nil {
+		if err := s.cache.put(byContent, Record{Key: n.seenKey(in), Kind: n.kind, Layer: rec.Layer, Created: rec.Created, Made: rec.Made}); err != nil {
 			return err
 		}
 		if c.key == "" {
