@@ -61,7 +61,7 @@ func TestDockerfiles(t *testing.T) {
 
 // caseDiffers builds one case and says how the result differs from want.
 func (w *world) caseDiffers(t *testing.T, c *dockerfiles.Case, want []string, base *dockerfiles.Image) string {
-	p, err := c.Write(t.TempDir())
+	p, err := c.Write(t.TempDir(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}

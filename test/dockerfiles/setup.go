@@ -32,8 +32,9 @@ var (
 // Paths are a case's folders on disk.
 type Paths struct{ Context, Outside string }
 
-// Write makes the case's context and what lies beside it below dir.
-func (c *Case) Write(dir string) (Paths, error) {
+// Write makes the case's context and what lies beside it below dir. Files are as much younger than epoch.
+func (c *Case) Write(dir string, younger time.Duration) (Paths, error) {
+	at := epoch.Add(younger)
 	p := Paths{Context: filepath.Join(dir, "context"), Outside: filepath.Join(dir, "outside")}
 	for _, d := range []string{p.Context, p.Outside} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -58,12 +59,12 @@ func (c *Case) Write(dir string) (Paths, error) {
 		}
 	}
 	for _, d := range []string{p.Context, p.Outside} {
-		if err := age(d); err != nil {
+		if err := age(d, at); err != nil {
 			return p, err
 		}
 	}
 	for _, s := range c.setup {
-		if err := setup(p.Context, s); err != nil {
+		if err := setup(p.Context, s, at); err != nil {
 			return p, fmt.Errorf("case %s: %q: %w", c.Name, s, err)
 		}
 	}
@@ -106,8 +107,8 @@ func write(name string, data []byte) error {
 	return os.WriteFile(name, data, 0o644)
 }
 
-// age gives everything below dir its mode and the time epoch.
-func age(dir string) error {
+// age gives everything below dir its mode and a time.
+func age(dir string, at time.Time) error {
 	return filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -119,7 +120,7 @@ func age(dir string) error {
 		if err := os.Chmod(name, mode); err != nil {
 			return err
 		}
-		return os.Chtimes(name, epoch, epoch)
+		return os.Chtimes(name, at, at)
 	})
 }
 
@@ -127,7 +128,7 @@ func age(dir string) error {
 //
 //	symlink TARGET LINK    hardlink FILE LINK    mkdir DIR    fifo FILE    socket FILE    mode OCTAL FILE    owner UID:GID FILE
 //	mtime RFC3339 FILE     xattr NAME=VALUE FILE              big SIZE FILE
-func setup(dir, line string) error {
+func setup(dir, line string, at time.Time) error {
 	if line == "foldertimes" {
 		return nil // see Render
 	}
@@ -146,7 +147,7 @@ func setup(dir, line string) error {
 	if err := unix.Stat(filepath.Dir(name), &parent); err != nil {
 		return err
 	}
-	mtime := epoch
+	mtime := at
 	switch w[0] {
 	case "symlink":
 		err = os.Symlink(w[1], name)
@@ -191,7 +192,7 @@ func setup(dir, line string) error {
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, name, ts(mtime), unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
-	return unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Dir(name), ts(epoch), unix.AT_SYMLINK_NOFOLLOW)
+	return unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Dir(name), ts(at), unix.AT_SYMLINK_NOFOLLOW)
 }
 
 // archive makes a tar from lines "TYPE NAME MODE UID:GID [CONTENT]", TYPE dir, file, symlink or hardlink, and compresses it as name ends.

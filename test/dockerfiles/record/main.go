@@ -17,6 +17,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -150,7 +151,9 @@ func (r *recorder) once(c *dockerfiles.Case) ([]string, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	p, err := c.Write(dir)
+	// The daemon takes a file of an earlier build's context for the same if name, size and time are: no two builds have the same time. What
+	// is less than a second does not reach the image.
+	p, err := c.Write(dir, time.Duration(rand.Int64N(int64(time.Second))))
 	if err != nil {
 		return nil, err
 	}
