@@ -33,6 +33,7 @@ type copyOp struct {
 	Chmod   string               `json:"chmod,omitempty"`
 	Exclude []string             `json:"exclude,omitempty"`
 	Parents bool                 `json:"parents,omitempty"`
+	Follow  bool                 `json:"follow,omitempty"`
 	Unpack  bool                 `json:"unpack,omitempty"`
 	URLs    []string             `json:"urls,omitempty"`
 	Gits    []string             `json:"gits,omitempty"`
@@ -111,6 +112,7 @@ type linked struct {
 // planCopy makes the node of a COPY or ADD and returns its history entry.
 func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile.Copy) (string, error) {
 	op := copyOp{Add: c.Add, Files: c.Files, Chown: c.Chown, Chmod: c.Chmod, Exclude: c.Exclude, Parents: c.Parents, Unpack: c.Add}
+	op.Follow = c.Follow
 	op.Link = c.Link && c.Chmod == "" // as in BuildKit: the folders on the way would get the mode too
 	if c.Unpack != nil {
 		op.Unpack, op.UnpackURLs = *c.Unpack, *c.Unpack
@@ -198,7 +200,7 @@ func (p *planner) planCopy(ctx context.Context, n *node, s *stage, c *dockerfile
 			if cp.from, err = cp.tree.open(ctx); err != nil {
 				return "", err
 			}
-			if cp.sel, err = cp.from.selection(ctx, op.Sources, selectOptions{op.Exclude, op.Parents}); err != nil {
+			if cp.sel, err = cp.from.selection(ctx, op.Sources, selectOptions{op.Exclude, op.Parents, op.Follow}); err != nil {
 				return "", err
 			}
 			return cp.from.fingerprint(ctx, cp.sel)
@@ -306,7 +308,7 @@ func (c *copier) openStage(ctx context.Context, from result) error {
 		return err
 	}
 	c.from = &view{root: root, owners: true, lists: fileLists{c.b.Root}}
-	c.sel, err = c.from.selection(ctx, c.op.Sources, selectOptions{c.op.Exclude, c.op.Parents})
+	c.sel, err = c.from.selection(ctx, c.op.Sources, selectOptions{c.op.Exclude, c.op.Parents, c.op.Follow})
 	return err
 }
 

@@ -134,7 +134,7 @@ func (p *planner) mountFrom(ctx context.Context, n *node, s *stage, o *mountOp, 
 // contextLayer is a node that holds a part of a context as a layer of its own, for a mount: what .dockerignore excludes must not show
 // there.
 func (p *planner) contextLayer(ctx context.Context, n *node, s *stage, name, source string) (*node, error) {
-	c := &dockerfile.Copy{From: name, Sources: []string{source}, Dest: "/", Parents: true}
+	c := &dockerfile.Copy{From: name, Sources: []string{source}, Dest: "/", Parents: true, Follow: true}
 	if path.Clean("/"+source) == "/" {
 		c.Sources, c.Parents = []string{"/"}, false
 	}

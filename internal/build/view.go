@@ -63,6 +63,8 @@ type selectOptions struct {
 	exclude []string
 	// parents is COPY --parents: rel keeps the path from the root, or from a "/./" in the pattern, on.
 	parents bool
+	// follow follows a link that is named though parents is set, which copies it as a link otherwise.
+	follow bool
 }
 
 // selection finds what patterns mean. A pattern without wildcards that leads nowhere is ErrNotFound; one with wildcards may find
@@ -87,7 +89,7 @@ func (v *view) selection(ctx context.Context, patterns []string, opt selectOptio
 			}
 		}
 		for _, one := range paths {
-			s, err := w.source(one, !opt.parents)
+			s, err := w.source(one, !opt.parents || opt.follow)
 			if notThere(err) || errors.Is(err, errIgnored) {
 				return nil, v.missing(one, err)
 			}

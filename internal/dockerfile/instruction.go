@@ -112,6 +112,8 @@ type Copy struct {
 	Exclude                []string
 	// Link, Parents are the flags.
 	Link, Parents bool
+	// Follow follows links that are named, though Parents is set: what a mount wants. No flag sets it.
+	Follow bool
 	// Unpack overrides whether archives are unpacked; nil is the instruction's default.
 	Unpack *bool
 	// KeepGit is --keep-git-dir's value; nil without it.
