@@ -25,7 +25,11 @@ func parse(t *testing.T, args ...string) (*apic.Config, *apic.HostConfig, error)
 	if err := f.Parse(args); err != nil {
 		return nil, nil, err
 	}
-	return c.configs(f, f.Args())
+	tt, err := c.configs(f, f.Args())
+	if err != nil {
+		return nil, nil, err
+	}
+	return tt.config, tt.host, nil
 }
 
 func TestContainerFlags(t *testing.T) {

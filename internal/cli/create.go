@@ -21,7 +21,7 @@ func (a *app) createCommand() *cobra.Command {
 			}
 			ctx, stop := a.interruptible(cmd.Context())
 			defer stop()
-			progress := a.pullProgress(a.err, c.quiet)
+			progress := a.pullProgress(a.err, c.meta.quiet)
 			defer progress.close()
 			req.Progress = progress.event
 			res, err := e.Create(ctx, req)
@@ -32,7 +32,7 @@ func (a *app) createCommand() *cobra.Command {
 			for _, w := range res.Warnings {
 				fmt.Fprintf(a.err, "WARNING: %s\n", w)
 			}
-			if err := writeCIDFile(c.cidfile, res.ID); err != nil {
+			if err := writeCIDFile(c.meta.cidfile, res.ID); err != nil {
 				return err
 			}
 			fmt.Fprintln(a.out, res.ID)

@@ -21,9 +21,26 @@ func as(cmd *cobra.Command, name string, aliases ...string) *cobra.Command {
 
 func (a *app) containerGroup() *cobra.Command {
 	return a.group("container", "Manage containers",
-		a.attachCommand(), a.commitCommand(), a.createCommand(), a.execCommand(), a.exportCommand(), a.containerInspect(), a.killCommand(), a.logsCommand(), as(a.psCommand(), "ls", "list", "ps"),
-		a.portCommand(), a.containerPruneCommand(), a.renameCommand(), a.restartCommand(), as(a.rmCommand(), "rm", "remove"), a.runCommand(), a.startCommand(), a.stopCommand(),
-		a.topCommand(), a.waitCommand())
+		a.attachCommand(),
+		a.commitCommand(),
+		a.createCommand(),
+		a.execCommand(),
+		a.exportCommand(),
+		a.containerInspect(),
+		a.killCommand(),
+		a.logsCommand(),
+		as(a.psCommand(), "ls", "list", "ps"),
+		a.portCommand(),
+		a.containerPruneCommand(),
+		a.renameCommand(),
+		a.restartCommand(),
+		as(a.rmCommand(), "rm", "remove"),
+		a.runCommand(),
+		a.startCommand(),
+		a.stopCommand(),
+		a.topCommand(),
+		a.waitCommand(),
+	)
 }
 
 func (a *app) imageGroup() *cobra.Command {

@@ -70,8 +70,17 @@ func commands() []command {
 }
 
 // notYet are Docker's commands that conex will have, to tell them from typing errors.
-var notYet = []string{"compose", "context", "cp", "diff", "events", "pause",
-	"stats", "unpause", "update"}
+var notYet = []string{
+	"compose",
+	"context",
+	"cp",
+	"diff",
+	"events",
+	"pause",
+	"stats",
+	"unpause",
+	"update",
+}
 
 // notYetIn are notYet's like, by group.
 var notYetIn = map[string][]string{

@@ -23,7 +23,7 @@ func (a *app) runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.runContainer(cmd.Context(), runOptions{req: req, cidfile: c.cidfile, detach: detach, sigProxy: sigProxy, keys: detachKeys})
+			return a.runContainer(cmd.Context(), runOptions{req: req, cidfile: c.meta.cidfile, detach: detach, sigProxy: sigProxy, keys: detachKeys})
 		},
 	}
 	f := cmd.Flags()
@@ -36,16 +36,19 @@ func (a *app) runCommand() *cobra.Command {
 
 // createRequest checks the flags and makes the request that run and create share.
 func (a *app) createRequest(cmd *cobra.Command, c *containerFlags, args []string) (engine.CreateRequest, error) {
-	cfg, host, err := c.configs(cmd.Flags(), args)
+	t, err := c.configs(cmd.Flags(), args)
 	if err != nil {
 		return engine.CreateRequest{}, a.usageError(cmd, err)
 	}
-	if c.cidfile != "" {
-		if _, err := os.Stat(c.cidfile); err == nil {
-			return engine.CreateRequest{}, &exitError{code: 125, err: fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", c.cidfile)}
+	if c.meta.cidfile != "" {
+		if _, err := os.Stat(c.meta.cidfile); err == nil {
+			return engine.CreateRequest{}, &exitError{code: 125, err: fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", c.meta.cidfile)}
 		}
 	}
-	return engine.CreateRequest{Name: c.name, Platform: c.platform, Pull: c.pull, Config: cfg, HostConfig: host, Quiet: c.quiet}, nil
+	return engine.CreateRequest{
+		Name: c.meta.name, Platform: c.meta.platform, Pull: c.meta.pull, Quiet: c.meta.quiet,
+		Config: t.config, HostConfig: t.host, Options: *t.options,
+	}, nil
 }
 
 type runOptions struct {

@@ -52,6 +52,8 @@ type Record struct {
 	Platform string `json:"platform"`
 	// Driver is the storage driver that mounts its layers.
 	Driver string `json:"driver"`
+	// Options is what conex has beside HostConfig.
+	Options Options `json:"options,omitzero"`
 }
 
 // Desired says whether a container should run, for the case that its monitor or the machine goes down.

@@ -30,6 +30,8 @@ type CreateRequest struct {
 	// Config and HostConfig are Docker's; Config.Image names the image. HostConfig may be nil.
 	Config     *apic.Config
 	HostConfig *apic.HostConfig
+	// Options are conex's own.
+	Options container.Options
 	// Quiet silences Progress.
 	Quiet bool
 	// Progress receives what a pull does.
@@ -94,7 +96,7 @@ func (e *Engine) create(ctx context.Context, req CreateRequest, hold bool) (rec 
 	driver, _ := ls.Driver()
 	rec = &container.Record{
 		ID: disk.RandomID(), Name: req.Name, Created: time.Now().UTC(), Image: req.Config.Image, ImageID: img.ID, Layers: img.Layers(),
-		Config: &conf, HostConfig: &hc, Path: path, Args: args, Platform: platformOf(img), Driver: driver,
+		Config: &conf, HostConfig: &hc, Path: path, Args: args, Platform: platformOf(img), Driver: driver, Options: req.Options,
 	}
 	if conf.Hostname == "" {
 		conf.Hostname = rec.ID[:12]

@@ -1,0 +1,5 @@
+package container
+
+// Options are what conex lets a user say about a container and Docker's HostConfig has no field for. The zero value is Docker's
+// behaviour.
+type Options struct{}
