@@ -2,7 +2,6 @@ package main
 
 import (
 	"archive/tar"
-	"bufio"
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
@@ -16,8 +15,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -42,47 +39,6 @@ const image = "bench-base"
 func measurements() []measurement {
 	return slices.Concat([]measurement{
 		{name: "version", target: 5, once: simple("version")},
-		{name: "run-rm-none", target: 60, once: simple("run", "--rm", "--network", "none", image, "true")},
-		{name: "run-rm-bridge", target: 60, once: simple("run", "--rm", image, "true")},
-		{name: "run-d", once: func(b *bench, e *engine, i int) (float64, error) {
-			v, err := e.timed("run", "-d", "--name", "bench", image, "sleep", "1000")
-			return then(v, err, func() error { return e.remove("bench") })
-		}},
-		{name: "create", once: func(b *bench, e *engine, i int) (float64, error) {
-			v, err := e.timed("create", "--name", "bench", image, "sleep", "1000")
-			return then(v, err, func() error { return e.remove("bench") })
-		}},
-		{name: "start", once: func(b *bench, e *engine, i int) (float64, error) {
-			if err := e.do("create", "--name", "bench", image, "sleep", "1000"); err != nil {
-				return 0, err
-			}
-			v, err := e.timed("start", "bench")
-			return then(v, err, func() error { return e.remove("bench") })
-		}},
-		{name: "stop", once: func(b *bench, e *engine, i int) (float64, error) {
-			// The trap is set when the marker is there; before, a stop would wait for its time-out.
-			script := "trap 'exit 0' TERM; touch /ready; while :; do sleep 0.01; done"
-			if err := e.do("run", "-d", "--name", "bench", image, "sh", "-c", script); err != nil {
-				return 0, err
-			}
-			for range 100 {
-				if e.do("exec", "bench", "test", "-e", "/ready") == nil {
-					break
-				}
-				time.Sleep(10 * time.Millisecond)
-			}
-			v, err := e.timed("stop", "bench")
-			return then(v, err, func() error { return e.remove("bench") })
-		}},
-		{name: "rm-f", once: func(b *bench, e *engine, i int) (float64, error) {
-			if err := e.do("run", "-d", "--name", "bench", image, "sleep", "1000"); err != nil {
-				return 0, err
-			}
-			return e.timed(e.rm("bench")...)
-		}},
-		{name: "exec", once: beside("exec", "bench-idle", "true")},
-		{name: "ps", once: beside("ps")},
-		{name: "inspect", once: beside("inspect", "bench-idle")},
 		{name: "images", once: simple("images")},
 		{name: "pull-100MB", rounds: 5, once: func(b *bench, e *engine, i int) (float64, error) {
 			ref := e.registry + "/library/bench-pull:latest"
@@ -93,8 +49,7 @@ func measurements() []measurement {
 			v, err := e.timed(args...)
 			return then(v, err, func() error { return e.do("rmi", "-f", ref) })
 		}},
-		{name: "idle-memory", target: 3, rounds: 3, memory: true, once: idleMemory},
-	}, buildMeasurements(), imageMeasurements())
+	}, containerMeasurements(), buildMeasurements(), imageMeasurements())
 }
 
 // then undoes a timed step that worked.
@@ -109,77 +64,6 @@ func then(v float64, err error, undo func() error) (float64, error) {
 // simple times one command that leaves nothing.
 func simple(args ...string) func(*bench, *engine, int) (float64, error) {
 	return func(b *bench, e *engine, i int) (float64, error) { return e.timed(args...) }
-}
-
-// beside times a command that looks at the container bench-idle, started for it.
-func beside(args ...string) func(*bench, *engine, int) (float64, error) {
-	return func(b *bench, e *engine, i int) (float64, error) {
-		if i == 0 {
-			if err := e.do("run", "-d", "--name", "bench-idle", image, "sleep", "100000"); err != nil {
-				return 0, err
-			}
-		}
-		v, err := e.timed(args...)
-		if err != nil || i == b.rounds {
-			return then(v, err, func() error { return e.remove("bench-idle") })
-		}
-		return v, nil
-	}
-}
-
-// idleMemory starts five idle containers and returns the private memory that the engine keeps for each, in MB.
-func idleMemory(b *bench, e *engine, i int) (mb float64, err error) {
-	const n = 5
-	ids := make([]string, 0, n)
-	defer func() {
-		if rerr := e.remove(ids...); rerr != nil && err == nil {
-			err = rerr
-		}
-	}()
-	for range n {
-		id, err := e.output("run", "-d", image, "sleep", "1000")
-		if err != nil {
-			return 0, err
-		}
-		ids = append(ids, id)
-	}
-	time.Sleep(2 * time.Second) // idle: what start-up needed may be given back
-	kb := 0
-	for _, id := range ids {
-		pids := e.helpers(id)
-		if len(pids) == 0 {
-			return 0, fmt.Errorf("no process found that keeps %.12s", id)
-		}
-		for _, pid := range pids {
-			n, err := privateKB(pid)
-			if err != nil {
-				return 0, err
-			}
-			kb += n
-		}
-	}
-	return float64(kb) / 1024 / n, nil
-}
-
-// privateKB is the memory that would be free without the process: Private_Clean and Private_Dirty of smaps_rollup, in KiB.
-func privateKB(pid int) (int, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	sum := 0
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if f := strings.Fields(lines.Text()); len(f) > 1 && (f[0] == "Private_Clean:" || f[0] == "Private_Dirty:") {
-			n, err := strconv.Atoi(f[1])
-			if err != nil {
-				return 0, err
-			}
-			sum += n
-		}
-	}
-	return sum, lines.Err()
 }
 
 func (b *bench) context(name string) string { return filepath.Join(b.dir, "contexts", name) }
