@@ -21,9 +21,13 @@ package control
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // Types of frames: Docker's, and one of ours.
@@ -101,7 +105,7 @@ type StartRequest struct {
 	ID    string `json:"id"`
 	// Lower are the layers' mounted folders, top first.
 	Lower []string `json:"lower"`
-	// Attach says that the descriptor AttachFD is a client that is attached from the start, with AttachStdin to the input too.
+	// Attach says that a client is attached from the start, with AttachStdin to the input too.
 	Attach      bool `json:"attach,omitempty"`
 	AttachStdin bool `json:"attachStdin,omitempty"`
 	// Rows and Cols are the attached terminal's size.
@@ -120,19 +124,116 @@ type StartRequest struct {
 // Name is the monitor's argv[0].
 const Name = "conex-monitor"
 
-// File descriptors of a new monitor. Standard input carries the StartRequest; output and error go to c/<id>/monitor.log.
+// Placeholder is the monitor's argument until it knows its container; then the beginning of the container's id stands there.
+const Placeholder = "------------"
+
+// File descriptors of a new monitor. Output and error are closed until it has its log.
 const (
-	// ReportFD is a pipe for one Report.
-	ReportFD = 3
-	// LockFD is the container's monitor.lock, locked already.
-	LockFD = 4
-	// AttachFD is one end of a socket pair (see StartRequest.Attach).
-	AttachFD = 5
+	// RequestFD is a stream socket: SendStart's message comes in, a line of JSON, the Report, goes out. A monitor whose socket ends
+	// without a message was not needed.
+	RequestFD = 0
 	// SelfFD is the file that the monitor was executed from (see mount.ReadOnlySelf). The monitor forbids its further execution
 	// before anything else. Whoever started it can't: until the kernel has mapped the program, which is after the
 	// parent's half of an exec has succeeded, that would kill it.
-	SelfFD = 6
+	SelfFD = 3
 )
+
+// ErrNotNeeded says that whoever started a monitor went away without a request.
+var ErrNotNeeded = errors.New("not needed")
+
+// maxFiles is how many files come with a request: the container's monitor.lock, locked already, the monitor's log, and with
+// StartRequest.Attach one end of a socket pair.
+const maxFiles = 3
+
+// SendStart writes a request to a new monitor, with its files in the order of maxFiles.
+func SendStart(sock *os.File, req StartRequest, files []*os.File) error {
+	b, err := json.Marshal(req)
+	if err != nil {
+		return err
+	}
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = int(f.Fd())
+	}
+	rc, err := sock.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int
+	werr := rc.Write(func(fd uintptr) bool {
+		n, err = unix.SendmsgN(int(fd), b, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+		return err != unix.EAGAIN
+	})
+	if err = errors.Join(werr, err); err != nil {
+		return fmt.Errorf("send request: %w", err)
+	}
+	if _, err := sock.Write(b[n:]); err != nil {
+		return fmt.Errorf("send request: %w", err)
+	}
+	if cerr := rc.Control(func(fd uintptr) { err = unix.Shutdown(int(fd), unix.SHUT_WR) }); cerr != nil {
+		err = cerr
+	}
+	return err
+}
+
+// ReceiveStart is SendStart's other side, for the monitor. ErrNotNeeded when nothing comes.
+func ReceiveStart(fd int) (req StartRequest, files []*os.File, err error) {
+	buf, oob := make([]byte, 16<<10), make([]byte, unix.CmsgSpace(4*maxFiles))
+	var n, oobn int
+	for {
+		n, oobn, _, _, err = unix.Recvmsg(fd, buf, oob, unix.MSG_CMSG_CLOEXEC)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		return req, nil, fmt.Errorf("receive request: %w", err)
+	}
+	if n == 0 {
+		return req, nil, ErrNotNeeded
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil {
+		return req, nil, fmt.Errorf("receive request: %w", err)
+	}
+	for i := range msgs {
+		fds, err := unix.ParseUnixRights(&msgs[i])
+		if err != nil {
+			return req, nil, fmt.Errorf("receive request: %w", err)
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "request"))
+		}
+	}
+	b := buf[:n:n]
+	for {
+		n, err := unix.Read(fd, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return req, files, fmt.Errorf("receive request: %w", err)
+		}
+		if n == 0 {
+			break
+		}
+		b = append(b, buf[:n]...)
+	}
+	if err := json.Unmarshal(b, &req); err != nil {
+		return req, files, fmt.Errorf("receive request: %w", err)
+	}
+	if want := maxFiles - 1 + btoi(req.Attach); len(files) != want {
+		return req, files, fmt.Errorf("receive request: %d files instead of %d", len(files), want)
+	}
+	return req, files, nil
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
 
 // Report is the line that a monitor writes when the container's process runs, or why it does not.
 type Report struct {

@@ -14,7 +14,7 @@ import (
 func TestStartOfARemovedContainer(t *testing.T) {
 	e := newImageEngine(t)
 	rec := &container.Record{ID: disk.RandomID(), Name: "gone"}
-	if _, err := e.launch(context.Background(), rec, nil, attachment{}, &Streams{}); !errors.Is(err, ErrNotFound) {
+	if _, err := e.launch(context.Background(), rec, nil, startMonitor(), attachment{}, &Streams{}); !errors.Is(err, ErrNotFound) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := os.Lstat(e.Containers().RunDir(rec.ID)); !errors.Is(err, os.ErrNotExist) {

@@ -30,13 +30,16 @@ type RunResult struct {
 // Run is Create and Start. An error is an *ExitError: 125 when the container could not be made or started, 126 and 127 when its
 // command could not be executed. With --rm nothing stays then; otherwise the container does, as with Docker.
 func (e *Engine) Run(ctx context.Context, req RunRequest) (RunResult, error) {
+	mon := startMonitor()
 	rec, lock, warnings, err := e.create(ctx, req.CreateRequest, true)
 	if err != nil {
+		mon.abandon()
 		return RunResult{}, exitError(classify(err))
 	}
 	res := RunResult{ID: rec.ID, Warnings: warnings}
 	if req.OnCreated != nil {
 		if err := req.OnCreated(rec.ID); err != nil {
+			mon.abandon()
 			if lock != nil {
 				lock.Release()
 			}
@@ -46,7 +49,7 @@ func (e *Engine) Run(ctx context.Context, req RunRequest) (RunResult, error) {
 	c := rec.Config
 	at := attachment{want: !req.Detach}
 	at.stdin = at.want && c.OpenStdin && req.Streams.Stdin != nil
-	s, err := e.launch(ctx, rec, lock, at, &req.Streams)
+	s, err := e.launch(ctx, rec, lock, mon, at, &req.Streams)
 	if errors.Is(err, container.ErrBusy) { // somebody has started it by its name since it was created
 		if req.Detach {
 			res.Detached = true

@@ -201,7 +201,7 @@ func (e *Engine) revive(ctx context.Context, id string) error {
 	if !n.Desired.Running || n.Desired.Stopped || !revivable(n) {
 		return nil
 	}
-	if _, err := e.launch(ctx, n.Record, nil, attachment{}, &Streams{}); err != nil && !errors.Is(err, container.ErrBusy) {
+	if _, err := e.launch(ctx, n.Record, nil, startMonitor(), attachment{}, &Streams{}); err != nil && !errors.Is(err, container.ErrBusy) {
 		return fmt.Errorf("start container %s again: %w", n.Record.Name, err)
 	}
 	return nil
@@ -261,7 +261,7 @@ func (e *Engine) Reconcile(ctx context.Context) (started []string, err error) {
 		if !should {
 			continue
 		}
-		if _, err := e.launch(ctx, n.Record, nil, attachment{}, &Streams{}); err != nil {
+		if _, err := e.launch(ctx, n.Record, nil, startMonitor(), attachment{}, &Streams{}); err != nil {
 			if !errors.Is(err, container.ErrBusy) {
 				errs = append(errs, fmt.Errorf("start container %s: %w", n.Record.Name, err))
 			}

@@ -55,7 +55,7 @@ func (e *Engine) Restart(ctx context.Context, name string, req StopRequest) erro
 	if err := e.stop(ctx, n, req); err != nil {
 		return err
 	}
-	if _, err := e.launch(ctx, n.Record, nil, attachment{}, &Streams{}); err != nil && !errors.Is(err, container.ErrBusy) {
+	if _, err := e.launch(ctx, n.Record, nil, startMonitor(), attachment{}, &Streams{}); err != nil && !errors.Is(err, container.ErrBusy) {
 		return fmt.Errorf("cannot restart container %s: %w", name, err)
 	}
 	e.event(n.Record, "restart", nil)

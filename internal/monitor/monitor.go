@@ -51,8 +51,9 @@ type monitor struct {
 	log   *logWriter // open while the container runs
 	sock  net.Listener
 	lock  *os.File
-	trash string // what remove left to delete
-	kept  bool   // the end could not be written to the disk: the state stays, and says it
+	first *os.File // of the client that is attached from the start, until it is one
+	trash string   // what remove left to delete
+	kept  bool     // the end could not be written to the disk: the state stays, and says it
 	// writers are the goroutines that still write to clients.
 	writers sync.WaitGroup
 
@@ -74,16 +75,22 @@ type monitor struct {
 // idleAfter is when the monitor has calmed down: late enough for a container that only runs a moment never to pay for it.
 const idleAfter = time.Second
 
+// idlePercent is the collector's GOGC from then on. Until then it is what the engine set, so high that a start never collects: a cycle
+// costs more there than all that it could give back.
+const idlePercent = 25
+
 // Main runs a monitor and returns its exit code. The process has been prepared as package control describes.
 func Main() int {
 	goruntime.MemProfileRate = 0 // each sample dirties another page of a table of 1.4 MB
 	// Whoever started us may have a stricter one; the container's processes inherit it.
 	unix.Umask(0o022)
-	report := os.NewFile(control.ReportFD, "report")
-	// What the container must never inherit: the lock above all, which says that we live.
-	for _, fd := range []int{control.ReportFD, control.LockFD, control.AttachFD, control.SelfFD} {
-		unix.CloseOnExec(fd)
+	unix.CloseOnExec(control.SelfFD)
+	// A copy, since what stands at 0 is inherited; 0 stays taken, lest a file of ours gets the number.
+	fd, err := unix.FcntlInt(control.RequestFD, unix.F_DUPFD_CLOEXEC, control.SelfFD+1)
+	if err != nil {
+		return 1
 	}
+	report := os.NewFile(uintptr(fd), "report")
 	self := os.NewFile(control.SelfFD, "self")
 	if err := mount.ForbidExecution(self); err != nil {
 		reply(report, control.Report{Error: fmt.Sprintf("forbid execution of the monitor: %v", err), ExitCode: 125})
@@ -94,12 +101,14 @@ func Main() int {
 	if err := os.WriteFile("/proc/self/comm", []byte(control.Name), 0); err != nil {
 		complain("set own name", err)
 	}
-	m, err := open(os.Stdin)
+	m, err := open(fd)
+	if errors.Is(err, control.ErrNotNeeded) {
+		return 0
+	}
 	if err != nil {
 		reply(report, control.Report{Error: err.Error(), ExitCode: 125})
 		return 1
 	}
-	m.lock = os.NewFile(control.LockFD, "lock")
 	err = m.main(report)
 	if err != nil {
 		complain("monitor", err)
@@ -113,19 +122,30 @@ func Main() int {
 	return 0
 }
 
-func open(stdin *os.File) (*monitor, error) {
+// open waits for the request and reads what it names. The descriptor is used up, but as a way to answer.
+func open(fd int) (*monitor, error) {
 	m := &monitor{rt: runtime.New(), stop: make(chan struct{}), next: make(chan struct{}), final: make(chan struct{})}
-	if err := json.NewDecoder(stdin).Decode(&m.req); err != nil {
-		return nil, fmt.Errorf("read start request: %w", err)
-	}
-	if err := stdin.Close(); err != nil {
+	warmUp()
+	req, files, err := control.ReceiveStart(fd)
+	if err != nil {
 		return nil, err
 	}
-	// Descriptor 0 stays taken, lest a file of ours gets the number.
-	if _, err := os.Open(os.DevNull); err != nil {
+	m.req, m.lock = req, files[0]
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
 		return nil, err
 	}
-	var err error
+	defer null.Close()
+	defer files[1].Close()
+	for std, f := range []*os.File{null, files[1], files[1]} {
+		if err := unix.Dup3(int(f.Fd()), std, 0); err != nil {
+			return nil, err
+		}
+	}
+	if req.Attach {
+		m.first = files[2]
+	}
+	rename(req.ID)
 	if m.root, err = disk.OpenRoot(m.req.Root); err != nil {
 		return nil, err
 	}
@@ -134,7 +154,10 @@ func open(stdin *os.File) (*monitor, error) {
 		return nil, err
 	}
 	m.nets = network.Open(m.root, m.req.State)
-	m.idle = time.AfterFunc(idleAfter, debug.FreeOSMemory)
+	m.idle = time.AfterFunc(idleAfter, func() {
+		debug.SetGCPercent(idlePercent)
+		debug.FreeOSMemory()
+	})
 	m.state = container.State{
 		Status: container.Starting, BootID: disk.BootID(), Monitor: os.Getpid(), Restarts: m.req.Restarts,
 		Cgroup: CgroupPath(m.rec.ID), AutoRemove: m.rec.HostConfig.AutoRemove, Anonymous: m.rec.Anonymous,
@@ -160,9 +183,8 @@ func (m *monitor) main(report *os.File) error {
 
 	var first *client
 	if m.req.Attach {
-		f := os.NewFile(control.AttachFD, "attach")
-		conn, err := net.FileConn(f)
-		f.Close()
+		conn, err := net.FileConn(m.first)
+		m.first.Close()
 		if err != nil {
 			reply(report, control.Report{Error: err.Error(), ExitCode: 125})
 			return m.store.ClearState(m.rec.ID)
