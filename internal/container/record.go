@@ -80,8 +80,36 @@ type Exit struct {
 	Finished time.Time `json:"finished"`
 	// Restarts counts how often the restart policy started it again.
 	Restarts int `json:"restarts,omitempty"`
-	// Ports and Health are not kept: they end with the run.
+	// By is who ended it, nil when it ended by itself or nobody said so.
+	By *Ender `json:"by,omitempty"`
+	// Health is what the health check said until then, nil without one. It is in exit.json alone, not on the wire.
+	Health *apic.Health `json:"health,omitempty"`
+	// Next is when the restart policy starts it again, while it waits for that.
+	Next time.Time `json:"next,omitzero"`
+	// Ports are not kept: they end with the run.
 }
+
+// Ender is who ended a run, as far as conex was asked to.
+type Ender struct {
+	// Command is stop, kill, restart, rm, or one of the By constants.
+	Command string `json:"command"`
+	// Signal is what was sent first; Forced says that SIGKILL followed, after Timeout seconds.
+	Signal  int  `json:"signal,omitempty"`
+	Forced  bool `json:"forced,omitempty"`
+	Timeout int  `json:"timeout,omitempty"`
+	// UID, Pid and Process are the user's who asked: the process that connected, and the one that had started it.
+	UID     int       `json:"uid,omitempty"`
+	Pid     int       `json:"pid,omitempty"`
+	Process string    `json:"process,omitempty"`
+	Parent  string    `json:"parent,omitempty"`
+	Time    time.Time `json:"time"`
+}
+
+// What ends a run without a user's command.
+const (
+	ByHealth   = "health check"
+	ByShutdown = "shutdown"
+)
 
 // Status words of State, Docker's.
 const (

@@ -146,9 +146,9 @@ func (c *Client) Kill(ctx context.Context, signal string) error {
 }
 
 // Stop sends signal ("": the container's stop signal) and after timeout seconds (nil: the container's, or 10; negative: never)
-// SIGKILL, and returns when the container has ended for good.
-func (c *Client) Stop(ctx context.Context, signal string, timeout *int) (container.Exit, error) {
-	q := url.Values{}
+// SIGKILL, and returns when the container has ended for good. command is what the user typed: stop, restart, rm.
+func (c *Client) Stop(ctx context.Context, command, signal string, timeout *int) (container.Exit, error) {
+	q := url.Values{"for": {command}}
 	if signal != "" {
 		q.Set("signal", signal)
 	}

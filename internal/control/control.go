@@ -4,7 +4,7 @@
 //
 //	GET  /wait                                   container.Exit, when the present run has ended
 //	POST /kill?signal=TERM
-//	POST /stop?signal=&t=10                      container.Exit
+//	POST /stop?signal=&t=10&for=restart          container.Exit
 //	POST /resize?h=&w=[&exec=id]
 //	POST /attach?stdin=1&stdout=1&stderr=1[&framed=1]   101, then streams
 //	POST /exec                                   ExecRequest; 101 with the id in the header Conex-Exec-Id, then streams

@@ -85,6 +85,9 @@ func (e *Engine) create(ctx context.Context, req CreateRequest, hold bool) (rec 
 	}
 	defer lease.Close()
 	mergeImage(&conf, img.Config.Config)
+	if err := validateOnFailure(req.Options.HealthOnFailure, &conf); err != nil {
+		return nil, nil, nil, err
+	}
 	path, args, err := command(&conf)
 	if err != nil {
 		return nil, nil, nil, err

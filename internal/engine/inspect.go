@@ -76,13 +76,19 @@ func stateOf(n *container.Snapshot) *apic.State {
 		if x.Started.IsZero() {
 			s.FinishedAt = zeroTime // it never ran
 		}
+		if x.Health != nil && (a == nil || a.Status == container.Restarting) {
+			// What does not run is not healthy; Docker says so with the last results too.
+			h := *x.Health
+			h.Status = apic.Unhealthy
+			s.Health = &h
+		}
 	}
 	if a == nil {
 		return s
 	}
-	s.Running, s.Paused, s.Restarting, s.Pid, s.Health = true, a.Paused, a.Status == container.Restarting, a.Pid, a.Health
+	s.Running, s.Paused, s.Restarting, s.Pid = true, a.Paused, a.Status == container.Restarting, a.Pid
 	if a.Status == container.Running {
-		s.ExitCode, s.OOMKilled, s.Error, s.StartedAt = 0, false, "", timeText(a.Started)
+		s.ExitCode, s.OOMKilled, s.Error, s.StartedAt, s.Health = 0, false, "", timeText(a.Started), a.Health
 	}
 	return s
 }

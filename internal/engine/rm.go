@@ -33,7 +33,7 @@ func (e *Engine) RemoveContainer(ctx context.Context, req RemoveRequest) error {
 				return conflict("cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+rec.Name, n.Status())
 			}
 			now := 0
-			_, err := e.client(rec.ID).Stop(ctx, "KILL", &now)
+			_, err := e.client(rec.ID).Stop(ctx, "rm", "KILL", &now)
 			var ce *control.Error
 			if err != nil && !errors.Is(err, control.ErrGone) && !errors.As(err, &ce) {
 				return err

@@ -24,10 +24,10 @@ func (e *Engine) Stop(ctx context.Context, name string, req StopRequest) error {
 	if err != nil {
 		return err
 	}
-	return e.stop(ctx, n, req)
+	return e.stop(ctx, n, "stop", req)
 }
 
-func (e *Engine) stop(ctx context.Context, n *container.Snapshot, req StopRequest) error {
+func (e *Engine) stop(ctx context.Context, n *container.Snapshot, command string, req StopRequest) error {
 	if req.Signal != "" {
 		if _, err := container.ParseSignal(req.Signal); err != nil {
 			return invalid("%w", err)
@@ -36,7 +36,7 @@ func (e *Engine) stop(ctx context.Context, n *container.Snapshot, req StopReques
 	if n.Alive() == nil {
 		return nil
 	}
-	_, err := e.client(n.Record.ID).Stop(ctx, req.Signal, req.Timeout)
+	_, err := e.client(n.Record.ID).Stop(ctx, command, req.Signal, req.Timeout)
 	if errors.Is(err, control.ErrGone) { // it ended by itself, or its monitor died
 		return e.settleOne(ctx, n.Record.ID)
 	}
@@ -52,7 +52,7 @@ func (e *Engine) Restart(ctx context.Context, name string, req StopRequest) erro
 	if err != nil {
 		return err
 	}
-	if err := e.stop(ctx, n, req); err != nil {
+	if err := e.stop(ctx, n, "restart", req); err != nil {
 		return err
 	}
 	if _, err := e.launch(ctx, n.Record, nil, startMonitor(), attachment{}, &Streams{}); err != nil && !errors.Is(err, container.ErrBusy) {

@@ -35,7 +35,7 @@ func (e *Engine) validate(ctx context.Context, conf *apic.Config, hc *apic.HostC
 		return nil, invalid("invalid hostname: %q", conf.Hostname)
 	}
 	for _, check := range []func(context.Context, *apic.Config, *apic.HostConfig) error{
-		e.validateNetwork, validateModes, validateLimits, validateRestart, validateSecurity,
+		e.validateNetwork, validateModes, validateLimits, validateRestart, validateSecurity, validateHealth,
 	} {
 		if err := check(ctx, conf, hc); err != nil {
 			return nil, err

@@ -23,6 +23,14 @@ type freezing struct {
 	mu      sync.Mutex
 	holders map[*holder]bool
 	over    bool
+	count   int // how often it was frozen
+}
+
+// times returns how often the container was frozen until now.
+func (z *freezing) times() int {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return z.count
 }
 
 // holder is one wish. conn is nil until the answer is out.
@@ -37,6 +45,7 @@ func (z *freezing) add(h *holder) error {
 	}
 	if len(z.holders) == 0 {
 		z.gate.Lock()
+		z.count++
 		err := z.r.ct.Cgroup().Freeze()
 		if err == nil {
 			err = z.r.m.setState(func(s *container.State) { s.Paused = true })

@@ -27,7 +27,9 @@ const (
 
 // health runs one run's health check.
 type health struct {
-	r      *run
+	r *run
+	// probe is a check of our own; else cmd is the command.
+	probe  *container.Probe
 	cmd    []string
 	conf   apic.HealthConfig
 	cancel context.CancelFunc
@@ -42,6 +44,8 @@ func newHealth(r *run) *health {
 		return nil
 	}
 	h := &health{r: r, cmd: cmd, conf: *c}
+	// What is no probe is a command: an image may say anything, and it fails by its exit code then.
+	h.probe, _ = container.ParseProbe(c.Test)
 	set := func(d *time.Duration, def time.Duration) {
 		if *d <= 0 {
 			*d = def
@@ -96,26 +100,62 @@ func (h *health) loop(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		res := h.probe(ctx)
+		frozen := h.r.freezing.times()
+		res := h.check(ctx)
 		if ctx.Err() != nil {
 			return // the container ended meanwhile: the result means nothing
+		}
+		if h.r.freezing.times() != frozen {
+			continue // it stood still meanwhile, so it could not answer
 		}
 		h.record(res)
 	}
 }
 
-// pause is the time to the next check: shorter while the container starts and has not been healthy.
+// pause is the time to the next check: another one while the container starts and has not been healthy.
 func (h *health) pause(age time.Duration) time.Duration {
 	h.r.m.mu.Lock()
 	defer h.r.m.mu.Unlock()
 	if st := h.r.m.state.Health; age < h.conf.StartPeriod && st != nil && st.Status == apic.Starting {
-		return min(h.conf.StartInterval, h.conf.Interval)
+		return h.conf.StartInterval
 	}
 	return h.conf.Interval
 }
 
-// probe runs the check once. Exit code -1 means that it could not be run or took too long.
-func (h *health) probe(ctx context.Context) *apic.HealthcheckResult {
+// check checks once. Exit code -1 means that it could not be done or took too long.
+func (h *health) check(ctx context.Context) *apic.HealthcheckResult {
+	if h.probe != nil {
+		return h.ask(ctx)
+	}
+	return h.execute(ctx)
+}
+
+// ask is check by a probe of our own.
+func (h *health) ask(ctx context.Context) *apic.HealthcheckResult {
+	h.r.freezing.gate.RLock()   // waits while the container is frozen
+	h.r.freezing.gate.RUnlock() //nolint:staticcheck // nothing to protect
+	res := &apic.HealthcheckResult{Start: time.Now()}
+	limited, cancel := context.WithTimeout(ctx, h.conf.Timeout)
+	defer cancel()
+	out, err := probe(limited, h.probe, h.r.proc.Pid())
+	res.End, res.Output = time.Now(), out
+	if err != nil {
+		res.ExitCode, res.Output = 1, h.probe.String()+": "+err.Error()
+		if limited.Err() != nil {
+			res.ExitCode, res.Output = -1, h.late(res.Output)
+		}
+	}
+	h.r.m.calm()
+	return res
+}
+
+// late puts output of a check that took too long into Docker's words.
+func (h *health) late(output string) string {
+	return "Health check exceeded timeout (" + h.conf.Timeout.String() + "): " + output
+}
+
+// execute is check by a command in the container.
+func (h *health) execute(ctx context.Context) *apic.HealthcheckResult {
 	res := &apic.HealthcheckResult{Start: time.Now(), ExitCode: -1}
 	out := &capped{}
 	x, err := h.r.exec(ctx, control.ExecRequest{Cmd: h.cmd}, func(x *execution) error {
@@ -133,7 +173,7 @@ func (h *health) probe(ctx context.Context) *apic.HealthcheckResult {
 	late := make(chan struct{})
 	t := time.AfterFunc(h.conf.Timeout, func() {
 		close(late)
-		_ = x.proc.Signal(unix.SIGKILL) // an error means that it has ended
+		h.r.killTree(x.proc)
 	})
 	e := x.wait()
 	if err := h.r.track(x, false); err != nil {
@@ -146,7 +186,7 @@ func (h *health) probe(ctx context.Context) *apic.HealthcheckResult {
 		return res
 	}
 	<-late
-	res.Output = "Health check exceeded timeout (" + h.conf.Timeout.String() + "): " + res.Output
+	res.Output = h.late(res.Output)
 	return res
 }
 
@@ -166,6 +206,32 @@ func (h *health) record(res *apic.HealthcheckResult) {
 	}
 	if before != after {
 		h.r.m.event("health_status: "+string(after), nil)
+		if after == apic.Unhealthy {
+			h.react(res)
+		}
+	}
+}
+
+// react does what was asked for in the case that the container becomes unhealthy.
+func (h *health) react(res *apic.HealthcheckResult) {
+	m := h.r.m
+	by := &container.Ender{Command: container.ByHealth, Time: res.End}
+	switch m.rec.Options.HealthOnFailure {
+	case "kill":
+		by.Signal = int(unix.SIGKILL)
+		h.r.endedBy(by)
+		_ = h.r.proc.Signal(unix.SIGKILL) // an error means that it has ended
+		h.r.freezing.dropAll(false)
+	case "restart":
+		m.mu.Lock()
+		m.again = true
+		m.mu.Unlock()
+		h.r.endedBy(by)
+		h.r.terminate(m.rec.StopSignal(), time.Duration(m.rec.StopTimeout())*time.Second)
+	case "stop":
+		m.halt(true)
+		h.r.endedBy(by)
+		h.r.terminate(m.rec.StopSignal(), time.Duration(m.rec.StopTimeout())*time.Second)
 	}
 }
 

@@ -64,6 +64,7 @@ type monitor struct {
 	stop     chan struct{}
 	stopped  bool // stop is closed
 	byHand   bool // a user did it
+	again    bool // the failed health check wants another run
 	next     chan struct{}
 	lastExit container.Exit
 	backoff  time.Duration // the last pause; used by main alone
@@ -214,6 +215,9 @@ func (m *monitor) main(report *os.File) error {
 		}
 		e := r.wait()
 		delay, again := m.decide(e)
+		if again {
+			e.Next = time.Now().UTC().Add(delay)
+		}
 		errs = append(errs, m.ended(r, e, again))
 		if again {
 			errs = append(errs, r.clean())
@@ -321,6 +325,7 @@ func (m *monitor) ended(r *run, e container.Exit, again bool) error {
 // settled records the final end and tells everybody.
 func (m *monitor) settled(r *run, e container.Exit) error {
 	var errs []error
+	e.Next = time.Time{}
 	m.mu.Lock()
 	d := container.Desired{Stopped: m.byHand}
 	// A monitor that was told to end because the machine goes down leaves the wish to run: reconcile will fulfil it.
@@ -375,6 +380,7 @@ func (m *monitor) sweep() error {
 func (m *monitor) shutdown() {
 	m.halt(false)
 	if r := m.present(); r != nil {
+		r.endedBy(&container.Ender{Command: container.ByShutdown, Signal: int(m.rec.StopSignal()), Timeout: m.rec.StopTimeout(), Time: time.Now().UTC()})
 		r.terminate(m.rec.StopSignal(), time.Duration(m.rec.StopTimeout())*time.Second)
 	}
 }

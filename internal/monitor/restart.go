@@ -22,7 +22,11 @@ func (m *monitor) decide(e container.Exit) (time.Duration, bool) {
 		return 0, false
 	default:
 	}
-	if !wanted(m.rec.HostConfig.RestartPolicy, e, m.state.Restarts) {
+	m.mu.Lock()
+	again := m.again
+	m.again = false
+	m.mu.Unlock()
+	if !again && !wanted(m.rec.HostConfig.RestartPolicy, e, m.state.Restarts) {
 		return 0, false
 	}
 	m.backoff = nextBackoff(m.backoff, e.Finished.Sub(e.Started))

@@ -49,7 +49,28 @@ type run struct {
 
 	mu    sync.Mutex
 	execs map[string]*execution
+	ender *container.Ender
 	done  chan struct{} // closed when the process has ended
+}
+
+// endedBy notes who is about to end the run. The first one counts, until somebody kills it outright.
+func (r *run) endedBy(by *container.Ender) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ender == nil || by.Signal == int(unix.SIGKILL) && r.ender.Signal != int(unix.SIGKILL) && !r.ender.Forced {
+		r.ender = by
+	}
+}
+
+// forced notes that the process did not obey whoever wanted to end it.
+func (r *run) forced(timeout time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ender != nil && r.ender.Signal != int(unix.SIGKILL) {
+		e := *r.ender
+		e.Forced, e.Timeout = true, int(timeout/time.Second)
+		r.ender = &e
+	}
 }
 
 // start prepares and executes the container. On an error it returns what exists of the run, for release and clean; nil when
@@ -187,12 +208,19 @@ func (r *run) wait() container.Exit {
 	if r.health != nil {
 		r.health.end()
 	}
+	r.m.mu.Lock()
+	checked := r.m.state.Health
+	r.m.mu.Unlock()
 	e := container.Exit{
-		Code: status.Code, Signal: int(status.Signal), Started: r.started, Finished: time.Now().UTC(), Restarts: r.m.state.Restarts,
+		Health: checked,
+		Code:   status.Code, Signal: int(status.Signal), Started: r.started, Finished: time.Now().UTC(), Restarts: r.m.state.Restarts,
 	}
 	if err != nil {
 		e.Code, e.Error = 125, err.Error()
 	}
+	r.mu.Lock()
+	e.By = r.ender
+	r.mu.Unlock()
 	if n, err := r.ct.Cgroup().OOMKills(); err == nil && n > 0 {
 		e.OOM = true
 		r.m.event("oom", nil)
@@ -273,6 +301,7 @@ func (r *run) terminate(sig unix.Signal, timeout time.Duration) {
 			return
 		case <-t.C:
 		}
+		r.forced(timeout)
 		_ = r.proc.Signal(unix.SIGKILL)
 		r.freezing.dropAll(true) // v1's freezer lets nobody die before the thaw
 	}

@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -55,7 +56,7 @@ func (m *monitor) listen() (*server, error) {
 		return nil, err
 	}
 	s := &server{m: m, done: make(chan struct{})}
-	s.http = &http.Server{Handler: s, ErrorLog: log.New(os.Stderr, "", log.LstdFlags|log.LUTC)}
+	s.http = &http.Server{Handler: s, ConnContext: withConn, ErrorLog: log.New(os.Stderr, "", log.LstdFlags|log.LUTC)}
 	s.http.SetKeepAlivesEnabled(false)
 	go func() { // ended by close, or by settled, which closes the listener
 		defer close(s.done)
@@ -180,6 +181,7 @@ func (s *server) kill(w http.ResponseWriter, q *http.Request) error {
 	}
 	if last {
 		s.m.halt(true)
+		r.endedBy(ender(q, "kill", sig))
 	}
 	if err := r.proc.Signal(sig); err != nil {
 		if errors.Is(err, os.ErrProcessDone) {
@@ -220,6 +222,9 @@ func (s *server) stop(w http.ResponseWriter, q *http.Request) error {
 	}
 	s.m.halt(true)
 	if r := s.m.present(); r != nil {
+		by := ender(q, cmp.Or(q.FormValue("for"), "stop"), sig)
+		by.Timeout = max(seconds, 0)
+		r.endedBy(by)
 		s.m.event("kill", map[string]string{"signal": strconv.Itoa(int(sig))})
 		r.terminate(sig, time.Duration(seconds)*time.Second)
 	}

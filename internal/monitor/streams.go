@@ -285,6 +285,7 @@ func (s *streams) loosen() {
 
 // finish ends it: clients get the end frame behind the output and are closed.
 func (s *streams) finish(e container.Exit) {
+	e.Health = nil // longer than an end frame may be
 	s.closeStdin()
 	s.mu.Lock()
 	s.done = true
