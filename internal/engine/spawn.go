@@ -64,7 +64,7 @@ func executeMonitor() (*os.File, error) {
 		return nil, err
 	}
 	defer self.Close()
-	p, err := os.StartProcess(fmt.Sprintf("/proc/self/fd/%d", self.Fd()), []string{control.Name, control.Placeholder}, &os.ProcAttr{
+	p, err := startSheltered(fmt.Sprintf("/proc/self/fd/%d", self.Fd()), []string{control.Name, control.Placeholder}, &os.ProcAttr{
 		Dir: "/", Env: env, Sys: &syscall.SysProcAttr{Setsid: true},
 		Files: []*os.File{control.RequestFD: theirs, 1: nil, 2: stderr, control.SelfFD: self},
 	})

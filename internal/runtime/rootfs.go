@@ -284,7 +284,7 @@ func (r *rootfs) mountCgroup(m specs.Mount) error {
 	slices.Sort(controllers)
 	for _, c := range controllers {
 		name := filepath.Base(info.Mounts[c])
-		if name != c { // several controllers in one hierarchy: "cpu,cpuacct" and links to it
+		if name != c && c != cgroup.Named { // several controllers in one hierarchy: "cpu,cpuacct" and links to it
 			if err := unix.Symlinkat(name, int(dir.Fd()), c); err != nil && err != unix.EEXIST {
 				return fmt.Errorf("mount %s: %w", m.Destination, err)
 			}

@@ -149,12 +149,18 @@ func cgroups() ([]string, error) {
 			return nil, err
 		}
 		for _, p := range found {
-			if st, err := os.Stat(p); err == nil && st.IsDir() {
+			if st, err := os.Stat(p); err == nil && st.IsDir() && !resting(p) {
 				out = append(out, "cgroup "+p)
 			}
 		}
 	}
 	return out, nil
+}
+
+// resting reports whether a folder is that of monitors, with none in it: it goes with its parent, at system teardown.
+func resting(dir string) bool {
+	procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	return filepath.Base(dir) == "monitors" && err == nil && len(procs) == 0
 }
 
 // program fits the command line of conex, its monitors and the test binaries that play them.

@@ -379,13 +379,14 @@ func TestLimitsInTheKernel(t *testing.T) {
 	}
 }
 
-// TestUpdateAddsController limits by a controller that the container did not use so far.
-func TestUpdateAddsController(t *testing.T) {
+// TestEveryHierarchy wants a container in none of the cgroups of whoever starts it, systemd's above all: a service that ends takes
+// along whatever it finds in its own.
+func TestEveryHierarchy(t *testing.T) {
 	mt := needRoot(t)
-	if mt.v1["cpuset"] == "" {
-		t.Skip("no cpuset controller of cgroup v1")
+	m, err := New(testPath(t, "everywhere"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	m := newV1(mt, testPath(t, "late"))
 	if err := m.Create(nil); err != nil {
 		t.Fatal(err)
 	}
@@ -395,12 +396,23 @@ func TestUpdateAddsController(t *testing.T) {
 		}
 	})
 	p := start(t, m, "wait")
-	if err := m.Update(&specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "0"}}); err != nil {
-		t.Error(err)
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
 	}
-	var set unix.CPUSet
-	if err := unix.SchedGetaffinity(p.Process.Pid, &set); err != nil || set.Count() != 1 || !set.IsSet(0) {
-		t.Errorf("the process may run on %d CPUs, %v", set.Count(), err)
+	for line := range strings.Lines(string(b)) {
+		if !strings.HasSuffix(line, "/everywhere\n") && !(strings.HasPrefix(line, "0::") && mt.unified == "") {
+			t.Errorf("the process is in %s", line)
+		}
+	}
+	if mt.v1["cpuset"] != "" {
+		if err := m.Update(&specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "0"}}); err != nil {
+			t.Error(err)
+		}
+		var set unix.CPUSet
+		if err := unix.SchedGetaffinity(p.Process.Pid, &set); err != nil || set.Count() != 1 || !set.IsSet(0) {
+			t.Errorf("the process may run on %d CPUs, %v", set.Count(), err)
+		}
 	}
 	p.in.Close()
 	if err := waitFor(p); err != nil {

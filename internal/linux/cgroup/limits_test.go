@@ -445,10 +445,10 @@ garbage
 	if m.unified != "/sys/fs/cgroup/un ified" {
 		t.Errorf("unified %q", m.unified)
 	}
-	if !maps.Equal(m.v1, map[string]string{"cpu": "/cg/cpu,cpuacct", "cpuacct": "/cg/cpu,cpuacct", "memory": "/cg/memory"}) {
+	if !maps.Equal(m.v1, map[string]string{"cpu": "/cg/cpu,cpuacct", "cpuacct": "/cg/cpu,cpuacct", "memory": "/cg/memory", Named: "/sys/fs/cgroup/systemd"}) {
 		t.Errorf("v1 %v", m.v1)
 	}
-	if !slices.Equal(m.roots(), []string{"/cg/cpu,cpuacct", "/cg/memory", "/sys/fs/cgroup/un ified"}) {
+	if !slices.Equal(m.roots(), []string{"/cg/cpu,cpuacct", "/cg/memory", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/un ified"}) {
 		t.Errorf("roots %v", m.roots())
 	}
 }

@@ -17,7 +17,7 @@ type Info struct {
 	Version string
 	// Controllers are those that limits can be set with, ordered by name.
 	Controllers []string
-	// Mounts maps each v1 controller to its mount point.
+	// Mounts maps each v1 controller to its mount point, and Named the hierarchy that systemd keeps.
 	Mounts map[string]string
 	// Unified is the mount point of the v2 tree, "" if there is none.
 	Unified string
@@ -40,7 +40,9 @@ func Probe() Info {
 		info.Version = "2"
 	}
 	for c := range m.v1 {
-		info.Controllers = append(info.Controllers, c)
+		if c != Named {
+			info.Controllers = append(info.Controllers, c)
+		}
 	}
 	if len(m.v1) > 0 {
 		info.SwapLimit = exists(filepath.Join(m.v1["memory"], "memory.memsw.limit_in_bytes"))
@@ -104,6 +106,10 @@ func (m *mountTable) roots() []string {
 	return slices.Compact(out)
 }
 
+// Named is the hierarchy without a controller in which systemd keeps its units on a machine with cgroup v1: what it ends with a
+// service is what it finds there.
+const Named = "name=systemd"
+
 // v1Controllers are all that Linux has had.
 var v1Controllers = [...]string{"blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "misc", "net_cls", "net_prio", "perf_event", "pids", "rdma"}
 
@@ -116,6 +122,9 @@ var mounts = sync.OnceValue(func() *mountTable {
 			defer f.Close()
 			m = parseMountinfo(bufio.NewScanner(f))
 		}
+	}
+	if len(m.v1) == 1 && m.v1[Named] != "" { // for old programs, on a machine whose controllers are v2's
+		m.v1 = nil
 	}
 	return m
 })
@@ -130,8 +139,8 @@ func probeDir(dir string) *mountTable {
 	case 0:
 		return m
 	}
-	for _, c := range v1Controllers {
-		path := filepath.Join(dir, c)
+	for _, c := range append(v1Controllers[:len(v1Controllers):len(v1Controllers)], Named) {
+		path := filepath.Join(dir, strings.TrimPrefix(c, "name="))
 		if fsType(path) != unix.CGROUP_SUPER_MAGIC {
 			continue
 		}
@@ -172,7 +181,7 @@ func parseMountinfo(s *bufio.Scanner) *mountTable {
 			}
 		case "cgroup":
 			for o := range strings.SplitSeq(post[2], ",") {
-				if slices.Contains(v1Controllers[:], o) && m.v1[o] == "" {
+				if (o == Named || slices.Contains(v1Controllers[:], o)) && m.v1[o] == "" {
 					m.v1[o] = point
 				}
 			}

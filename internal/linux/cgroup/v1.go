@@ -52,11 +52,11 @@ func (v *v1) dirs() []string {
 	return slices.Compact(out)
 }
 
-// always are the controllers in which every container has a folder, for its limits or its counters. The others get one when
-// a limit asks for it: each costs the container's start a folder and a move.
+// always are the controllers without whose folder a container can't be counted or ended.
 var always = []string{"blkio", "cpu", "cpuacct", "memory", "pids"}
 
-// needed lists the controllers in which res needs a folder.
+// needed lists the controllers in which res needs a folder. A container gets one in every hierarchy, so that nothing of it stays in
+// the cgroups of whoever starts it; in the others it may be lacking, where conex itself runs in a container for instance.
 func (v *v1) needed(res *specs.LinuxResources, limits []limit) []string {
 	need := slices.Clone(always)
 	if v.uni == nil {
@@ -65,11 +65,10 @@ func (v *v1) needed(res *specs.LinuxResources, limits []limit) []string {
 	for _, l := range limits {
 		need = append(need, l.controller)
 	}
-	if _, ok := v.roots["devices"]; ok && res != nil && restricts(res.Devices) {
+	if res != nil && restricts(res.Devices) {
 		need = append(need, "devices")
 	}
-	slices.Sort(need)
-	return slices.Compact(need)
+	return need
 }
 
 func (v *v1) Create(res *specs.LinuxResources) error {
@@ -96,14 +95,19 @@ func (v *v1) create(res *specs.LinuxResources, limits []limit) error {
 			return err
 		}
 	}
+	need := v.needed(res, limits)
 	made := map[string]bool{}
-	for _, c := range v.needed(res, limits) {
-		root, ok := v.roots[c]
-		if !ok || made[root] {
-			continue // a limit that needs a missing controller says so when it is written
+	for _, c := range slices.Sorted(maps.Keys(v.roots)) {
+		root := v.roots[c]
+		if made[root] {
+			continue
 		}
 		made[root] = true
-		if err := mkdir(root, v.path, v.prepare(c)); err != nil {
+		err := mkdir(root, v.path, v.prepare(c))
+		if forbidden(err) && !v.shares(root, need) {
+			continue
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -111,6 +115,16 @@ func (v *v1) create(res *specs.LinuxResources, limits []limit) error {
 		return err
 	}
 	return v.setDevices(res)
+}
+
+// shares reports whether one of the controllers is mounted at root.
+func (v *v1) shares(root string, controllers []string) bool {
+	return slices.ContainsFunc(controllers, func(c string) bool { return v.roots[c] == root })
+}
+
+// forbidden reports whether an error says that a hierarchy isn't ours to change.
+func forbidden(err error) bool {
+	return errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)
 }
 
 // prepare returns what a new folder of a controller needs before it can be used.
@@ -197,26 +211,6 @@ func (v *v1) Update(res *specs.LinuxResources) error {
 	limits, err := v1Limits(res)
 	if err != nil {
 		return err
-	}
-	// A controller that nothing was asked of at creation has no folder yet: make it and bring everybody in.
-	for _, l := range limits {
-		root, ok := v.roots[l.controller]
-		if !ok || exists(filepath.Join(root, v.path)) {
-			continue
-		}
-		pids, err := v.Pids()
-		if err != nil {
-			return err
-		}
-		if err := mkdir(root, v.path, v.prepare(l.controller)); err != nil {
-			return err
-		}
-		for _, pid := range pids {
-			err := writeFile(filepath.Join(root, v.path, "cgroup.procs"), strconv.Itoa(pid))
-			if err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("enter cgroup: %w", err)
-			}
-		}
 	}
 	if err := apply(limits, v.dir); err != nil {
 		return err
