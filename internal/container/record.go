@@ -188,9 +188,9 @@ func (s *Store) Hollow(id string) bool {
 	return len(bytes.Trim(b, "\x00")) == 0
 }
 
-// durability is less for a container that is not to outlive a reboot: no sync on its way.
-func durability(auto bool) disk.Durability {
-	if auto {
+// durability is less for what nobody asks for after a reboot, such as a container that goes at its end: no sync on its way.
+func durability(volatile bool) disk.Durability {
+	if volatile {
 		return disk.Volatile
 	}
 	return disk.Durable
@@ -204,12 +204,12 @@ func (s *Store) Desired(id string) (Desired, error) {
 }
 
 // SetDesired replaces desired.json. The caller holds the monitor lock, or asks the monitor to do it. Nothing is written when
-// the file says so already.
+// the file says so already. It survives a power loss if there is a restart policy, which alone asks for it after a reboot.
 func (s *Store) SetDesired(r *Record, d Desired) error {
 	if old, err := s.Desired(r.ID); err == nil && old == d {
 		return nil
 	}
-	return disk.WriteJSON(s.Dir(r.ID, "desired.json"), d, durability(r.HostConfig.AutoRemove))
+	return disk.WriteJSON(s.Dir(r.ID, "desired.json"), d, durability(r.HostConfig.RestartPolicy.IsNone()))
 }
 
 // Exit reads exit.json; nil when the container has not ended yet.

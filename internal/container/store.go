@@ -153,6 +153,23 @@ func (s *Store) Create(r *Record, files map[string][]byte) error {
 	if err := disk.WriteJSON(filepath.Join(dir, "config.json"), r, d); err != nil {
 		return err
 	}
+	if err := s.publish(r, st); err != nil {
+		return err
+	}
+	if err := st.Close(); err != nil { // before the sync, which holds up whoever changes folders beside it
+		return err
+	}
+	if d == disk.Durable {
+		if err := disk.SyncDir(s.root.Path("containers")); err != nil {
+			return err
+		}
+		return disk.SyncDir(s.root.Path("names"))
+	}
+	return nil
+}
+
+// publish gives the staged folder its name and its place.
+func (s *Store) publish(r *Record, st *disk.Stage) error {
 	l, err := s.lockNames()
 	if err != nil {
 		return err
@@ -168,15 +185,8 @@ func (s *Store) Create(r *Record, files map[string][]byte) error {
 	}
 	if err != nil {
 		os.Remove(s.root.Path("names", r.Name))
-		return err
 	}
-	if d == disk.Durable {
-		if err := disk.SyncDir(s.root.Path("containers")); err != nil {
-			return err
-		}
-		return disk.SyncDir(s.root.Path("names"))
-	}
-	return nil
+	return err
 }
 
 // List returns the ids of all containers, in no order that means anything.
