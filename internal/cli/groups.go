@@ -30,6 +30,7 @@ func (a *app) containerGroup() *cobra.Command {
 		a.killCommand(),
 		a.logsCommand(),
 		as(a.psCommand(), "ls", "list", "ps"),
+		a.pauseCommand(),
 		a.portCommand(),
 		a.containerPruneCommand(),
 		a.renameCommand(),
@@ -39,6 +40,7 @@ func (a *app) containerGroup() *cobra.Command {
 		a.startCommand(),
 		a.stopCommand(),
 		a.topCommand(),
+		a.unpauseCommand(),
 		a.waitCommand(),
 	)
 }

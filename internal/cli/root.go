@@ -52,6 +52,7 @@ func commands() []command {
 		{name: "login", build: (*app).loginCommand},
 		{name: "logout", build: (*app).logoutCommand},
 		{name: "logs", build: (*app).logsCommand},
+		{name: "pause", build: (*app).pauseCommand},
 		{name: "port", build: (*app).portCommand},
 		{name: "push", build: (*app).pushCommand},
 		{name: "rename", build: (*app).renameCommand},
@@ -64,6 +65,7 @@ func commands() []command {
 		{name: "stop", build: (*app).stopCommand},
 		{name: "tag", build: (*app).tagCommand},
 		{name: "top", build: (*app).topCommand},
+		{name: "unpause", build: (*app).unpauseCommand},
 		{name: "wait", build: (*app).waitCommand},
 		{name: "reconcile", build: (*app).reconcileCommand, hidden: true},
 	}
@@ -76,9 +78,7 @@ var notYet = []string{
 	"cp",
 	"diff",
 	"events",
-	"pause",
 	"stats",
-	"unpause",
 	"update",
 }
 

@@ -176,6 +176,16 @@ func (c *Client) Top(ctx context.Context) ([]int, error) {
 	return p.Pids, err
 }
 
+// Pause stops every process in the container until Unpause.
+func (c *Client) Pause(ctx context.Context) error {
+	return c.call(ctx, "POST", "/pause", nil, nil, nil)
+}
+
+// Unpause lets a paused container go on.
+func (c *Client) Unpause(ctx context.Context) error {
+	return c.call(ctx, "POST", "/unpause", nil, nil, nil)
+}
+
 // Freeze stops every process in the container. They go on at Frozen.Thaw, at the latest at the end of this process, and when somebody
 // stops or kills the container.
 func (c *Client) Freeze(ctx context.Context) (*Frozen, error) {

@@ -9,6 +9,7 @@
 //	POST /attach?stdin=1&stdout=1&stderr=1[&framed=1]   101, then streams
 //	POST /exec                                   ExecRequest; 101 with the id in the header Conex-Exec-Id, then streams
 //	POST /freeze                                 101 when every process stands still; they do until the client closes its half, or dies
+//	POST /pause, POST /unpause                   as /freeze, without a connection: until the other one, or the end
 //	GET  /top                                    {"pids": [...]}, host process ids
 //
 // An error has a status of 400 or more and a body {"message", "exitCode"}.

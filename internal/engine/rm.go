@@ -29,6 +29,9 @@ func (e *Engine) RemoveContainer(ctx context.Context, req RemoveRequest) error {
 	rec, cs := n.Record, e.Containers()
 	for {
 		if a := n.Alive(); a != nil {
+			if !req.Force && a.Paused {
+				return conflict("cannot remove container %q: container is paused and must be unpaused first", "/"+rec.Name)
+			}
 			if !req.Force {
 				return conflict("cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+rec.Name, n.Status())
 			}

@@ -28,7 +28,10 @@ func (e *Engine) Start(ctx context.Context, req StartRequest) (exitCode int, err
 		return 0, err
 	}
 	rec := n.Record
-	if n.Alive() != nil {
+	if a := n.Alive(); a != nil {
+		if a.Paused {
+			return 0, conflict("cannot start a paused container, try unpause instead")
+		}
 		if req.Attach {
 			return e.Attach(ctx, AttachRequest{Container: rec.ID, NoStdin: !req.AttachStdin, Streams: req.Streams})
 		}

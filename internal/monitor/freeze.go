@@ -12,8 +12,8 @@ import (
 	"conex/internal/linux/cgroup"
 )
 
-// freezing is who wants a run's processes to stand still. Each wish lasts as long as a connection, so whoever dies lets go; the end of
-// the run, and a signal that is meant to end it, let go for all.
+// freezing is who wants a run's processes to stand still. Each wish lasts as long as a connection, so whoever dies lets go; that of a
+// user who paused the container lasts until somebody unpauses it. The end of the run, and a signal that is meant to end it, let go for all.
 type freezing struct {
 	r *run
 	// gate is held alone while the container is frozen, and shared while a process is put into it: a thread of ours that forks in
@@ -22,6 +22,7 @@ type freezing struct {
 
 	mu      sync.Mutex
 	holders map[*holder]bool
+	user    *holder // the one of `pause`, among the holders
 	over    bool
 	count   int // how often it was frozen
 }
@@ -33,7 +34,7 @@ func (z *freezing) times() int {
 	return z.count
 }
 
-// holder is one wish. conn is nil until the answer is out.
+// holder is one wish. conn is nil until the answer is out, and for a user's.
 type holder struct{ conn net.Conn }
 
 // add freezes the container if it isn't. The error is one for the client.
@@ -79,6 +80,9 @@ func (z *freezing) drop(h *holder) bool {
 		return false
 	}
 	delete(z.holders, h)
+	if h == z.user {
+		z.user = nil
+	}
 	if len(z.holders) == 0 {
 		z.thaw()
 		z.r.m.event("unpause", nil)
@@ -99,7 +103,7 @@ func (z *freezing) dropAll(over bool) {
 			h.conn.Close() // its reader ends
 		}
 	}
-	z.holders = nil
+	z.holders, z.user = nil, nil
 	z.thaw()
 	z.r.m.event("unpause", nil)
 }
@@ -141,4 +145,53 @@ func (s *server) freeze(w http.ResponseWriter) error {
 		conn.Close()
 	})
 	return nil
+}
+
+// paused reports whether a user has paused the container.
+func (z *freezing) paused() bool {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return z.user != nil
+}
+
+// pause lets the container stand still until unpause.
+func (s *server) pause(w http.ResponseWriter) error {
+	r, err := s.need()
+	if err != nil {
+		return err
+	}
+	z, h := &r.freezing, &holder{}
+	z.mu.Lock()
+	taken := z.user != nil
+	if !taken {
+		z.user = h
+	}
+	z.mu.Unlock()
+	if taken {
+		return &control.Error{Status: http.StatusConflict, Message: "container " + s.m.rec.ID + " is already paused"}
+	}
+	if err := z.add(h); err != nil {
+		z.mu.Lock()
+		if z.user == h {
+			z.user = nil
+		}
+		z.mu.Unlock()
+		return err
+	}
+	return answer(w, struct{}{})
+}
+
+// unpause ends pause. What else holds the container, a commit under way, goes on to.
+func (s *server) unpause(w http.ResponseWriter) error {
+	r, err := s.need()
+	if err != nil {
+		return err
+	}
+	r.freezing.mu.Lock()
+	h := r.freezing.user
+	r.freezing.mu.Unlock()
+	if h == nil || !r.freezing.drop(h) {
+		return &control.Error{Status: http.StatusConflict, Message: "container " + s.m.rec.ID + " is not paused"}
+	}
+	return answer(w, struct{}{})
 }

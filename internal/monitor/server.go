@@ -95,6 +95,10 @@ func (s *server) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		err = s.attach(w, q)
 	case "POST /freeze":
 		err = s.freeze(w)
+	case "POST /pause":
+		err = s.pause(w)
+	case "POST /unpause":
+		err = s.unpause(w)
 	case "POST /exec":
 		err = s.exec(w, q)
 	default:
@@ -318,6 +322,9 @@ func (s *server) attach(w http.ResponseWriter, q *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if r.freezing.paused() {
+		return &control.Error{Status: http.StatusConflict, Message: "cannot attach to a paused container, unpause it first"}
+	}
 	conf := s.m.rec.Config
 	conn, in, err := upgrade(w, http.Header{})
 	if err != nil {
@@ -341,6 +348,9 @@ func (s *server) exec(w http.ResponseWriter, q *http.Request) error {
 	r, err := s.need()
 	if err != nil {
 		return err
+	}
+	if r.freezing.paused() {
+		return &control.Error{Status: http.StatusConflict, Message: "container " + s.m.rec.ID + " is paused, unpause the container before exec"}
 	}
 	name := strings.Join(e.Cmd, " ")
 	x, err := r.exec(context.Background(), e, func(x *execution) error {
