@@ -49,6 +49,7 @@ var sideways = map[string]string{
 	"control container":          "the wire protocol carries the container's records",
 	"layers layertar":            "a layer is a tar",
 	"layers/erofsindex layertar": "the index is made while the tar is read",
+	"logs container":             "what tags and details say of a container is in its record",
 	"registry blobs":             "what is fetched is verified and kept as a blob",
 	"registry config":            "the configuration names mirrors",
 	"registry credentials":       "a registry asks for what the user has logged in with",

@@ -4,12 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
-	"maps"
-	"slices"
-	"strings"
 	"time"
 
-	"conex/internal/container"
 	"conex/internal/control"
 	"conex/internal/logs"
 )
@@ -38,11 +34,11 @@ func (e *Engine) Logs(ctx context.Context, req LogsRequest) error {
 	if err != nil {
 		return err
 	}
-	driver := n.Record.HostConfig.LogConfig.Type
-	if driver == "" {
-		driver = e.cfg.Log.Driver
+	opts, err := e.logOptions(n.Record)
+	if err != nil {
+		return err
 	}
-	if driver == logs.None {
+	if !opts.Readable() {
 		return invalid("configured logging driver does not support reading")
 	}
 	if req.Stdout == nil && req.Stderr == nil {
@@ -64,7 +60,10 @@ func (e *Engine) Logs(ctx context.Context, req LogsRequest) error {
 	}
 	details := ""
 	if req.Details {
-		details = logDetails(n.Record)
+		c := logs.Describe(n.Record)
+		if details, err = c.Details(opts); err != nil {
+			return err
+		}
 	}
 	return logs.Read(ctx, e.Containers().Dir(n.Record.ID, "log"), o, func(r logs.Record) error {
 		w := req.Stdout
@@ -104,27 +103,4 @@ func (e *Engine) untilEnded(ctx context.Context, id string) {
 			}
 		}
 	}
-}
-
-// logDetails renders what --log-opt labels and env name.
-func logDetails(r *container.Record) string {
-	attrs := map[string]string{}
-	opts := r.HostConfig.LogConfig.Config
-	for _, l := range strings.Split(opts["labels"], ",") {
-		if v, ok := r.Config.Labels[l]; ok {
-			attrs[l] = v
-		}
-	}
-	for _, name := range strings.Split(opts["env"], ",") {
-		for _, kv := range r.Config.Env {
-			if k, v, ok := strings.Cut(kv, "="); ok && k == name {
-				attrs[k] = v
-			}
-		}
-	}
-	var parts []string
-	for _, k := range slices.Sorted(maps.Keys(attrs)) {
-		parts = append(parts, k+"="+attrs[k])
-	}
-	return strings.Join(parts, ",") + " "
 }

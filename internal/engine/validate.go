@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"path"
 	"strings"
 
@@ -35,13 +34,13 @@ func (e *Engine) validate(ctx context.Context, conf *apic.Config, hc *apic.HostC
 		return nil, invalid("invalid hostname: %q", conf.Hostname)
 	}
 	for _, check := range []func(context.Context, *apic.Config, *apic.HostConfig) error{
-		e.validateNetwork, validateModes, validateLimits, validateRestart, validateSecurity, validateHealth,
+		e.validateNetwork, validateModes, validateLimits, validateRestart, validateSecurity, validateHealth, e.validateLogs,
 	} {
 		if err := check(ctx, conf, hc); err != nil {
 			return nil, err
 		}
 	}
-	e.fill(hc)
+	fill(hc)
 	if (hc.NetworkMode.IsHost() || hc.NetworkMode.IsNone()) && (len(hc.PortBindings) > 0 || hc.PublishAllPorts) {
 		warnings = append(warnings, fmt.Sprintf("Published ports are discarded when using %s network mode", hc.NetworkMode))
 	}
@@ -53,15 +52,7 @@ const defaultShmSize = 64 << 20
 
 // fill writes down the defaults that the container runs by, where Docker writes them: `inspect` shows them, and a later change of
 // the configuration does not reach containers that exist.
-func (e *Engine) fill(hc *apic.HostConfig) {
-	if hc.LogConfig.Type == "" {
-		opts := maps.Clone(e.cfg.Log.Options)
-		if opts == nil {
-			opts = map[string]string{}
-		}
-		maps.Copy(opts, hc.LogConfig.Config)
-		hc.LogConfig = apic.LogConfig{Type: e.cfg.Log.Driver, Config: opts}
-	}
+func fill(hc *apic.HostConfig) {
 	if hc.Memory > 0 && hc.MemorySwap == 0 {
 		hc.MemorySwap = 2 * hc.Memory
 	}

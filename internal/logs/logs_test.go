@@ -19,9 +19,18 @@ import (
 
 var t0 = time.Date(2026, 1, 2, 3, 4, 5, 678901234, time.UTC)
 
-func newWriter(t testing.TB, dir string, opts map[string]string) Driver {
+// open opens a log for writing, in the way that a monitor does.
+func open(dir string, opts map[string]string, driver string) (Driver, error) {
+	o, err := ParseOptions(driver, opts)
+	if err != nil {
+		return nil, err
+	}
+	return Open(dir, Container{ContainerID: "0123456789abcdef", ContainerName: "/box"}, o)
+}
+
+func newWriter(t testing.TB, dir string, opts map[string]string, driver string) Driver {
 	t.Helper()
-	w, err := NewWriter(dir, opts, JSONFile)
+	w, err := open(dir, opts, driver)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,6 +46,13 @@ func write(t testing.TB, w Driver, stream, s string, at time.Time) {
 	t.Helper()
 	if err := w.Write(stream, []byte(s), at); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// eachFormat runs a test for both formats of files.
+func eachFormat(t *testing.T, fn func(t *testing.T, driver string)) {
+	for _, driver := range []string{Local, JSONFile} {
+		t.Run(driver, func(t *testing.T) { fn(t, driver) })
 	}
 }
 
@@ -74,7 +90,7 @@ var whole = ReadOptions{Tail: -1}
 
 func TestLinesAreDockers(t *testing.T) {
 	dir := t.TempDir()
-	w := newWriter(t, dir, nil)
+	w := newWriter(t, dir, nil, JSONFile)
 	write(t, w, "stdout", "hello\nw\"o\\r\x01ld\t<é>\r\n", t0)
 	write(t, w, "stderr", "bad \xff\n", t0.Add(766*time.Nanosecond))
 	write(t, w, "stdout", "no ", t0.Truncate(time.Second))
@@ -106,9 +122,11 @@ func TestLinesAreDockers(t *testing.T) {
 	}
 }
 
-func TestLongLines(t *testing.T) {
+func TestLongLines(t *testing.T) { eachFormat(t, testLongLines) }
+
+func testLongLines(t *testing.T, driver string) {
 	dir := t.TempDir()
-	w := newWriter(t, dir, nil)
+	w := newWriter(t, dir, nil, driver)
 	long := strings.Repeat("é", 20000) + "\n" // 40,001 bytes
 	write(t, w, "stdout", "a\n"+long[:100], t0)
 	write(t, w, "stderr", "between\n", t0)
@@ -128,8 +146,7 @@ func TestLongLines(t *testing.T) {
 	if want := []string{"a\n", long, "b\n", strings.Repeat("x", maxLine) + "\n"}; !slices.Equal(out, want) {
 		t.Errorf("joined lines differ: %d lines", len(out))
 	}
-	b, err := os.ReadFile(CurrentPath(dir))
-	if err != nil || bytes.Contains(b, []byte("raw")) {
+	if b, err := os.ReadFile(CurrentPath(dir)); driver == JSONFile && (err != nil || bytes.Contains(b, []byte("raw"))) {
 		t.Errorf("a character was cut in two, %v", err)
 	}
 }
@@ -155,69 +172,91 @@ func numbered(from, to int) string {
 }
 
 func TestRotation(t *testing.T) {
-	for _, compressed := range []string{"true", "false"} {
-		t.Run("compress "+compressed, func(t *testing.T) {
-			dir := t.TempDir()
-			opts := map[string]string{"max-size": "10k", "max-file": "4", "compress": compressed}
-			w := newWriter(t, dir, opts)
-			fill(t, w, 0, 300)
-			closeLog(t, w)
-			if got := text(all(t, dir, whole)); got != numbered(0, 300) {
-				t.Errorf("read %d bytes, want the 300 lines", len(got))
-			}
-			for _, n := range []int{0, 1, 7, 120, 121, 130, 260, 299, 300, 301, 5000} {
-				if got, want := text(all(t, dir, ReadOptions{Tail: n})), numbered(max(0, 300-n), 300); got != want {
-					t.Errorf("tail %d: %d bytes, want %d", n, len(got), len(want))
-				}
-			}
-			since := ReadOptions{Tail: -1, Since: t0.Add(150 * time.Second), Until: t0.Add(200 * time.Second)}
-			if got := text(all(t, dir, since)); got != numbered(150, 201) {
-				t.Errorf("since and until: %q", got)
-			}
-			for _, r := range all(t, dir, ReadOptions{Tail: -1, Stderr: true}) {
-				if r.Stream != "stderr" {
-					t.Fatal("stdout among stderr")
-				}
-			}
+	eachFormat(t, func(t *testing.T, driver string) {
+		t.Run("compressed", func(t *testing.T) { rotation(t, driver, "true") })
+		t.Run("plain", func(t *testing.T) { rotation(t, driver, "false") })
+	})
+}
 
-			// A second writer goes on, and the bound holds.
-			w = newWriter(t, dir, opts)
-			fill(t, w, 300, 2000)
-			closeLog(t, w)
-			got := text(all(t, dir, whole))
-			if len(got) < 1000 || !strings.HasSuffix(numbered(0, 2000), got) {
-				t.Errorf("read %d bytes that aren't the end of what was written", len(got))
-			}
-			entries, err := os.ReadDir(dir)
+func rotation(t *testing.T, driver, compressed string) {
+	dir := t.TempDir()
+	size := map[string]int64{Local: 3, JSONFile: 10}[driver] // of so many KB there are three with 300 lines
+	opts := map[string]string{"max-size": fmt.Sprint(size, "k"), "max-file": "4", "compress": compressed}
+	o, err := ParseOptions(driver, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed := func() (n int) {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			info, err := e.Info()
 			if err != nil {
 				t.Fatal(err)
 			}
-			gz := 0
-			for _, e := range entries {
-				info, err := e.Info()
-				if err != nil {
-					t.Fatal(err)
-				}
-				if info.Size() > 10<<10 {
-					t.Errorf("%s has %d bytes", e.Name(), info.Size())
-				}
-				if strings.HasSuffix(e.Name(), ".gz") {
-					gz++
-				}
+			if info.Size() > size<<10 {
+				t.Errorf("%s has %d bytes", e.Name(), info.Size())
 			}
-			if len(entries) != 5 { // four files and the link
-				t.Errorf("%d entries in the folder", len(entries))
+			if strings.HasSuffix(e.Name(), ".gz") || strings.HasSuffix(e.Name(), ".zst") {
+				n++
 			}
-			if want := map[string]int{"true": 3, "false": 0}[compressed]; gz != want {
-				t.Errorf("%d compressed files, want %d", gz, want)
-			}
-		})
+		}
+		if len(entries) > 5 { // four files and the link
+			t.Errorf("%d entries in the folder", len(entries))
+		}
+		return n
 	}
+	w := newWriter(t, dir, opts, driver)
+	fill(t, w, 0, 300)
+	closeLog(t, w)
+	for _, pack := range []bool{false, true} {
+		if pack {
+			if err := Compress(dir, o); err != nil {
+				t.Fatal(err)
+			}
+			if n := packed(); (n > 0) != (compressed == "true") {
+				t.Errorf("%d compressed files", n)
+			}
+		}
+		if got := text(all(t, dir, whole)); got != numbered(0, 300) {
+			t.Errorf("read %d bytes, want the 300 lines", len(got))
+		}
+		for _, n := range []int{0, 1, 7, 120, 121, 130, 260, 299, 300, 301, 5000} {
+			if got, want := text(all(t, dir, ReadOptions{Tail: n})), numbered(max(0, 300-n), 300); got != want {
+				t.Errorf("tail %d: %d bytes, want %d", n, len(got), len(want))
+			}
+		}
+		for _, from := range []int{0, 1, 149, 150, 299} {
+			o := ReadOptions{Tail: -1, Since: t0.Add(time.Duration(from) * time.Second), Until: t0.Add(200 * time.Second)}
+			if got := text(all(t, dir, o)); got != numbered(from, max(from, 201)) {
+				t.Errorf("since %d and until: %q", from, got)
+			}
+		}
+		for _, r := range all(t, dir, ReadOptions{Tail: -1, Stderr: true}) {
+			if r.Stream != "stderr" {
+				t.Fatal("stdout among stderr")
+			}
+		}
+	}
+
+	// A second writer goes on, and the bound holds.
+	w = newWriter(t, dir, opts, driver)
+	fill(t, w, 300, 2000)
+	closeLog(t, w)
+	got := text(all(t, dir, whole))
+	if len(got) < 1000 || !strings.HasSuffix(numbered(0, 2000), got) {
+		t.Errorf("read %d bytes that aren't the end of what was written", len(got))
+	}
+	packed()
 }
 
-func TestFollow(t *testing.T) {
+func TestFollow(t *testing.T) { eachFormat(t, testFollow) }
+
+func testFollow(t *testing.T, driver string) {
 	dir := t.TempDir()
-	w := newWriter(t, dir, map[string]string{"max-size": "10k", "max-file": "1000"})
+	w := newWriter(t, dir, map[string]string{"max-size": "10k", "max-file": "1000"}, driver)
 	fill(t, w, 0, 50)
 	done := make(chan struct{})
 	got := make(chan string)
@@ -268,7 +307,9 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-func TestFollowEnds(t *testing.T) {
+func TestFollowEnds(t *testing.T) { eachFormat(t, testFollowEnds) }
+
+func testFollowEnds(t *testing.T, driver string) {
 	dir := filepath.Join(t.TempDir(), "later")
 	first := make(chan struct{})
 	follow := func(ctx context.Context, o ReadOptions) chan error {
@@ -280,7 +321,7 @@ func TestFollowEnds(t *testing.T) {
 	// It begins before there is a log.
 	ctx, cancel := context.WithCancel(t.Context())
 	errc := follow(ctx, ReadOptions{})
-	w := newWriter(t, dir, nil)
+	w := newWriter(t, dir, nil, driver)
 	write(t, w, "stdout", "hello\n", t0)
 	<-first
 	cancel()
@@ -327,12 +368,16 @@ func TestFollowEnds(t *testing.T) {
 	}
 }
 
-func TestCrashes(t *testing.T) {
+func TestCrashesJSON(t *testing.T) {
+	const driver = JSONFile
 	dir := t.TempDir()
 	opts := map[string]string{"max-size": "10k", "max-file": "4"}
-	w := newWriter(t, dir, opts)
+	w := newWriter(t, dir, opts, driver)
 	fill(t, w, 0, 200)
 	closeLog(t, w)
+	if err := pack(dir, nil); err != nil {
+		t.Fatal(err)
+	}
 	current, err := filepath.EvalSymlinks(CurrentPath(dir))
 	if err != nil {
 		t.Fatal(err)
@@ -357,7 +402,7 @@ func TestCrashes(t *testing.T) {
 	if got := text(all(t, dir, whole)); got != numbered(0, 200) {
 		t.Errorf("with a torn line: %d bytes", len(got))
 	}
-	w = newWriter(t, dir, opts)
+	w = newWriter(t, dir, opts, driver)
 	fill(t, w, 200, 210)
 	closeLog(t, w)
 	if got := text(all(t, dir, whole)); got != numbered(0, 210) {
@@ -366,7 +411,9 @@ func TestCrashes(t *testing.T) {
 }
 
 // TestDiskFull fills a small filesystem for real.
-func TestDiskFull(t *testing.T) {
+func TestDiskFull(t *testing.T) { eachFormat(t, testDiskFull) }
+
+func testDiskFull(t *testing.T, driver string) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to mount a small tmpfs")
 	}
@@ -380,7 +427,7 @@ func TestDiskFull(t *testing.T) {
 		}
 	})
 	log := filepath.Join(dir, "log")
-	w, err := NewWriter(log, nil, "")
+	w, err := open(log, nil, driver)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -403,44 +450,26 @@ func TestDiskFull(t *testing.T) {
 	write(t, w, "stdout", "room again\n", t0)
 	closeLog(t, w)
 	recs := all(t, log, whole)
+	notes := 0
+	if driver == Local { // it says how much is missing
+		recs = slices.DeleteFunc(recs, func(r Record) bool {
+			note := string(r.Line) == fmt.Sprintf("[conex: %d bytes of output could not be written here]\n", failed*len(line))
+			if note {
+				notes++
+			}
+			return note
+		})
+		if notes != 1 {
+			t.Errorf("%d notes of what is missing", notes)
+		}
+	}
 	if len(recs) != 401-failed || string(recs[len(recs)-1].Line) != "room again\n" {
-		t.Errorf("%d records after %d failures", len(recs), failed)
+		t.Errorf("%d records after %d failures, the last %.100q", len(recs), failed, recs[len(recs)-1].Line)
 	}
 	for _, r := range recs[:len(recs)-1] {
 		if string(r.Line) != line {
 			t.Fatalf("a line of %d bytes", len(r.Line))
 		}
-	}
-}
-
-func TestOptions(t *testing.T) {
-	o, err := ParseOptions("", map[string]string{"max-size": "2k", "max-file": "3", "compress": "false", "mode": "non-blocking", "max-buffer-size": "2m"})
-	if want := (Options{JSONFile, 2048, 3, false, true, 2 << 20}); o != want || err != nil {
-		t.Errorf("%+v, %v", o, err)
-	}
-	o, err = ParseOptions(JSONFile, nil)
-	if err != nil || o.String() != "json-file, at most 5 files of 20MiB, full ones compressed" {
-		t.Errorf("%s, %v", o, err)
-	}
-	for _, bad := range []map[string]string{
-		{"max-size": "0"}, {"max-size": "x"}, {"max-file": "0"}, {"max-file": "x"}, {"compress": "maybe"}, {"mode": "fast"}, {"max-buffer-size": "1"}, {"colour": "red"},
-	} {
-		if _, err := ParseOptions("", bad); err == nil || !strings.HasPrefix(err.Error(), "log option ") {
-			t.Errorf("%v: %v", bad, err)
-		}
-	}
-	if _, err := ParseOptions("syslog", nil); !errors.Is(err, ErrUnsupported) {
-		t.Errorf("syslog: %v", err)
-	}
-	dir := filepath.Join(t.TempDir(), "none")
-	w, err := NewWriter(dir, nil, None)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, w, "stdout", "x\n", t0)
-	closeLog(t, w)
-	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the driver none made a folder: %v", err)
 	}
 }
 
@@ -457,7 +486,7 @@ func (s *stuck) Write(stream string, p []byte, t time.Time) error {
 
 func TestNonBlocking(t *testing.T) {
 	dir := t.TempDir()
-	s := &stuck{newWriter(t, dir, nil), make(chan struct{})}
+	s := &stuck{newWriter(t, dir, nil, Local), make(chan struct{})}
 	b := newBuffered(s, 1000)
 	for i := range 200 { // far more than the buffer holds, while nothing is written
 		write(t, b, "stdout", fmt.Sprintf("line %d\n", i), t0)
@@ -475,7 +504,7 @@ func TestNonBlocking(t *testing.T) {
 
 func TestCopy(t *testing.T) {
 	dir := t.TempDir()
-	w := newWriter(t, dir, nil)
+	w := newWriter(t, dir, nil, JSONFile)
 	if err := Copy(w, "stderr", strings.NewReader(numbered(0, 5000))); err != nil {
 		t.Fatal(err)
 	}
@@ -488,20 +517,79 @@ func FuzzRoundTrip(f *testing.F) {
 	f.Add([]byte("hello\nworld"), uint64(1))
 	f.Add([]byte("\xff\xfe\n\x00\u2028\"\\\n\n"), uint64(2))
 	f.Add(bytes.Repeat([]byte("é"), 20000), uint64(3))
+	f.Add(bytes.Repeat([]byte("0123456789\n"), 30000), uint64(4))
 	f.Fuzz(func(t *testing.T, in []byte, seed uint64) {
-		dir := t.TempDir()
-		w := newWriter(t, dir, map[string]string{"max-size": "64k", "max-file": "100", "compress": "false"})
-		rng := rand.New(rand.NewPCG(seed, 0))
-		for rest := in; len(rest) > 0; {
-			n := 1 + rng.IntN(len(rest))
-			write(t, w, "stdout", string(rest[:n]), t0)
-			rest = rest[n:]
-		}
-		closeLog(t, w)
-		if got := text(all(t, dir, whole)); got != string(in) {
-			t.Fatalf("%q became %q", in, got)
+		for _, driver := range []string{Local, JSONFile} {
+			dir := t.TempDir()
+			opts := map[string]string{"max-size": "64k", "max-file": "100"}
+			o, err := ParseOptions(driver, opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := newWriter(t, dir, opts, driver)
+			rng := rand.New(rand.NewPCG(seed, 0))
+			var want [2]string // by stream
+			for rest := in; len(rest) > 0; {
+				n := 1 + rng.IntN(len(rest))
+				i := rng.IntN(2)
+				write(t, w, streamNames[i], string(rest[:n]), t0)
+				want[i] += string(rest[:n])
+				rest = rest[n:]
+			}
+			closeLog(t, w)
+			lines := strings.Count(want[0], "\n") + strings.Count(want[1], "\n")
+			for range 2 {
+				for i, s := range want {
+					if got := text(all(t, dir, ReadOptions{Tail: -1, Stdout: i == 0, Stderr: i == 1})); got != s {
+						t.Fatalf("%s: %s: %q became %q", driver, streamNames[i], s, got)
+					}
+				}
+				if n := rng.IntN(lines + 1); driver == Local {
+					checkTail(t, dir, n)
+				}
+				if err := Compress(dir, o); err != nil {
+					t.Fatal(err)
+				}
+			}
 		}
 	})
+}
+
+// checkTail compares a tail with the end of the whole.
+func checkTail(t *testing.T, dir string, n int) {
+	t.Helper()
+	ends := func(recs []Record) (lines []string) {
+		open := [2]string{}
+		for _, r := range recs {
+			i := 0
+			if r.Stream == "stderr" {
+				i = 1
+			}
+			if !r.Continued && open[i] != "" { // a writer's end ended it
+				lines, open[i] = append(lines, open[i]), ""
+			}
+			open[i] += string(r.Line)
+			if !r.Partial {
+				lines, open[i] = append(lines, open[i]), ""
+			}
+		}
+		for _, o := range open {
+			if o != "" {
+				lines = append(lines, o)
+			}
+		}
+		return lines
+	}
+	want := ends(all(t, dir, whole))
+	want = want[max(0, len(want)-n):]
+	if got := ends(all(t, dir, ReadOptions{Tail: n})); !slices.Equal(got, want) {
+		for i := range got {
+			if i < len(want) && got[i] != want[i] {
+				t.Logf("line %d is %.100q, not %.100q", i, got[i], want[i])
+			}
+		}
+		t.Fatalf("tail %d: %d lines: %.200s, want %d: %.200s", n, len(got), fmt.Sprintf("%q", got), len(want), fmt.Sprintf("%q", want))
+	}
 }
 
 func FuzzDecode(f *testing.F) {
@@ -532,9 +620,15 @@ func FuzzDecode(f *testing.F) {
 func BenchmarkWrite64MB(b *testing.B) {
 	line := strings.Repeat("a log line as programs write them, ", 3)[:99] + "\n"
 	chunk := []byte(strings.Repeat(line, 640)) // 64 KB, a pipe's worth
+	for _, driver := range []string{Local, JSONFile} {
+		b.Run(driver, func(b *testing.B) { benchmarkWrite(b, driver, chunk) })
+	}
+}
+
+func benchmarkWrite(b *testing.B, driver string, chunk []byte) {
 	b.SetBytes(1000 * int64(len(chunk)))
 	for b.Loop() {
-		w, err := NewWriter(b.TempDir(), nil, "")
+		w, err := open(b.TempDir(), nil, driver)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -550,8 +644,14 @@ func BenchmarkWrite64MB(b *testing.B) {
 }
 
 func BenchmarkRead64MB(b *testing.B) {
+	for _, driver := range []string{Local, JSONFile} {
+		b.Run(driver, func(b *testing.B) { benchmarkRead(b, driver) })
+	}
+}
+
+func benchmarkRead(b *testing.B, driver string) {
 	dir := b.TempDir()
-	w := newWriter(b, dir, map[string]string{"max-size": "-1"})
+	w := newWriter(b, dir, map[string]string{"max-size": "-1"}, driver)
 	line := strings.Repeat("a log line as programs write them, ", 3)[:99] + "\n"
 	for range 1000 {
 		write(b, w, "stdout", strings.Repeat(line, 640), t0)

@@ -1,16 +1,12 @@
 package logs
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"time"
-
-	"github.com/klauspost/compress/gzip"
 
 	"conex/internal/linux/inotify"
 )
@@ -52,6 +48,9 @@ func Read(ctx context.Context, dir string, o ReadOptions, fn func(Record) error)
 
 func read(ctx context.Context, dir string, o ReadOptions, fn func(Record) error) error {
 	r := &reader{dir: dir, o: o, fn: fn}
+	if o.Tail == 0 && !o.Follow {
+		return nil
+	}
 	if o.Follow {
 		// The watch comes first: what happens after the files were read must not be missed.
 		// The folder is made if need be, so that a log can be followed before its container starts.
@@ -59,7 +58,7 @@ func read(ctx context.Context, dir string, o ReadOptions, fn func(Record) error)
 			return fmt.Errorf("follow log: %w", err)
 		}
 		// A container's removal deletes the link; a writer only replaces it.
-		w, err := inotify.New(dir, linkName)
+		w, err := inotify.New(dir, localFormat.link, jsonFormat.link)
 		if err != nil {
 			return fmt.Errorf("follow log: %w", err)
 		}
@@ -79,9 +78,30 @@ type reader struct {
 	o     ReadOptions
 	fn    func(Record) error
 	watch *inotify.Watch
-	text  []byte
 	// open tells for stdout and stderr whether the last record was a partial one.
 	open [2]bool
+	// lines cut what comes in pieces of any size.
+	lines [2]splitter
+	// skip is how many of the next lines to leave out.
+	skip uint64
+}
+
+// source is one file of a log, for a reader.
+type source interface {
+	// tail goes to where the last n lines begin, and returns how many there are of them: fewer than n when all of the file is wanted.
+	// skip says how many lines to leave out from there.
+	tail(n int) (found int, skip uint64, err error)
+	// continued says that a line which isn't ended yet where the source is begins before the file.
+	continued() bool
+	// since goes to where lines of that time begin at the latest.
+	since(t time.Time) error
+	// drain gives the reader what there is up to the end that the file has now. It can be called again.
+	drain(ctx context.Context, r *reader) error
+	// grows says that there may be more later.
+	grows() bool
+	// modified is the time of the last change.
+	modified() (time.Time, error)
+	close()
 }
 
 func (r *reader) run(ctx context.Context) error {
@@ -89,28 +109,35 @@ func (r *reader) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	skip := int64(0) // bytes of the first file
+	var first source // opened already
 	if r.o.Tail >= 0 {
-		if seqs, skip, err = tail(r.dir, seqs, r.o.Tail); err != nil {
+		if seqs, first, err = r.tail(seqs); err != nil {
 			return err
 		}
 	}
 	last, ended := uint64(0), false
 	for {
 		for len(seqs) > 0 {
-			next, err := r.file(ctx, seqs[0], skip, len(seqs) == 1)
-			if err != nil {
-				return err
+			s := first
+			first = nil
+			if s == nil {
+				if s, err = r.opened(seqs[0]); err != nil {
+					return err
+				}
 			}
-			last, skip = seqs[0], 0
-			if next != nil {
-				seqs = next
-			} else {
-				seqs = seqs[1:]
+			last = seqs[0]
+			next := seqs[1:]
+			if s != nil {
+				next, err = r.file(ctx, s, seqs)
+				s.close()
+				if err != nil {
+					return err
+				}
 			}
+			seqs = next
 		}
 		if r.watch == nil {
-			return nil
+			return r.rest()
 		}
 		if seqs, err = after(r.dir, last); err != nil {
 			return err
@@ -119,12 +146,87 @@ func (r *reader) run(ctx context.Context) error {
 			continue
 		}
 		if ended {
-			return nil
+			return r.rest()
 		}
 		if ended, err = r.watch.Wait(ctx, r.o.Done); err != nil {
 			return err
 		}
 	}
+}
+
+// tail returns the files in which the last lines are, and the first of them where they begin in it.
+func (r *reader) tail(seqs []uint64) ([]uint64, source, error) {
+	n := r.o.Tail
+	for i := len(seqs) - 1; i >= 0; i-- {
+		s, err := openSource(r.dir, seqs[i])
+		if errors.Is(err, os.ErrNotExist) {
+			return seqs[i+1:], nil, nil // older ones are gone as well
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		found, skip, err := s.tail(n)
+		if err != nil {
+			s.close()
+			return nil, nil, fmt.Errorf("read log: %w", err)
+		}
+		if n -= found; n > 0 {
+			s.close()
+			continue
+		}
+		r.skip = skip
+		return r.before(seqs, i, s)
+	}
+	return seqs, nil, nil
+}
+
+// before begins as many files before the i-th as there must be for its first lines to be whole, within reason.
+func (r *reader) before(seqs []uint64, i int, s source) ([]uint64, source, error) {
+	for first := i; i > 0 && first-i < maxBefore && s.continued(); i-- {
+		p, err := openSource(r.dir, seqs[i-1])
+		if errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		s.close()
+		if err != nil {
+			return nil, nil, err
+		}
+		_, skip, err := p.tail(0)
+		if err != nil {
+			p.close()
+			return nil, nil, fmt.Errorf("read log: %w", err)
+		}
+		r.skip += skip
+		s = p
+	}
+	return seqs[i:], s, nil
+}
+
+// maxBefore bounds for how many files an unfinished line's beginning is looked for.
+const maxBefore = 10
+
+// opened opens a file where the wanted lines begin; nil when it has none, or is gone.
+func (r *reader) opened(seq uint64) (source, error) {
+	s, err := openSource(r.dir, seq)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil // deleted meanwhile: the log is bounded
+	}
+	if err != nil || r.o.Since.IsZero() {
+		return s, err
+	}
+	m, err := s.modified()
+	if err == nil && m.Before(r.o.Since) && !(s.grows() && r.watch != nil) {
+		s.close()
+		return nil, nil // the last line is older than that
+	}
+	if err == nil {
+		err = s.since(r.o.Since)
+	}
+	if err != nil {
+		s.close()
+		return nil, fmt.Errorf("read log: %w", err)
+	}
+	return s, nil
 }
 
 // after lists the files with higher numbers than seq.
@@ -140,265 +242,139 @@ func after(dir string, seq uint64) ([]uint64, error) {
 	return seqs[i:], nil
 }
 
-// file reads one file. The newest one is followed, if that is asked for, until there is a newer one; next then says how to go on.
-func (r *reader) file(ctx context.Context, seq uint64, skip int64, newest bool) (next []uint64, err error) {
-	f, size, err := openLog(r.dir, seq)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil // deleted meanwhile: the log is bounded
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if st, err := f.Stat(); err == nil && !r.o.Since.IsZero() && st.ModTime().Before(r.o.Since) && !(newest && r.watch != nil) {
-		return nil, nil // the last line is older than that
-	}
-	var src io.Reader = f
-	if size < 0 {
-		z, err := gzip.NewReader(f)
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", f.Name(), err)
-		}
-		defer z.Close()
-		if _, err := io.CopyN(io.Discard, z, skip); err != nil && err != io.EOF {
-			return nil, fmt.Errorf("read %s: %w", f.Name(), err)
-		}
-		src = z
-	} else if skip > 0 {
-		if _, err := f.Seek(skip, io.SeekStart); err != nil {
-			return nil, fmt.Errorf("read log: %w", err)
-		}
-	}
-	l := lines{r: src}
+// file reads the first of some files, s. The newest one is followed, if that is asked for, until there is a newer one. It returns those to go
+// on with.
+func (r *reader) file(ctx context.Context, s source, seqs []uint64) (next []uint64, err error) {
 	for {
-		if err := r.drain(ctx, &l); err != nil {
+		if err := s.drain(ctx, r); err != nil {
 			return nil, err
 		}
-		if !newest || r.watch == nil || size < 0 {
-			return nil, nil
+		if len(seqs) > 1 || r.watch == nil || !s.grows() {
+			return seqs[1:], nil
 		}
-		if next, err = after(r.dir, seq); err != nil {
+		if next, err = after(r.dir, seqs[0]); err != nil {
 			return nil, err
 		}
 		if len(next) > 0 {
 			// The writer has turned to the next file after its last write to this one; read what came since the drain above.
-			return next, r.drain(ctx, &l)
+			return next, s.drain(ctx, r)
 		}
 		ended, err := r.watch.Wait(ctx, r.o.Done)
 		if err != nil {
 			return nil, err
 		}
 		if ended {
-			if err := r.drain(ctx, &l); err != nil {
+			if err := s.drain(ctx, r); err != nil {
 				return nil, err
 			}
-			next, err := after(r.dir, seq)
+			next, err := after(r.dir, seqs[0])
 			if len(next) == 0 {
 				r.watch.Close()
 				r.watch = nil // run ends after this file
-				return nil, err
 			}
 			return next, err
 		}
 	}
 }
 
-// drain gives the records up to the end that the file has now.
-func (r *reader) drain(ctx context.Context, l *lines) error {
-	for n := 0; ; n++ {
-		if n%256 == 0 && ctx.Err() != nil {
-			return ctx.Err()
+// stream is a kind of frame as an index.
+func stream(kind byte) int { return int(kind - frameStdout) }
+
+var streamNames = [2]string{"stdout", "stderr"}
+
+// chunk takes output as it came.
+func (r *reader) chunk(i int, p []byte, t int64) error {
+	at := time.Unix(0, t)
+	return r.lines[i].split(p, at, func(line []byte) error {
+		return r.record(Record{Line: line, Stream: streamNames[i], Time: at}, false)
+	})
+}
+
+// endLines ends unfinished lines: what comes next doesn't go on with them.
+func (r *reader) endLines() error {
+	for i := range r.lines {
+		s := &r.lines[i]
+		rest := s.rest
+		s.rest = nil
+		var err error
+		if len(rest) > 0 || r.open[i] {
+			err = r.record(Record{Line: rest, Stream: streamNames[i], Time: s.t}, true)
 		}
-		line, err := l.next()
-		if err == io.EOF {
-			return nil
-		}
+		r.open[i] = false
 		if err != nil {
-			return fmt.Errorf("read log: %w", err)
-		}
-		var rec Record
-		var ok bool
-		if r.text, ok = decode(line, r.text[:0], &rec); !ok {
-			continue
-		}
-		i := 0
-		if rec.Stream == "stderr" {
-			i = 1
-		}
-		rec.Partial = len(rec.Line) == 0 || rec.Line[len(rec.Line)-1] != '\n'
-		rec.Continued = r.open[i]
-		r.open[i] = rec.Partial
-		switch {
-		case !r.o.Until.IsZero() && rec.Time.After(r.o.Until):
-			return errUntil
-		case rec.Time.Before(r.o.Since),
-			(r.o.Stdout || r.o.Stderr) && (i == 0 && !r.o.Stdout || i == 1 && !r.o.Stderr):
-			continue
-		}
-		if err := r.fn(rec); err != nil {
 			return err
 		}
 	}
+	return nil
 }
 
-// openLog opens a file, compressed or not; size is negative for a compressed one.
-func openLog(dir string, seq uint64) (f *os.File, size int64, err error) {
-	for range 2 { // it may be compressed between the two looks, but never becomes plain again
-		f, err = os.Open(fileName(dir, seq, suffix))
-		if err == nil {
-			st, err := f.Stat()
-			if err != nil {
-				return nil, 0, errors.Join(fmt.Errorf("read log: %w", err), f.Close())
+// rest gives the unfinished lines at the log's end.
+func (r *reader) rest() error {
+	for i := range r.lines {
+		if s := &r.lines[i]; len(s.rest) > 0 {
+			if err := r.record(Record{Line: s.rest, Stream: streamNames[i], Time: s.t}, true); err != nil {
+				return err
 			}
-			return f, st.Size(), nil
-		}
-		if !errors.Is(err, os.ErrNotExist) {
-			return nil, 0, fmt.Errorf("read log: %w", err)
-		}
-		if f, err = os.Open(fileName(dir, seq, gzSuffix)); err == nil {
-			return f, -1, nil
 		}
 	}
-	return nil, 0, fmt.Errorf("read log: %w", err)
+	return nil
 }
 
-// tail returns the files in which the last n lines are, and where in the first of them they begin.
-func tail(dir string, seqs []uint64, n int) (_ []uint64, skip int64, err error) {
-	for i := len(seqs) - 1; i >= 0; i-- {
-		f, size, err := openLog(dir, seqs[i])
-		if errors.Is(err, os.ErrNotExist) {
-			return seqs[i+1:], 0, nil // older ones are gone as well
-		}
-		if err != nil {
-			return nil, 0, err
-		}
-		var found int
-		var at int64
-		if size < 0 {
-			found, at, err = tailCompressed(f, n)
-		} else {
-			found, at, err = tailPlain(f, size, n)
-		}
-		f.Close()
-		if err != nil {
-			return nil, 0, fmt.Errorf("read %s: %w", f.Name(), err)
-		}
-		if n -= found; n <= 0 {
-			return seqs[i:], at, nil
-		}
+// record passes on what the options choose. ends says that the line ends here, whatever it looks like.
+func (r *reader) record(rec Record, ends bool) error {
+	i := 0
+	if rec.Stream == "stderr" {
+		i = 1
 	}
-	return seqs, 0, nil
-}
-
-// tailPlain looks for the n-th last line from the end of a file; found is how many lines of the n it has.
-func tailPlain(f io.ReaderAt, size int64, n int) (found int, at int64, err error) {
-	buf := make([]byte, 64<<10)
-	newlines := 0 // the first one ends the last line
-	end := size
-	for end > 0 {
-		start := max(0, end-int64(len(buf)))
-		b := buf[:end-start]
-		if _, err := f.ReadAt(b, start); err != nil && err != io.EOF {
-			return 0, 0, err
+	rec.Partial = len(rec.Line) == 0 || rec.Line[len(rec.Line)-1] != '\n'
+	rec.Continued = r.open[i]
+	r.open[i] = rec.Partial
+	if r.skip > 0 {
+		if !rec.Partial || ends {
+			r.skip--
 		}
-		for i := bytes.LastIndexByte(b, '\n'); i >= 0; i = bytes.LastIndexByte(b[:i], '\n') {
-			if newlines == n {
-				return n, start + int64(i) + 1, nil
-			}
-			newlines++
-		}
-		end = start
-	}
-	return newlines, 0, nil
-}
-
-// tailCompressed is tailPlain for a stream that can't be read from its end: it remembers where the last n lines begin.
-func tailCompressed(f io.Reader, n int) (found int, at int64, err error) {
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer z.Close()
-	var starts []int64 // a ring of the last n line beginnings
-	buf := make([]byte, 64<<10)
-	pos, begin := int64(0), int64(0)
-	count := 0
-	for {
-		k, err := z.Read(buf)
-		for i := 0; i < k; {
-			j := bytes.IndexByte(buf[i:k], '\n')
-			if j < 0 {
-				break
-			}
-			if n > 0 {
-				if len(starts) < n {
-					starts = append(starts, begin)
-				} else {
-					starts[count%n] = begin
-				}
-			}
-			count++
-			i += j + 1
-			begin = pos + int64(i)
-		}
-		pos += int64(k)
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return 0, 0, err
-		}
+		return nil
 	}
 	switch {
-	case n == 0:
-		return 0, pos, nil
-	case count < n:
-		return count, 0, nil
+	case len(rec.Line) == 0: // only a line's end, which nothing shows
+		return nil
+	case !r.o.Until.IsZero() && rec.Time.After(r.o.Until):
+		return errUntil
+	case rec.Time.Before(r.o.Since),
+		(r.o.Stdout || r.o.Stderr) && (i == 0 && !r.o.Stdout || i == 1 && !r.o.Stderr):
+		return nil
 	}
-	return n, starts[count%n], nil
+	return r.fn(rec)
 }
 
-// lines splits a file that may still grow.
-type lines struct {
-	r          io.Reader
-	buf        []byte
-	start, end int
-	// skipping is set within a line that is longer than any record, which is left out.
-	skipping bool
-}
-
-// longest is more than the longest record takes: 16 KiB as \u0000 each, and base64.
-const longest = 256 << 10
-
-// next returns the next line without its newline, valid until the next call. io.EOF says that there is no complete line now; what there
-// is of one is kept.
-func (l *lines) next() ([]byte, error) {
-	if l.buf == nil {
-		l.buf = make([]byte, longest)
-	}
-	scanned := 0
-	for {
-		if i := bytes.IndexByte(l.buf[l.start+scanned:l.end], '\n'); i >= 0 {
-			line := l.buf[l.start : l.start+scanned+i]
-			l.start += scanned + i + 1
-			if l.skipping {
-				l.skipping, scanned = false, 0
-				continue
+// openSource opens a file, compressed or not.
+func openSource(dir string, seq uint64) (source, error) {
+	for range 2 { // it may be compressed between the two looks, but never becomes plain again
+		for _, f := range formats {
+			for _, suffix := range []string{f.suffix, f.packed} {
+				file, err := os.Open(fileName(dir, seq, suffix))
+				if errors.Is(err, os.ErrNotExist) {
+					continue
+				}
+				if err != nil {
+					return nil, fmt.Errorf("read log: %w", err)
+				}
+				packed := suffix == f.packed
+				if f == &jsonFormat {
+					return &jsonSource{f: file, packed: packed}, nil
+				}
+				return openLocalSource(file, packed)
 			}
-			return line, nil
-		}
-		scanned = l.end - l.start
-		if l.start > 0 {
-			copy(l.buf, l.buf[l.start:l.end])
-			l.start, l.end = 0, scanned
-		}
-		if l.end == len(l.buf) {
-			l.skipping, l.end, scanned = true, 0, 0
-		}
-		n, err := l.r.Read(l.buf[l.end:])
-		l.end += n
-		if n == 0 && err != nil {
-			return nil, err
 		}
 	}
+	return nil, os.ErrNotExist
+}
+
+// modified is when a file was last changed.
+func modified(f *os.File) (time.Time, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return time.Time{}, err
+	}
+	return st.ModTime(), nil
 }

@@ -116,6 +116,11 @@ func Main() int {
 	}
 	// The container is done with; only clients that read slowly still have something to come.
 	m.lock.Close()
+	if !m.rec.HostConfig.AutoRemove {
+		if err := m.compressLog(); err != nil && !errors.Is(err, os.ErrNotExist) {
+			complain("compress log", err)
+		}
+	}
 	m.writers.Wait()
 	if err != nil {
 		return 1

@@ -111,7 +111,7 @@ func (m *monitor) start(first *client) (*run, error) {
 		cfg.Spec.Process.ConsoleSize = &specs.Box{Height: uint(m.req.Rows), Width: uint(m.req.Cols)}
 	}
 	if m.log == nil {
-		if m.log, err = openLog(m.store.Dir(m.rec.ID, "log"), m.req.LogDriver, m.req.LogOptions); err != nil {
+		if m.log, err = m.openLog(); err != nil {
 			return r, err
 		}
 	}

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"fmt"
 	"time"
 
 	"conex/internal/control"
@@ -10,12 +11,26 @@ import (
 // logWriter gives streams a log: package logs knows streams by name.
 type logWriter struct{ d logs.Driver }
 
-func openLog(dir, driver string, opts map[string]string) (*logWriter, error) {
-	d, err := logs.NewWriter(dir, opts, driver)
+// openLog opens the container's log for a run.
+func (m *monitor) openLog() (*logWriter, error) {
+	o, err := logs.ParseOptions(m.req.LogDriver, m.req.LogOptions)
 	if err != nil {
 		return nil, err
 	}
+	d, err := logs.Open(m.store.Dir(m.rec.ID, "log"), logs.Describe(m.rec), o)
+	if err != nil {
+		return nil, fmt.Errorf("failed to initialize logging driver: %w", err)
+	}
 	return &logWriter{d}, nil
+}
+
+// compressLog does what was left undone while the container ran.
+func (m *monitor) compressLog() error {
+	o, err := logs.ParseOptions(m.req.LogDriver, m.req.LogOptions)
+	if err != nil {
+		return err
+	}
+	return logs.Compress(m.store.Dir(m.rec.ID, "log"), o)
 }
 
 func (l *logWriter) write(kind byte, p []byte) error {

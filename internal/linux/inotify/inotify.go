@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -15,8 +16,8 @@ import (
 // Watch tells when something changes in a folder or in a file in it, by inotify(7).
 type Watch struct {
 	f *os.File
-	// lifeline is the name whose deletion ends the watch.
-	lifeline string
+	// lifelines are the names whose deletion ends the watch.
+	lifelines []string
 	// changed holds at most one token: something has happened since it was taken.
 	changed chan struct{}
 	// done is closed when the reading goroutine has ended, after err is set.
@@ -25,10 +26,10 @@ type Watch struct {
 	once sync.Once
 }
 
-// New watches a folder. The watch ends when the folder is moved or deleted, or when the entry named lifeline is deleted in it (not when
+// New watches a folder. The watch ends when the folder is moved or deleted, or when an entry of one of the names lifelines is deleted in it (not when
 // it is replaced): a folder's own deletion is reported only once nobody has a file in it open any more, which a follower has.
 // Changes that happen after New has returned are not missed.
-func New(dir, lifeline string) (*Watch, error) {
+func New(dir string, lifelines ...string) (*Watch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("inotify: %w", err)
@@ -38,7 +39,7 @@ func New(dir, lifeline string) (*Watch, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("watch %s: %w", dir, err)
 	}
-	w := &Watch{f: os.NewFile(uintptr(fd), "inotify"), lifeline: lifeline, changed: make(chan struct{}, 1), done: make(chan struct{})}
+	w := &Watch{f: os.NewFile(uintptr(fd), "inotify"), lifelines: lifelines, changed: make(chan struct{}, 1), done: make(chan struct{})}
 	go w.run() // ends when Close closes f, which waits for it
 	return w, nil
 }
@@ -58,7 +59,7 @@ func (w *Watch) run() {
 			size := int(uint32(b[12]) | uint32(b[13])<<8)
 			b = b[unix.SizeofInotifyEvent:]
 			name := string(bytes.TrimRight(b[:min(len(b), size)], "\x00"))
-			if mask&(unix.IN_MOVE_SELF|unix.IN_DELETE_SELF|unix.IN_IGNORED) != 0 || mask&unix.IN_DELETE != 0 && name == w.lifeline {
+			if mask&(unix.IN_MOVE_SELF|unix.IN_DELETE_SELF|unix.IN_IGNORED) != 0 || mask&unix.IN_DELETE != 0 && slices.Contains(w.lifelines, name) {
 				w.err = os.ErrNotExist
 				return
 			}

@@ -9,20 +9,6 @@ import (
 	"unicode/utf8"
 )
 
-// Record is one line of output, or a piece of a long one.
-type Record struct {
-	// Line is the text with its newline, if it has one. It is the reader's buffer: copy it to keep it.
-	Line []byte
-	// Stream is "stdout" or "stderr".
-	Stream string
-	Time   time.Time
-	// Partial says that the line doesn't end here: there is no newline, and the stream's next record goes on.
-	Partial bool
-	// Continued says that this record goes on with the line of the stream's previous one, so that no time-stamp or prefix belongs
-	// in front of it.
-	Continued bool
-}
-
 const hexDigits = "0123456789abcdef"
 
 // plain tells the bytes that a JSON string holds as they are; bytes from 0x80 on need a look at their neighbours.
@@ -47,13 +33,15 @@ func plainPrefix(s []byte) int {
 	return i
 }
 
-// appendRecord appends one line of the file. clock is the time, formatted.
-func appendRecord(b []byte, stream string, line, clock []byte) []byte {
+// appendRecord appends one line of the file. clock is the time, formatted; attrs is a member to put before it, or nothing.
+func appendRecord(b []byte, stream string, line, clock, attrs []byte) []byte {
 	b = append(b, `{"log":"`...)
 	b, valid := appendString(b, line)
 	b = append(b, `","stream":"`...)
 	b = append(b, stream...)
-	b = append(b, `","time":"`...)
+	b = append(b, '"')
+	b = append(b, attrs...)
+	b = append(b, `,"time":"`...)
 	b = append(b, clock...)
 	b = append(b, '"')
 	if !valid {
