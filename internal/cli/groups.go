@@ -23,6 +23,7 @@ func (a *app) containerGroup() *cobra.Command {
 	return a.group("container", "Manage containers",
 		a.attachCommand(),
 		a.commitCommand(),
+		a.cpCommand(),
 		a.createCommand(),
 		a.execCommand(),
 		a.exportCommand(),

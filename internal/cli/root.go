@@ -42,6 +42,7 @@ func commands() []command {
 
 		{name: "attach", build: (*app).attachCommand},
 		{name: "commit", build: (*app).commitCommand},
+		{name: "cp", build: (*app).cpCommand},
 		{name: "create", build: (*app).createCommand},
 		{name: "export", build: (*app).exportCommand},
 		{name: "history", build: (*app).historyCommand},

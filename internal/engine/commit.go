@@ -20,6 +20,7 @@ import (
 	"conex/internal/linux/mount"
 	"conex/internal/ocispec"
 	"conex/internal/safepath"
+	"conex/internal/undo"
 
 	apic "github.com/moby/moby/api/types/container"
 	"golang.org/x/sys/unix"
@@ -195,7 +196,7 @@ func (e *Engine) commitLayer(ctx context.Context, n *container.Snapshot, req Com
 // still keeps a container's files as they are until release: a running one is frozen, another one can't be started or removed. The
 // error of release says that it was stopped or killed meanwhile.
 func (e *Engine) still(ctx context.Context, n *container.Snapshot) (release func() error, err error) {
-	cs, id := e.Containers(), n.Record.ID
+	id := n.Record.ID
 	for {
 		if a := n.Alive(); a != nil {
 			if a.Status == container.Restarting {
@@ -212,16 +213,9 @@ func (e *Engine) still(ctx context.Context, n *container.Snapshot) (release func
 			}
 			// It has ended since we looked.
 		}
-		l, err := cs.LockIdle(ctx, id)
-		if err == nil {
-			if _, err := cs.Load(id); err != nil {
-				if errors.Is(err, container.ErrNotFound) {
-					err = errors.Join(err, cs.RemoveRun(id)) // which our lock has made
-				}
-				l.Release()
-				return nil, classify(err)
-			}
-			return func() error { l.Release(); return nil }, nil
+		var lock undo.Stack
+		if err = e.lockStill(ctx, id, &lock); err == nil {
+			return func() error { lock.Run(); return nil }, nil
 		}
 		if !errors.Is(err, container.ErrBusy) {
 			return nil, err

@@ -43,6 +43,21 @@ func WriteTreeAt(ctx context.Context, w io.Writer, root *os.File, when *time.Tim
 	return out.Flush()
 }
 
+// WriteEntry is WriteTree for one name in the folder dir, a file or a folder with what is in it, under the name as; "." and "" are dir
+// itself.
+func WriteEntry(ctx context.Context, w io.Writer, dir *os.File, name, as string, changed func(path string)) error {
+	out := bufio.NewWriterSize(w, 256<<10)
+	t := &treeWriter{ctx: ctx, tar: tar.NewWriter(out)}
+	u := &treeWalk{write: t.entry, changed: changed, seen: map[[2]uint64]string{}}
+	if err := u.entry(dir, name, as); err != nil {
+		return err
+	}
+	if err := t.tar.Close(); err != nil {
+		return err
+	}
+	return out.Flush()
+}
+
 // treeWriter writes entries to a tar that is no layer.
 type treeWriter struct {
 	ctx context.Context //nolint:containedctx // one WriteTree, which it spans

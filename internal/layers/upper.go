@@ -2,6 +2,7 @@ package layers
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -162,9 +163,9 @@ func (u *treeWalk) entry(dir *os.File, name, path string) error {
 	}
 	switch kind {
 	case unix.S_IFREG:
-		f, err := open(fd, name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
-		if err != nil {
-			if u.gone(err) {
+		f, err := u.open(fd, name)
+		if err != nil || f == nil {
+			if err == nil || u.gone(err) {
 				delete(u.seen, key)
 				return nil
 			}
@@ -221,17 +222,41 @@ func (u *treeWalk) folder(fd int, name, path string, h *tar.Header, opaque bool)
 	return u.walk(sub, path)
 }
 
-// live writes a file that somebody may be writing to: as long as it is when it is opened, and with zeros for what was cut off since.
+// open opens a regular file. In a live tree something else may have taken its name: nil then, and it has not been opened, since opening a
+// device is an order to it.
+func (u *treeWalk) open(dir int, name string) (*os.File, error) {
+	if u.changed == nil {
+		return open(dir, name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	}
+	h, err := open(dir, name, unix.O_PATH, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(h.Fd()), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, err
+	}
+	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", h.Fd()), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+}
+
+// live writes a file that somebody may be writing to: as long as it is when it is opened, and with zeros for what was cut off since. One
+// that says to be empty is read to see whether that is true, since those of /proc say so.
 func (u *treeWalk) live(f *os.File, h *tar.Header, path string) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil // something else has taken its name
-	}
 	h.Size = st.Size
-	p := &padded{r: f, left: st.Size}
+	var content io.Reader = f
+	if st.Size == 0 {
+		b, err := io.ReadAll(io.LimitReader(f, maxUnsized))
+		if err != nil && !errors.Is(err, unix.EAGAIN) {
+			return err
+		}
+		h.Size, content = int64(len(b)), bytes.NewReader(b)
+	}
+	p := &padded{r: content, left: h.Size}
 	if err := u.write(h, p); err != nil {
 		return err
 	}
@@ -240,6 +265,9 @@ func (u *treeWalk) live(f *os.File, h *tar.Header, path string) error {
 	}
 	return nil
 }
+
+// maxUnsized bounds what is read of a file that says to be empty.
+const maxUnsized = 1 << 20
 
 // padded reads left bytes, zeros once r has ended.
 type padded struct {

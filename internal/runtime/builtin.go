@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"conex/internal/linux/cgroup"
+	"conex/internal/linux/thread"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -89,7 +90,7 @@ func (Builtin) Create(ctx context.Context, cfg *Config) (Container, error) {
 			b.flags |= namespaceFlags[ns.Type]
 		}
 	}
-	onThread(b.thread)
+	thread.Go(b.thread)
 	if err := <-b.named; err != nil {
 		return nil, errors.Join(err, b.Delete())
 	}

@@ -14,6 +14,7 @@ import (
 	"conex/internal/linux/mount"
 	"conex/internal/linux/nsfork"
 	"conex/internal/linux/seccomp"
+	"conex/internal/linux/thread"
 	"conex/internal/linux/tty"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -427,7 +428,7 @@ func (b *box) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
 		return nil, err
 	}
 	reply := make(chan result, 1)
-	onThread(func() {
+	thread.Go(func() {
 		p, err := b.execThread(init, root, cfg, l)
 		reply <- result{p, err}
 	})
