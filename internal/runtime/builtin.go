@@ -35,6 +35,7 @@ var hide = sync.OnceFunc(func() {
 var namespaceFlags = map[specs.LinuxNamespaceType]int{
 	specs.PIDNamespace: unix.CLONE_NEWPID, specs.NetworkNamespace: unix.CLONE_NEWNET, specs.MountNamespace: unix.CLONE_NEWNS,
 	specs.IPCNamespace: unix.CLONE_NEWIPC, specs.UTSNamespace: unix.CLONE_NEWUTS, specs.CgroupNamespace: unix.CLONE_NEWCGROUP,
+	specs.TimeNamespace: unix.CLONE_NEWTIME,
 }
 
 // box is a container of the built-in runtime.
@@ -49,6 +50,7 @@ type box struct {
 	join  []specs.LinuxNamespace
 
 	netns    *os.File
+	timens   *os.File         // a time namespace for the child to join
 	named    chan error       // the network namespace exists, or why not
 	prepared chan error       // the root file system stands, or why not
 	start    chan chan result // Start's request
@@ -97,6 +99,36 @@ func (Builtin) Create(ctx context.Context, cfg *Config) (Container, error) {
 	return b, nil
 }
 
+// Open returns a container whose first process was started by another process of ours with the same configuration, for Exec, Cgroup
+// and Delete. os.ErrProcessDone says that the process has ended; Delete works all the same.
+func (Builtin) Open(cfg *Config, pid int) (Container, error) {
+	cg, err := cgroup.New(strings.TrimPrefix(cfg.Spec.Linux.CgroupsPath, "/"))
+	if err != nil {
+		return nil, err
+	}
+	b := &box{cfg: cfg, cg: cg, quit: make(chan struct{}), ended: make(chan struct{}), started: true}
+	close(b.ended)
+	if pid <= 0 {
+		return b, os.ErrProcessDone
+	}
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err == unix.ESRCH {
+		return b, os.ErrProcessDone
+	}
+	if err != nil {
+		return b, fmt.Errorf("open container process %d: %w", pid, err)
+	}
+	b.init = newProcess(pid, os.NewFile(uintptr(fd), "pidfd"), nil)
+	b.root, err = os.OpenFile(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return b, os.ErrProcessDone
+	}
+	if err != nil {
+		return b, fmt.Errorf("open container's root file system: %w", err)
+	}
+	return b, nil
+}
+
 // check refuses what this runtime can't do, before anything is made.
 func check(cfg *Config) error {
 	s := cfg.Spec
@@ -132,7 +164,7 @@ func check(cfg *Config) error {
 			return err
 		}
 	}
-	return nil
+	return checkExtras(cfg)
 }
 
 func checkMount(m specs.Mount) error {
@@ -191,6 +223,9 @@ func (b *box) Delete() error {
 	<-b.ended
 	if b.netns != nil {
 		b.netns.Close()
+	}
+	if b.timens != nil {
+		b.timens.Close()
 	}
 	b.mu.Lock()
 	if b.root != nil {
@@ -257,6 +292,10 @@ func (b *box) enterNamespaces() error {
 		if err != nil {
 			return fmt.Errorf("join %s namespace: %w", ns.Type, err)
 		}
+		if ns.Type == specs.TimeNamespace { // only a process of one thread can: the child does it
+			b.timens = f
+			continue
+		}
 		err = unix.Setns(int(f.Fd()), namespaceFlags[ns.Type])
 		f.Close()
 		if err != nil {
@@ -267,6 +306,9 @@ func (b *box) enterNamespaces() error {
 	flags := b.flags &^ (unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWCGROUP)
 	if err := unix.Unshare(flags | unix.CLONE_FS); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
+	}
+	if flags&unix.CLONE_NEWTIME != 0 { // made for the children of this thread alone, who enter it at their fork
+		return setClocks(b.cfg.Spec.Linux.TimeOffsets)
 	}
 	return nil
 }

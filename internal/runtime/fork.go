@@ -24,6 +24,7 @@ import (
 // launch is everything the program of a container's process is made from, for its first one and for those of exec.
 type launch struct {
 	process *specs.Process
+	linux   *specs.Linux
 	user    User
 	// named says that the user came by Docker's rules, which take a non-root user's effective capabilities away.
 	named   bool
@@ -34,6 +35,10 @@ type launch struct {
 	filter  seccompFilter
 	// dies says that the process dies with the thread that makes it.
 	dies bool
+	// hold, preserve and noKeyring are as in Config.
+	hold      *Hold
+	preserve  int
+	noKeyring bool
 }
 
 // fork makes the container's first process. It runs on the container's thread, which it leaves inside the new root.
@@ -45,9 +50,9 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	}()
 	cfg := b.cfg
 	l := &launch{
-		process: cfg.Spec.Process, user: r.user, named: cfg.User != "" || len(cfg.GroupAdd) > 0,
+		process: cfg.Spec.Process, linux: cfg.Spec.Linux, user: r.user, named: cfg.User != "" || len(cfg.GroupAdd) > 0,
 		path: r.path, env: r.env, stdio: cfg.Stdio, console: r.console,
-		dies: cfg.DieWithParent,
+		dies: cfg.DieWithParent, hold: cfg.Hold, preserve: cfg.PreserveFDs, noKeyring: cfg.NoKeyring,
 	}
 	if l.filter, err = filter(cfg.Spec, cfg.DefaultSeccomp, cfg.SeccompCache); err != nil {
 		return nil, err
@@ -72,27 +77,29 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	if null != host {
 		defer null.Close()
 	}
+	hooks, err := b.hooks(&prog)
+	if err != nil {
+		return nil, err
+	}
+	if hooks != nil {
+		defer hooks.close()
+	}
+	if b.timens != nil {
+		prog.Call("join time namespace", unix.SYS_SETNS, b.timens, unix.CLONE_NEWTIME)
+	}
 	if b.flags&unix.CLONE_NEWCGROUP != 0 && cgroup.Probe().Version == "2" {
 		prog.Call("make cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
-	if err := unix.Fchdir(int(r.root.Fd())); err != nil {
-		return nil, fmt.Errorf("enter root file system: %w", err)
-	}
-	// The old root lands on top of the new one and is taken away from there, so no folder for it is needed (pivot_root(2)).
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return nil, fmt.Errorf("pivot_root: %w", err)
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return nil, fmt.Errorf("unmount old root: %w", err)
-	}
-	if err := unix.Chdir("/"); err != nil {
-		return nil, err
-	}
+	r.enter(&prog)
 	r.lateMounts(&prog)
 	if err := l.program(&prog, null); err != nil {
 		return nil, err
 	}
-	pid, pidfd, err := prog.Start(nsfork.Attr{Flags: uint64(b.flags & unix.CLONE_NEWPID), Cgroup: into, Init: cfg.Init})
+	attr := nsfork.Attr{Flags: uint64(b.flags & unix.CLONE_NEWPID), Cgroup: into, Init: cfg.Init}
+	if hooks != nil {
+		attr.Forked = hooks.run
+	}
+	pid, pidfd, err := prog.Start(attr)
 	if err != nil {
 		return nil, startError(err, cfg.Spec.Process.Args[0])
 	}
@@ -104,6 +111,23 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	b.root, r.root = r.root, nil
 	b.mu.Unlock()
 	return newProcess(pid, pidfd, master), nil
+}
+
+// enter makes the new root the child's. The old one lands on top of it and is taken away from there, so no folder for it is needed
+// (pivot_root(2)); what the host sees of it stays.
+func (r *rootfs) enter(prog *nsfork.Program) {
+	prog.Call("enter root file system", unix.SYS_FCHDIR, r.root)
+	if r.cfg.NoPivot {
+		prog.Call("move root file system", unix.SYS_MOUNT, ".", "/", 0, unix.MS_MOVE, 0)
+		prog.Call("chroot", unix.SYS_CHROOT, ".")
+	} else {
+		prog.Call("pivot_root", unix.SYS_PIVOT_ROOT, ".", ".")
+		prog.Call("unmount old root", unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
+	}
+	prog.Call("enter root file system", unix.SYS_CHDIR, "/")
+	if p := rootPropagation(r.cfg.Spec); p == unix.MS_SHARED || p == unix.MS_UNBINDABLE { // not before: pivot_root refuses it
+		prog.Call("set propagation of the root file system", unix.SYS_MOUNT, 0, "/", 0, int(p)|unix.MS_REC, 0)
+	}
 }
 
 // enterCgroup moves the thread into the v1 hierarchies and returns the v2 folder for clone3, nil where there is none.
@@ -230,7 +254,11 @@ func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 	}
 	// Before the first path that the image or the user chose: nothing of ours can be named by it. And as early as can be: until
 	// then a container with CAP_SYS_PTRACE can look at our descriptors in the child of an exec.
-	prog.CloseOthers()
+	if l.hold != nil {
+		prog.CloseOthers(3+l.preserve, l.hold.FIFO, l.hold.Report)
+	} else {
+		prog.CloseOthers(3 + l.preserve)
+	}
 	// Ignored signals survive execve; whoever started conex with nohup does not mean its containers.
 	dfl := make([]byte, 32)          // struct sigaction of zeros: SIG_DFL
 	for sig := 1; sig <= 64; sig++ { // the real-time ones too: a posix_spawn(3) of glibc leaves 32 and 33 ignored
@@ -245,7 +273,15 @@ func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 	if err := rlimits(prog, p.Rlimits); err != nil {
 		return err
 	}
-	prog.Try("session keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0)
+	if !l.noKeyring {
+		prog.Try("session keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0)
+	}
+	if err := attributes(prog, p); err != nil {
+		return err
+	}
+	if err := containerAttributes(prog, l.linux); err != nil {
+		return err
+	}
 	if p.OOMScoreAdj != nil {
 		score := fmt.Appendf(nil, "%d", *p.OOMScoreAdj)
 		fd := prog.Call("open oom_score_adj", unix.SYS_OPENAT, unix.AT_FDCWD, "/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
@@ -269,6 +305,9 @@ func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 		return err
 	}
 	prog.Unless(prog.Call("chdir", unix.SYS_CHDIR, cwd), asRoot)
+	if l.hold != nil {
+		prog.Hold(l.hold.FIFO, l.hold.Report)
+	}
 	if p.NoNewPrivileges {
 		prog.Call("no new privileges", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 		l.seccomp(prog)
@@ -419,10 +458,10 @@ func (b *box) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
 	if cfg.Process == nil || len(cfg.Process.Args) == 0 {
 		return nil, errors.New("exec: no command specified")
 	}
-	if err := checkStrings(cfg.Process); err != nil {
+	if err := errors.Join(checkStrings(cfg.Process), checkProcess(cfg.Process)); err != nil {
 		return nil, fmt.Errorf("exec: %w", err)
 	}
-	l := &launch{process: cfg.Process, named: cfg.User != "" || len(cfg.GroupAdd) > 0, stdio: cfg.Stdio}
+	l := &launch{process: cfg.Process, linux: b.cfg.Spec.Linux, named: cfg.User != "" || len(cfg.GroupAdd) > 0, stdio: cfg.Stdio, preserve: cfg.PreserveFDs}
 	var err error
 	if l.filter, err = filter(b.cfg.Spec, b.cfg.DefaultSeccomp, b.cfg.SeccompCache); err != nil {
 		return nil, err
@@ -445,12 +484,18 @@ func (b *box) execThread(init *process, root *os.File, cfg *ExecConfig, l *launc
 	if err != nil {
 		return nil, err
 	}
+	if err := setAffinity(cfg.Process.ExecCPUAffinity, false); err != nil {
+		return nil, err
+	}
 	into, err := enterCgroup(b.cg)
 	if err != nil {
 		return nil, err
 	}
 	if into != nil {
 		defer into.Close()
+	}
+	if err := setAffinity(cfg.Process.ExecCPUAffinity, true); err != nil {
+		return nil, err
 	}
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return nil, fmt.Errorf("exec: %w", err)
@@ -484,7 +529,7 @@ func (b *box) execThread(init *process, root *os.File, cfg *ExecConfig, l *launc
 	if null != host {
 		defer null.Close()
 	}
-	if l.user, err = processUser(root, cfg.Process, cfg.User, cfg.GroupAdd); err != nil {
+	if l.user, err = processUser(root, cfg.Process, cfg.User, cfg.GroupAdd, cfg.Exact); err != nil {
 		return nil, err
 	}
 	l.env = environment(cfg.Process.Env, l.user)
@@ -513,6 +558,9 @@ func (b *box) execThread(init *process, root *os.File, cfg *ExecConfig, l *launc
 		}
 	}
 	var prog nsfork.Program
+	if hasNamespace(b.cfg.Spec, specs.TimeNamespace) { // only a process of one thread can
+		prog.Call("join time namespace", unix.SYS_SETNS, init.pidfd, unix.CLONE_NEWTIME)
+	}
 	if err := l.program(&prog, null); err != nil {
 		return nil, err
 	}

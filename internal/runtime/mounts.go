@@ -285,7 +285,12 @@ func maskTree(host string) (*os.File, error) {
 	if err := unix.Lstat(host, &st); err != nil {
 		return nil, nil //nolint:nilerr // nothing there to hide
 	}
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+	return maskOf(st.Mode&unix.S_IFMT == unix.S_IFDIR)
+}
+
+// maskOf returns what hides a folder or a file.
+func maskOf(isDir bool) (*os.File, error) {
+	if isDir {
 		return mount.New("tmpfs", []mount.Param{{Key: "source", Value: "tmpfs"}, {Key: "size", Value: "0"}, {Key: "nr_inodes", Value: "1"}},
 			unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 	}

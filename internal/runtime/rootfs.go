@@ -150,7 +150,18 @@ func (r *rootfs) mountRoot() error {
 	if err := mount.Attach(tree, at); err != nil {
 		return err
 	}
+	if rootPropagation(r.cfg.Spec) == unix.MS_SLAVE {
+		return nil // as it is: slaves of the host's, as build made them
+	}
 	return mount.SetAttr(tree, 0, 0, unix.MS_PRIVATE, true)
+}
+
+// rootPropagation is the spec's rootfsPropagation; private by default.
+func rootPropagation(s *specs.Spec) uint64 {
+	if p, ok := propagationOptions[s.Linux.RootfsPropagation]; ok {
+		return p
+	}
+	return unix.MS_PRIVATE
 }
 
 // mountAll makes the spec's mounts in order.
@@ -178,6 +189,11 @@ func (r *rootfs) mountAll() error {
 			return err
 		}
 	}
+	if r.cfg.Exact && !slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return filepath.Clean(m.Destination) == "/dev" }) {
+		if err := makeDev(r.root, spec.Linux.Devices); err != nil {
+			return err
+		}
+	}
 	if spec.Process.Terminal {
 		if err := r.openConsole(); err != nil {
 			return err
@@ -200,50 +216,65 @@ func (r *rootfs) mountInProc(m specs.Mount) error {
 	return mount.SetAttr(tree, o.set, o.clr&^o.set, o.propagation, false)
 }
 
-// mask hides MaskedPaths and protects ReadonlyPaths. Those in /proc are left to the child.
+// mask hides MaskedPaths and protects ReadonlyPaths. Those in a /proc of the container's own are left to the child.
 func (r *rootfs) mask() error {
 	for _, p := range r.cfg.Spec.Linux.MaskedPaths {
-		if !below(p, "/proc") && !below(p, "/sys") {
-			return fmt.Errorf("mask %s: only paths in /proc and /sys can be masked", p)
-		}
-		tree, err := maskTree(p)
-		if err != nil {
-			return fmt.Errorf("mask %s: %w", p, err)
-		}
-		if tree == nil {
+		if r.proc != nil && below(p, "/proc") {
+			tree, err := maskTree(p) // the kernel has the same there
+			if err != nil {
+				return fmt.Errorf("mask %s: %w", p, err)
+			}
+			if tree != nil {
+				r.late = append(r.late, lateMount{tree: tree, path: filepath.Clean(p)})
+			}
 			continue
 		}
-		if below(p, "/proc") {
-			r.late = append(r.late, lateMount{tree: tree, path: p})
-			continue
-		}
-		err = attachExisting(r.root, tree, p)
-		tree.Close()
-		if err != nil {
+		if err := r.cover(p, func(at *os.File, isDir bool) (*os.File, error) { return maskOf(isDir) }); err != nil {
 			return fmt.Errorf("mask %s: %w", p, err)
 		}
 	}
 	for _, p := range r.cfg.Spec.Linux.ReadonlyPaths {
-		if !below(p, "/proc") {
-			return fmt.Errorf("protect %s: only paths in /proc can be made read-only", p)
+		if r.proc != nil && below(p, "/proc") {
+			if _, err := os.Lstat(p); err == nil {
+				r.procReadonly = append(r.procReadonly, filepath.Clean(p))
+			}
+			continue
 		}
-		if _, err := os.Lstat(p); err == nil {
-			r.procReadonly = append(r.procReadonly, p)
+		err := r.cover(p, func(at *os.File, _ bool) (*os.File, error) {
+			tree, err := mount.Clone(int(at.Fd()), "", true)
+			if err == nil {
+				err = mount.SetAttr(tree, unix.MOUNT_ATTR_RDONLY, 0, unix.MS_PRIVATE, true)
+			}
+			return tree, err
+		})
+		if err != nil {
+			return fmt.Errorf("protect %s: %w", p, err)
 		}
 	}
 	return nil
 }
 
-// attachExisting mounts tree on path inside root; no such path is no error.
-func attachExisting(root, tree *os.File, path string) error {
-	at, err := safepath.OpenNoLinks(root, path, unix.O_PATH, 0)
-	if errors.Is(err, fs.ErrNotExist) {
+// cover mounts what with makes on path inside the root, whatever links lead there; no such path is no error.
+func (r *rootfs) cover(path string, with func(at *os.File, isDir bool) (*os.File, error)) error {
+	at, err := safepath.Open(r.root, path, unix.O_PATH, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
 	defer at.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(at.Fd()), &st); err != nil {
+		return err
+	}
+	tree, err := with(at, st.Mode&unix.S_IFMT == unix.S_IFDIR)
+	if tree != nil {
+		defer tree.Close()
+	}
+	if err != nil {
+		return err
+	}
 	return mount.Attach(tree, at)
 }
 
@@ -379,7 +410,10 @@ func (r *rootfs) network() error {
 		} else if !strings.HasPrefix(k, "kernel.msg") && !strings.HasPrefix(k, "kernel.sem") && !strings.HasPrefix(k, "kernel.shm") && !strings.HasPrefix(k, "fs.mqueue.") {
 			return fmt.Errorf("sysctl %s: not namespaced, setting it would change the host", k)
 		}
-		if !own(need) {
+		if !own(need) && !(r.cfg.Exact && hasNamespace(spec, need)) {
+			if r.cfg.Exact {
+				return fmt.Errorf("sysctl %s: the container has no %s namespace, setting it would change the host", k, need)
+			}
 			continue // the host's own namespace: Docker's default ones don't apply, and others were refused at create
 		}
 		path := filepath.Join("/proc/sys", strings.ReplaceAll(k, ".", "/"))
@@ -407,7 +441,7 @@ func (r *rootfs) network() error {
 func (r *rootfs) process() error {
 	p := r.cfg.Spec.Process
 	var err error
-	r.user, err = processUser(r.root, p, r.cfg.User, r.cfg.GroupAdd)
+	r.user, err = processUser(r.root, p, r.cfg.User, r.cfg.GroupAdd, r.cfg.Exact)
 	if err != nil {
 		return err
 	}
@@ -430,8 +464,21 @@ func (r *rootfs) process() error {
 	return err
 }
 
-// processUser is the user that a process runs as: user resolved, or the spec's numbers.
-func processUser(root *os.File, p *specs.Process, user string, groupAdd []string) (User, error) {
+// hasNamespace reports whether the spec gives the container a namespace of that type, a new or a joined one.
+func hasNamespace(s *specs.Spec, t specs.LinuxNamespaceType) bool {
+	return slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == t })
+}
+
+// processUser is the user that a process runs as: user resolved, or the spec's numbers, with exact those alone.
+func processUser(root *os.File, p *specs.Process, user string, groupAdd []string, exact bool) (User, error) {
+	if exact {
+		u := User{UID: p.User.UID, GID: p.User.GID, Groups: p.User.AdditionalGids, Home: "/"}
+		// An image without a passwd file, or with a hostile one, has no home.
+		if named, err := ResolveUser(root, strconv.Itoa(int(u.UID)), nil); err == nil {
+			u.Home = named.Home
+		}
+		return u, nil
+	}
 	// Root by default too has the groups that the image's files give it.
 	if user != "" || len(groupAdd) > 0 || p.User.UID == 0 && p.User.GID == 0 && p.User.AdditionalGids == nil {
 		return ResolveUser(root, user, groupAdd)

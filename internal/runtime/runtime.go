@@ -63,7 +63,7 @@ type ExitStatus struct {
 type Config struct {
 	// ID names the container; 64 hexadecimal digits as a rule.
 	ID string
-	// Spec is the OCI runtime spec. Root.Path and Hooks are not used; Root.Readonly is. Linux.CgroupsPath is relative to each
+	// Spec is the OCI runtime spec. Root.Path is not used, Hooks only with State; Root.Readonly is. Linux.CgroupsPath is relative to each
 	// hierarchy's root, "/conex/<id>".
 	Spec *specs.Spec
 	// User is Docker's user[:group], by name or number, looked up in the container's own passwd and group files once its
@@ -87,7 +87,24 @@ type Config struct {
 	DieWithParent bool
 	// Init runs a minimal init as pid 1 that reaps and forwards signals (--init).
 	Init bool
+	// Exact takes the spec as it stands, as an OCI runtime must: the user and groups by their numbers, sysctls for namespaces that are
+	// joined too, device nodes without a mount on /dev. Otherwise Docker's rules complete it.
+	Exact bool
+	// Hold keeps the first process from executing its command until it is released; Start returns once it waits.
+	Hold *Hold
+	// State describes the container to the hooks of the spec that belong to its creation: they run only with it.
+	State func(status specs.ContainerState, pid int) *specs.State
+	// NoPivot moves the root file system onto / instead of pivot_root(2), for a host whose root is the initial ramdisk.
+	NoPivot bool
+	// NoKeyring leaves the process in the session keyring of whoever starts it.
+	NoKeyring bool
+	// PreserveFDs is how many descriptors from 3 on the first process inherits.
+	PreserveFDs int
 }
+
+// Hold is how a process waits for its start: for one byte from FIFO, a named pipe that is open for reading and writing. While it has
+// a reader the process waits. Report is a file for what goes wrong after that, see nsfork.ReadReport.
+type Hold struct{ FIFO, Report *os.File }
 
 // RootFS is a stack of read-only layers and one writable one.
 type RootFS struct {
@@ -118,6 +135,10 @@ type ExecConfig struct {
 	GroupAdd []string
 	// Stdio is as Config.Stdio.
 	Stdio [3]*os.File
+	// Exact takes the process's user as it stands.
+	Exact bool
+	// PreserveFDs is as Config.PreserveFDs.
+	PreserveFDs int
 }
 
 // ExecError says that the command itself could not be executed; Docker's exit codes tell why.

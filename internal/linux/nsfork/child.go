@@ -33,6 +33,8 @@ type Attr struct {
 	// Init makes the child a minimal init: it forks once more, runs the program in that second child, and stays behind as pid 1,
 	// which reaps, forwards signals, and exits as the second child does.
 	Init bool
+	// Forked is called when the child exists, before Start waits for its report; an error kills the child and is Start's.
+	Forked func(pid int) error
 }
 
 // cloneArgs is struct clone_args of clone3(2), version 2.
@@ -92,11 +94,21 @@ func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
 		return 0, nil, &Error{"clone3", errno}
 	}
 	pid = int(r)
-	var buf [8]byte
+	pidfd = os.NewFile(uintptr(*fd), "pidfd")
 	rd := os.NewFile(uintptr(pipe[0]), "fork report")
+	if a.Forked != nil {
+		if err := a.Forked(pid); err != nil {
+			rd.Close()
+			// Nobody else knows of the child, so the number is still its own.
+			_ = unix.Kill(pid, unix.SIGKILL)
+			reap(pid)
+			pidfd.Close()
+			return 0, nil, err
+		}
+	}
+	var buf [8]byte
 	n, rerr := io.ReadFull(rd, buf[:])
 	rd.Close()
-	pidfd = os.NewFile(uintptr(*fd), "pidfd")
 	if n == 0 && rerr == io.EOF {
 		return pid, nonblock(pidfd), nil
 	}
@@ -164,6 +176,7 @@ func fork(args *cloneArgs, ops *op, n, pipe uintptr, report *[2]uint32, init *in
 //go:norace
 //go:nosplit
 func run(ops *op, n, pipe uintptr, report *[2]uint32) {
+	held := false
 	for i := uintptr(0); i < n; i++ {
 		o := (*op)(unsafe.Add(unsafe.Pointer(ops), i*unsafe.Sizeof(*ops)))
 		if o.skipIf != 0 {
@@ -180,24 +193,81 @@ func run(ops *op, n, pipe uintptr, report *[2]uint32) {
 				*a = other.result
 			}
 		}
-		if o.nr == closeOthers {
-			// A call of the child's own: the report pipe alone stays, until execve closes it.
-			if pipe > 3 {
-				syscall.RawSyscall(unix.SYS_CLOSE_RANGE, 3, pipe-1, 0)
+		switch o.nr {
+		case closeOthers:
+			// The report pipe stays until execve closes it.
+			closeRanges(o.args[0], pipe, o.args[1], o.args[2])
+			continue
+		case hold:
+			syscall.RawSyscall(unix.SYS_CLOSE, pipe, 0, 0)
+			pipe, held = o.args[1], true
+		}
+		if o.nr == await || o.nr == hold {
+			if errno := one(o.args[0], o.args[2]); errno != 0 {
+				fail(uint32(i), errno, pipe, report)
 			}
-			syscall.RawSyscall(unix.SYS_CLOSE_RANGE, pipe+1, ^uintptr(0)>>32, 0)
 			continue
 		}
 		var errno syscall.Errno
 		o.result, _, errno = syscall.RawSyscall6(o.nr, o.args[0], o.args[1], o.args[2], o.args[3], o.args[4], o.args[5])
 		if errno != 0 {
 			o.failed = 1
+			if o.tolerate == 0 && held {
+				fail(uint32(n-i), errno, pipe, report) // counted from the end, see ReadReport
+			}
 			if o.tolerate == 0 {
 				fail(uint32(i), errno, pipe, report)
 			}
 		}
 	}
 	fail(uint32(n), 0, pipe, report) // a program without exec
+}
+
+// one reads one byte; the end of the file is EPIPE.
+//
+//go:norace
+//go:nosplit
+func one(fd, buf uintptr) syscall.Errno {
+	for {
+		n, _, errno := syscall.RawSyscall(unix.SYS_READ, fd, buf, 1)
+		if n == 1 && errno == 0 {
+			return 0
+		}
+		if errno == 0 {
+			return unix.EPIPE
+		}
+		if errno != unix.EINTR {
+			return errno
+		}
+	}
+}
+
+// closeRanges closes every descriptor from lo on but a, b and c.
+//
+//go:norace
+//go:nosplit
+func closeRanges(lo, a, b, c uintptr) {
+	const last = ^uintptr(0) >> 32
+	for {
+		next := last // the least of those to keep that is lo or more
+		if a >= lo && a < next {
+			next = a
+		}
+		if b >= lo && b < next {
+			next = b
+		}
+		if c >= lo && c < next {
+			next = c
+		}
+		if next == last {
+			syscall.RawSyscall(unix.SYS_CLOSE_RANGE, lo, last, 0)
+			return
+		}
+		if next > lo {
+			syscall.RawSyscall(unix.SYS_CLOSE_RANGE, lo, next-1, 0)
+		}
+		lo = next + 1
+	}
 }
 
 // fail reports the failed operation to the parent and ends the child.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -139,7 +140,7 @@ func TestCloseOthers(t *testing.T) {
 	}
 	var p Program
 	p.Call("dup", unix.SYS_DUP3, w, 1, 0)
-	p.CloseOthers()
+	p.CloseOthers(3)
 	for _, fd := range []int{50, 500, int(w.Fd())} {
 		look := p.Try("look", unix.SYS_FCNTL, fd, unix.F_GETFD, 0)
 		p.OnlyIf(p.Call("descriptor is open", unix.SYS_CHDIR, "/no/such"), look)
@@ -161,10 +162,100 @@ func TestCloseOthers(t *testing.T) {
 	}
 	// A failure after the descriptors are closed must still be reported.
 	var q Program
-	q.CloseOthers()
+	q.CloseOthers(3)
 	q.Exec("/no/such/program", []string{"x"}, nil)
 	if _, _, err := q.Start(Attr{}); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestHold(t *testing.T) {
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "start")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		command string
+		want    error
+	}{{"/bin/true", nil}, {"/no/such", unix.ENOENT}} {
+		f, err := os.OpenFile(fifo, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		report, err := os.OpenFile(filepath.Join(dir, "report"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ready, done, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var p Program
+		p.Await(ready)
+		p.CloseOthers(3, f, report)
+		p.Hold(f, report)
+		p.Exec(tc.command, []string{"x"}, nil)
+		forked := 0
+		pid, pidfd, err := p.Start(Attr{Forked: func(pid int) error {
+			forked = pid
+			_, err := done.Write([]byte{0})
+			return err
+		}})
+		if err != nil || forked != pid {
+			t.Fatalf("start: %v (forked %d, pid %d)", err, forked, pid)
+		}
+		ready.Close()
+		done.Close()
+		f.Close()
+		report.Close()
+		// The child is the only reader now.
+		w, err := unix.Open(fifo, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatalf("held child: %v", err)
+		}
+		if _, err := unix.Write(w, []byte{0}); err != nil {
+			t.Fatal(err)
+		}
+		fds := []unix.PollFd{{Fd: int32(w)}}
+		for {
+			if _, err := unix.Poll(fds, -1); err != unix.EINTR {
+				break
+			}
+		}
+		unix.Close(w)
+		pidfd.Close()
+		wait(t, pid)
+		b, err := os.ReadFile(filepath.Join(dir, "report"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := ReadReport(b); !errors.Is(err, tc.want) || tc.want != nil && err.Error() != "execve: no such file or directory" {
+			t.Errorf("%s: %v", tc.command, err)
+		}
+		if _, err := unix.Open(fifo, unix.O_WRONLY|unix.O_NONBLOCK, 0); err != unix.ENXIO {
+			t.Errorf("%s: the pipe still has a reader: %v", tc.command, err)
+		}
+	}
+}
+
+func TestForkedMayRefuse(t *testing.T) {
+	ready, done, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ready.Close()
+	defer done.Close()
+	no := errors.New("no")
+	var child int
+	var p Program
+	p.Await(ready)
+	p.Exec("/bin/true", []string{"true"}, nil)
+	if _, _, err := p.Start(Attr{Forked: func(pid int) error { child = pid; return no }}); err != no {
+		t.Fatalf("got %v", err)
+	}
+	if err := unix.Kill(child, 0); err != unix.ESRCH {
+		t.Errorf("the child is there: %v", err)
 	}
 }
 

@@ -6,6 +6,7 @@
 package nsfork
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"unsafe"
@@ -88,15 +89,58 @@ func (p *Program) Unless(c, r Ref) { p.ops[c].skipIf = uintptr(r) + 1 }
 // OnlyIf makes the call c run only if the earlier, tolerated call r succeeded.
 func (p *Program) OnlyIf(c, r Ref) { p.ops[c].skipIf, p.ops[c].unless = uintptr(r)+1, 1 }
 
-// closeOthers is the number of an op that is no system call.
-const closeOthers = ^uintptr(0)
+// Numbers of ops that are no system calls: closeOthers, await and hold.
+const (
+	closeOthers = ^uintptr(0) - iota
+	await
+	hold
+)
 
-// CloseOthers appends the closing of every descriptor above the standard streams. What an earlier call opened is closed too.
-// Marking them close-on-exec would not do: until execve a working folder of /proc/self/fd/<n> would lead out of the
-// container through any folder of the host that the forking process has open (CVE-2024-21626).
-func (p *Program) CloseOthers() {
-	p.ops = append(p.ops, op{nr: closeOthers})
+// CloseOthers appends the closing of every descriptor from number from (at least 3) on, but for at most two to keep. What an
+// earlier call opened is closed too. Marking them close-on-exec would not do: until execve a working folder of /proc/self/fd/<n>
+// would lead out of the container through any folder of the host that the forking process has open (CVE-2024-21626).
+func (p *Program) CloseOthers(from int, keep ...*os.File) {
+	o := op{nr: closeOthers}
+	o.args[0] = uintptr(from)
+	for i, f := range keep {
+		o.args[1+i] = f.Fd()
+		p.keep = append(p.keep, f)
+	}
+	p.ops = append(p.ops, o)
 	p.names = append(p.names, "close descriptors")
+}
+
+// Await appends a pause until one byte comes from f, a pipe. Its end without one ends the child.
+func (p *Program) Await(f *os.File) { p.pause(await, "wait for the parent", f, nil) }
+
+// Hold appends a pause that outlives the parent: Start returns when it is reached, and the child goes on when one byte comes from f,
+// a named pipe open for reading and writing. What fails afterwards is written to report, a file: see ReadReport.
+func (p *Program) Hold(f, report *os.File) { p.pause(hold, "wait for the start", f, report) }
+
+func (p *Program) pause(nr uintptr, name string, f, report *os.File) {
+	o := op{nr: nr}
+	buf := make([]byte, 8)
+	o.args[0], o.args[2] = f.Fd(), uintptr(unsafe.Pointer(&buf[0]))
+	p.keep = append(p.keep, buf, f)
+	if report != nil {
+		o.args[1] = report.Fd()
+		p.keep = append(p.keep, report)
+	}
+	p.ops = append(p.ops, o)
+	p.names = append(p.names, name)
+}
+
+// ReadReport returns what a held child wrote to its report when something failed after the hold: nil when nothing did. The names
+// are gone with the parent; the last call of a program is execve.
+func ReadReport(b []byte) error {
+	if len(b) < 8 {
+		return nil
+	}
+	name := "start"
+	if binary.NativeEndian.Uint32(b) == 1 {
+		name = "execve"
+	}
+	return &Error{name, unix.Errno(binary.NativeEndian.Uint32(b[4:]))}
 }
 
 // Exec appends execve(2) of path. No string may hold a NUL byte, which would end it there: callers have checked that.
