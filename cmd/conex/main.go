@@ -7,6 +7,7 @@ import (
 
 	"conex/internal/cli"
 	_ "conex/internal/monitor" // takes over executions as conex-monitor before main
+	_ "conex/internal/ocicli"  // takes over executions as conex-runtime, and `conex runtime`
 )
 
 func main() { os.Exit(cli.Main(os.Args)) }

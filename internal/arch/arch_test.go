@@ -25,7 +25,7 @@ import (
 var floors = map[string]int{
 	"cli": 4, "explorer": 4,
 
-	"engine": 3, "monitor": 3,
+	"engine": 3, "monitor": 3, "ocicli": 3,
 
 	"archive": 2, "container": 2, "image": 2, "network": 2, "volume": 2, "build": 2, "collect": 2, "control": 2, "logs": 2, "events": 2, "analyze": 2,
 
@@ -82,7 +82,7 @@ var banned = []struct {
 	{"*", "github.com/sirupsen/logrus", "errors are returned, not logged"},
 	{"*", "github.com/moby/moby/client", "the engine is in this program, there is no daemon to ask"},
 	{"*", "github.com/docker/cli", "learn from it, import none of it: it brings telemetry, plugins and contexts"},
-	{"*!engine,credentials,git", "os/exec", "no other binary is needed; engine runs the host's ps for `top` with options of ps, as Docker does, credentials the user's docker-credential-NAME, and git the host's git (decision 16)"},
+	{"*!engine,credentials,git,ocicli", "os/exec", "no other binary is needed; engine and ocicli run the host's ps for `top` with options of ps, as Docker does, credentials the user's docker-credential-NAME, and git the host's git (decision 16)"},
 }
 
 // heavy must not be in conex's binary at all, however indirectly: each costs start-up time or megabytes.
@@ -336,7 +336,7 @@ func isTakeover(f *ast.FuncDecl) bool {
 		if !ok {
 			return false
 		}
-		if c, ok := e.X.(*ast.CallExpr); !ok || callee(c) != "initstage.Takeover" {
+		if c, ok := e.X.(*ast.CallExpr); !ok || !strings.HasPrefix(callee(c), "initstage.Takeover") {
 			return false
 		}
 	}

@@ -60,6 +60,7 @@ func commands() []command {
 		{name: "restart", build: (*app).restartCommand},
 		{name: "rm", build: (*app).rmCommand},
 		{name: "rmi", build: (*app).rmiCommand},
+		{name: "runtime", build: (*app).runtimeCommand},
 		{name: "save", build: (*app).saveCommand},
 		{name: "search", build: (*app).searchCommand},
 		{name: "start", build: (*app).startCommand},

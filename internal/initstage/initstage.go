@@ -20,6 +20,17 @@ func Takeover(name string, main func() int) {
 	if len(os.Args) == 0 || filepath.Base(os.Args[0]) != name {
 		return
 	}
+	takeOver(main)
+}
+
+// TakeoverCommand is Takeover for a first argument, whatever the program is called.
+func TakeoverCommand(name string, main func() int) {
+	if len(os.Args) > 1 && os.Args[1] == name {
+		takeOver(main)
+	}
+}
+
+func takeOver(main func() int) {
 	code := make(chan int)
 	go func() { code <- main() }() // ends with the process
 	os.Exit(<-code)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -101,7 +102,8 @@ func (Builtin) Create(ctx context.Context, cfg *Config) (Container, error) {
 
 // Open returns a container whose first process was started by another process of ours with the same configuration, for Exec, Cgroup
 // and Delete. os.ErrProcessDone says that the process has ended; Delete works all the same.
-func (Builtin) Open(cfg *Config, pid int) (Container, error) {
+func Open(cfg *Config, pid int) (Container, error) {
+	hide()
 	cg, err := cgroup.New(strings.TrimPrefix(cfg.Spec.Linux.CgroupsPath, "/"))
 	if err != nil {
 		return nil, err
@@ -311,4 +313,14 @@ func (b *box) enterNamespaces() error {
 		return setClocks(b.cfg.Spec.Linux.TimeOffsets)
 	}
 	return nil
+}
+
+// Namespaces lists the types of namespaces that containers can have.
+func Namespaces() []string {
+	var out []string
+	for t := range namespaceFlags {
+		out = append(out, string(t))
+	}
+	slices.Sort(out)
+	return out
 }

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -362,6 +363,7 @@ func (l *launch) privileges(prog *nsfork.Program) error {
 		effective, permitted = ambient, ambient
 		inheritable &= ambient
 	}
+	ambient &= permitted & inheritable // the kernel has no others; what runc writes as an example asks for some
 	for bit := range 64 {
 		if have := caps.Available(); have&(1<<bit) != 0 && bounding&(1<<bit) == 0 {
 			prog.Call("drop capability", unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, bit, 0, 0, 0)
@@ -533,7 +535,7 @@ func (b *box) execThread(init *process, root *os.File, cfg *ExecConfig, l *launc
 		return nil, err
 	}
 	l.env = environment(cfg.Process.Env, l.user)
-	if l.path, err = findCommand(root, cfg.Process.Args[0], cfg.Process.Cwd, l.env); err != nil {
+	if l.path, err = findCommand(root, cmp.Or(cfg.Path, cfg.Process.Args[0]), cfg.Process.Cwd, l.env); err != nil {
 		return nil, err
 	}
 	var master *os.File

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -36,8 +37,32 @@ func RunHooks(kind string, hooks []specs.Hook, state *specs.State) error {
 	return nil
 }
 
-func runHook(h specs.Hook, state []byte, dir string) error {
-	// Files of memory, not pipes: a hook that leaves a process behind, or does not read, holds nobody up.
+// RunHooksIn runs hooks inside a container as process p would be: its user, capabilities and filter.
+func RunHooksIn(c Container, p *specs.Process, hooks []specs.Hook, state *specs.State) error {
+	data, err := json.Marshal(state)
+	if err != nil {
+		return fmt.Errorf("state for hooks: %w", err)
+	}
+	for i, h := range hooks {
+		err := hookIO(data, func(in, out *os.File) error {
+			q := *p
+			q.Terminal, q.ConsoleSize, q.Args, q.Env = false, nil, hookArgs(h), h.Env
+			proc, err := c.Exec(context.Background(), &ExecConfig{Path: h.Path, Process: &q, Stdio: [3]*os.File{in, out, out}, Exact: true})
+			if err != nil {
+				return err
+			}
+			return waitHook(h, proc, out)
+		})
+		if err != nil {
+			return fmt.Errorf("startContainer hook #%d %s: %w", i, h.Path, err)
+		}
+	}
+	return nil
+}
+
+// hookIO makes a hook's input and output: files of memory, not pipes, so that a hook that leaves a process behind, or does not read,
+// holds nobody up.
+func hookIO(state []byte, run func(in, out *os.File) error) error {
 	in, err := memory(state)
 	if err != nil {
 		return err
@@ -48,29 +73,42 @@ func runHook(h specs.Hook, state []byte, dir string) error {
 		return err
 	}
 	defer out.Close()
+	return run(in, out)
+}
+
+func hookArgs(h specs.Hook) []string {
+	if len(h.Args) == 0 {
+		return []string{h.Path}
+	}
+	return h.Args
+}
+
+func runHook(h specs.Hook, state []byte, dir string) error {
 	env := h.Env
 	if env == nil {
 		env = os.Environ()
 	}
-	args := h.Args
-	if len(args) == 0 {
-		args = []string{h.Path}
-	}
+	args := hookArgs(h)
 	if err := checkStrings(&specs.Process{Args: append([]string{h.Path}, args...), Env: env}); err != nil {
 		return err
 	}
-	var prog nsfork.Program
-	prog.Call("set standard input", unix.SYS_DUP3, in, 0, 0)
-	prog.Call("set standard output", unix.SYS_DUP3, out, 1, 0)
-	prog.Call("set standard error", unix.SYS_DUP3, out, 2, 0)
-	prog.CloseOthers(3)
-	prog.Try("chdir", unix.SYS_CHDIR, dir)
-	prog.Exec(h.Path, args, env)
-	pid, fd, err := prog.Start(nsfork.Attr{})
-	if err != nil {
-		return err
-	}
-	p := newProcess(pid, fd, nil)
+	return hookIO(state, func(in, out *os.File) error {
+		var prog nsfork.Program
+		prog.Call("set standard input", unix.SYS_DUP3, in, 0, 0)
+		prog.Call("set standard output", unix.SYS_DUP3, out, 1, 0)
+		prog.Call("set standard error", unix.SYS_DUP3, out, 2, 0)
+		prog.CloseOthers(3)
+		prog.Try("chdir", unix.SYS_CHDIR, dir)
+		prog.Exec(h.Path, args, env)
+		pid, fd, err := prog.Start(nsfork.Attr{})
+		if err != nil {
+			return err
+		}
+		return waitHook(h, newProcess(pid, fd, nil), out)
+	})
+}
+
+func waitHook(h specs.Hook, p Process, out *os.File) error {
 	late := make(chan struct{})
 	if h.Timeout != nil && *h.Timeout > 0 {
 		t := time.AfterFunc(time.Duration(*h.Timeout)*time.Second, func() {
@@ -92,7 +130,7 @@ func runHook(h specs.Hook, state []byte, dir string) error {
 		return nil
 	}
 	text := make([]byte, maxHookOutput)
-	n, _ := out.ReadAt(text, 0) //nolint:errcheck // an error would hide the hook's own
+	n, _ := out.ReadAt(text, 0) // an error would hide the hook's own
 	return fmt.Errorf("exit status %d: %q", st.Code, bytes.TrimSpace(text[:n]))
 }
 

@@ -296,3 +296,19 @@ func maskOf(isDir bool) (*os.File, error) {
 	}
 	return nullTree()
 }
+
+// MountOptions lists the options of mounts that have a meaning here; others go to the file system.
+func MountOptions() []string {
+	out := []string{"async", "bind", "defaults", "rbind"}
+	for o := range attrOptions {
+		out = append(out, o)
+		if o != "relatime" {
+			out = append(out, "r"+o)
+		}
+	}
+	for o := range propagationOptions {
+		out = append(out, o)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}

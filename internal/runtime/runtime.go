@@ -127,6 +127,8 @@ type Tree struct {
 
 // ExecConfig describes a further process.
 type ExecConfig struct {
+	// Path is the file to execute, where that is not what Process.Args[0] names.
+	Path string
 	// Process holds Args, Env, Cwd, Terminal, ConsoleSize, Capabilities, NoNewPrivileges as the OCI spec has them.
 	Process *specs.Process
 	// User is as Config.User.

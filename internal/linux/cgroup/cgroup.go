@@ -61,6 +61,8 @@ type Manager interface {
 	// Freeze stops every process in the cgroup and returns when all have stopped. Thaw lets them go on.
 	Freeze() error
 	Thaw() error
+	// Frozen reports whether Freeze was the last of the two; false for a cgroup that does not exist.
+	Frozen() (bool, error)
 
 	// Pids lists the processes in the cgroup and below it.
 	Pids() ([]int, error)
