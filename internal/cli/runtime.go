@@ -12,7 +12,10 @@ func (a *app) runtimeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "runtime [OPTIONS] COMMAND", Short: "The OCI runtime command line (create, start, state, kill, delete, ...), as conex-runtime",
 		DisableFlagParsing: true,
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 && args[0] == "--help" {
+				return cmd.Help()
+			}
 			if code := ocicli.Main(args); code != 0 {
 				return &exitError{code: code}
 			}

@@ -56,7 +56,6 @@ func (e exitCode) Error() string { return fmt.Sprintf("exit status %d", int(e)) 
 type command struct {
 	name, usage, short string
 	min, max           int
-	run                func(a *app, fs *flag.FlagSet, args []string) error
 	flags              func(fs *flag.FlagSet) func(a *app, args []string) error
 }
 
