@@ -2,8 +2,10 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -54,6 +56,18 @@ func containerMeasurements() []measurement {
 		{name: "exec", target: 8, once: beside("exec", "bench-idle", "true")},
 		{name: "ps", target: 5, once: beside("ps")},
 		{name: "inspect", target: 5, once: beside("inspect", "bench-idle")},
+		{name: "log-64MB", target: 200, rounds: 5, once: func(b *bench, e *engine, i int) (float64, error) {
+			lines, err := b.lines()
+			if err != nil {
+				return 0, err
+			}
+			// The engine's default log, and a client that takes everything.
+			return e.drained("run", "--rm", "--network", "none", "-v", lines+":/lines:ro", image, "dd", "if=/lines", "bs=64k")
+		}},
+		{name: "attach-256MB", target: 300, rounds: 5, once: func(b *bench, e *engine, i int) (float64, error) {
+			return e.drained("run", "--rm", "--network", "none", "--log-driver", "none", image, "dd", "if=/dev/zero", "bs=64k", "count=4096")
+		}},
+		{name: "logs-tail", target: 15, rounds: 5, once: logsTail},
 		{name: "idle-memory", target: 2, rounds: 3, memory: true, once: idleMemory},
 	}
 }
@@ -72,6 +86,52 @@ func beside(args ...string) func(*bench, *engine, int) (float64, error) {
 		}
 		return v, nil
 	}
+}
+
+// drained is timed with the command's output thrown away by the kernel.
+func (e *engine) drained(args ...string) (float64, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer null.Close()
+	cmd := e.command(args...)
+	cmd.Stdout = null
+	began := time.Now()
+	err = e.runCommand(cmd)
+	return float64(time.Since(began)) / 1e6, err
+}
+
+// lines makes a file of 64 MiB of text, in lines of a hundred bytes.
+func (b *bench) lines() (string, error) {
+	path := filepath.Join(b.dir, "lines")
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	const size = 64 << 20
+	var text bytes.Buffer
+	for n := 0; text.Len() < size; n++ {
+		fmt.Fprintf(&text, "%-99s\n", fmt.Sprintf("2026-01-02 03:04:05 INFO request %d from 192.0.2.%d answered in %d us", n, n%251, n*7919%10007))
+	}
+	return path, os.WriteFile(path, text.Bytes()[:size], 0o644)
+}
+
+// logsTail times the last ten lines of a log of 64 MB, all of it in one file.
+func logsTail(b *bench, e *engine, i int) (float64, error) {
+	if i == 0 {
+		lines, err := b.lines()
+		if err != nil {
+			return 0, err
+		}
+		if _, err := e.drained("run", "--name", "bench-log", "--network", "none", "--log-opt", "max-size=1g", "-v", lines+":/lines:ro", image, "dd", "if=/lines", "bs=64k"); err != nil {
+			return 0, err
+		}
+	}
+	v, err := e.timed("logs", "--tail", "10", "bench-log")
+	if err != nil || i == min(b.rounds, 5) {
+		return then(v, err, func() error { return e.remove("bench-log") })
+	}
+	return v, nil
 }
 
 // idleMemory starts five idle containers and returns the private memory that the engine keeps for each, in MB.

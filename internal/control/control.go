@@ -246,15 +246,19 @@ type Report struct {
 	PortTaken bool `json:"portTaken,omitempty"`
 }
 
+// frameBuffer is how much of a stream is read at once.
+const frameBuffer = 256 << 10
+
 // copyFrames splits frames from r onto stdout and stderr (nil discards) until FrameEnd, whose data it returns, or the end of r
 // (nil data). A writer's error ends it.
 func copyFrames(stdout, stderr io.Writer, r io.Reader) ([]byte, error) {
-	var h [HeaderLen]byte
+	f := frames{r: r, buf: make([]byte, frameBuffer)}
 	for {
-		if _, err := io.ReadFull(r, h[:]); err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil, nil
-			}
+		h, err := f.next(HeaderLen)
+		if err == io.EOF {
+			return nil, nil
+		}
+		if err != nil {
 			return nil, fmt.Errorf("read stream: %w", err)
 		}
 		n := int64(binary.BigEndian.Uint32(h[4:]))
@@ -268,19 +272,71 @@ func copyFrames(stdout, stderr io.Writer, r io.Reader) ([]byte, error) {
 			if n > maxEnd {
 				return nil, fmt.Errorf("read stream: end frame of %d bytes", n)
 			}
-			b := make([]byte, n)
-			if _, err := io.ReadFull(r, b); err != nil {
-				return nil, fmt.Errorf("read stream: %w", err)
+			b, err := f.next(int(n))
+			if err != nil {
+				return nil, fmt.Errorf("read stream: %w", io.ErrUnexpectedEOF)
 			}
 			return b, nil
 		default:
 			return nil, fmt.Errorf("read stream: frame of unknown type %d", h[0])
 		}
-		if w == nil {
-			w = io.Discard
+		for n > 0 {
+			b, err := f.some(n)
+			if err == io.EOF {
+				return nil, nil
+			}
+			if err != nil {
+				return nil, fmt.Errorf("read stream: %w", err)
+			}
+			n -= int64(len(b))
+			if w == nil {
+				continue
+			}
+			if _, err := w.Write(b); err != nil {
+				return nil, err
+			}
 		}
-		if _, err := io.CopyN(w, r, n); err != nil {
+	}
+}
+
+// frames reads a stream in large pieces, of which nothing is copied.
+type frames struct {
+	r          io.Reader
+	buf        []byte
+	start, end int
+}
+
+// next returns the next n bytes, at most the buffer's size, valid until the next call. io.EOF says that there are not as many.
+func (f *frames) next(n int) ([]byte, error) {
+	for f.end-f.start < n {
+		if f.start > 0 {
+			f.end = copy(f.buf, f.buf[f.start:f.end])
+			f.start = 0
+		}
+		k, err := f.r.Read(f.buf[f.end:])
+		f.end += k
+		if k == 0 && err != nil {
 			return nil, err
 		}
 	}
+	b := f.buf[f.start : f.start+n]
+	f.start += n
+	return b, nil
+}
+
+// some returns between one and n of the next bytes.
+func (f *frames) some(n int64) ([]byte, error) {
+	if f.start == f.end {
+		f.start, f.end = 0, 0
+	}
+	if f.end == 0 {
+		k, err := f.r.Read(f.buf)
+		if k == 0 && err != nil {
+			return nil, err
+		}
+		f.end = k
+	}
+	b := f.buf[f.start:min(int64(f.end), int64(f.start)+n)]
+	f.start += len(b)
+	return b, nil
 }

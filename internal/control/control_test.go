@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 )
 
 func frame(kind byte, data string) string {
@@ -22,11 +23,21 @@ func TestCopyFrames(t *testing.T) {
 	if e != nil || string(end) != `{"code":3}` || out.String() != "onethree" || err.String() != "two" {
 		t.Errorf("%q %v %q %q", end, e, out.String(), err.String())
 	}
-	// Without an end frame, as from a monitor that was killed.
-	if end, e := copyFrames(nil, nil, strings.NewReader(frame(FrameStdout, "x"))); end != nil || e != nil {
-		t.Errorf("%q %v", end, e)
+	// Without an end frame, or within a frame, as from a monitor that was killed.
+	for _, torn := range []string{frame(FrameStdout, "x"), frame(FrameStdout, "xyz")[:9], "\x01\x00"} {
+		if end, e := copyFrames(nil, nil, strings.NewReader(torn)); end != nil || e != nil {
+			t.Errorf("%q %v", end, e)
+		}
 	}
-	for _, bad := range []string{frame(7, "x"), frame(FrameStdout, "xyz")[:9], "\x01\x00", frame(FrameEnd, strings.Repeat("x", maxEnd+1))} {
+	// Frames that are larger than the buffer, and heads that lie across its end.
+	var long, got bytes.Buffer
+	for i := range 20 {
+		long.WriteString(frame(FrameStdout, strings.Repeat("x", frameBuffer/3*i+i)))
+	}
+	if _, e := copyFrames(&got, nil, iotest.HalfReader(&long)); e != nil || got.Len() != 190*(frameBuffer/3+1) {
+		t.Errorf("%d bytes, %v", got.Len(), e)
+	}
+	for _, bad := range []string{frame(7, "x"), frame(FrameEnd, strings.Repeat("x", maxEnd+1))} {
 		if _, e := copyFrames(nil, nil, strings.NewReader(bad)); e == nil {
 			t.Errorf("no error for %.20q", bad)
 		}

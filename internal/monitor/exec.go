@@ -57,7 +57,7 @@ func (r *run) exec(ctx context.Context, q control.ExecRequest, ready func(x *exe
 	}
 	cfg := r.execProcess(q)
 	var err error
-	x := &execution{id: disk.RandomID(), io: &streams{writers: &r.m.writers}}
+	x := &execution{id: disk.RandomID(), io: &streams{calm: r.m.calm, writers: &r.m.writers}}
 	var pipes stdio
 	if !q.Tty {
 		if pipes, err = newStdio(q.Stdin); err != nil {

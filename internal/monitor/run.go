@@ -115,7 +115,7 @@ func (m *monitor) start(first *client) (*run, error) {
 			return r, err
 		}
 	}
-	r.io = &streams{log: m.log.write, writers: &m.writers}
+	r.io = &streams{log: m.log.write, calm: m.calm, writers: &m.writers}
 	var pipes stdio
 	if !m.rec.Config.Tty {
 		if pipes, err = newStdio(m.rec.Config.OpenStdin); err != nil {

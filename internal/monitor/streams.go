@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 
 	"conex/internal/container"
 	"conex/internal/control"
@@ -15,31 +16,45 @@ import (
 )
 
 const (
-	// chunk is how much output is moved at once, in bytes.
+	// chunk is how much output is moved at once, in bytes; flood is how much when there is more than that.
 	chunk = 16 << 10
-	// maxQueue is how much output waits for a slow client before the container is made to wait, as in Docker.
+	flood = 256 << 10
+	// pipeSize is the size of a pipe through which more has come than the kernel lets through at once: fewer turns for both sides.
+	pipeSize = 1 << 20
+	// maxQueue is how much output waits for a slow client, besides what its socket takes, before the container is made to wait.
 	maxQueue = 256 << 10
+	// sendBuffer is how much a client's socket takes.
+	sendBuffer = 1 << 20
 )
 
-// client is one attached connection. A goroutine of its own writes to it, so that a slow one delays neither the log nor the
-// end of the run.
+// client is one attached connection. A goroutine of its own writes to it what its socket doesn't take at once, so that a slow one delays
+// neither the log nor the end of the run.
 type client struct {
 	conn   net.Conn
-	framed bool    // frames, and an end frame; otherwise plain bytes, as Docker's clients expect with a terminal
-	end    bool    // wants an end frame
-	skip   [3]bool // streams that it does not want, by frame type
+	raw    syscall.RawConn // nil: conn isn't a socket of the kernel's
+	framed bool            // frames, and an end frame; otherwise plain bytes, as Docker's clients expect with a terminal
+	end    bool            // wants an end frame
+	skip   [3]bool         // streams that it does not want, by frame type
 
 	mu      sync.Mutex
 	cond    sync.Cond
 	queue   []byte
-	loose   bool // the process has ended: what is left of its output is finite, and queued without waiting
-	closing bool // close when the queue is empty
-	dead    bool // closed
+	spare   []byte // a queue that has been written
+	writing bool   // serve writes
+	loose   bool   // the process has ended: what is left of its output is finite, and queued without waiting
+	closing bool   // close when the queue is empty
+	dead    bool   // closed
 }
 
 func newClient(conn net.Conn, framed, end bool) *client {
 	c := &client{conn: conn, framed: framed, end: end}
 	c.cond.L = &c.mu
+	if u, ok := conn.(*net.UnixConn); ok {
+		// Errors mean a smaller buffer, or a client that is served by the queue alone.
+		if c.raw, _ = u.SyscallConn(); c.raw != nil {
+			_ = c.raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) })
+		}
+	}
 	return c
 }
 
@@ -60,37 +75,73 @@ func (c *client) serve() {
 			return
 		}
 		b := c.queue
-		c.queue = nil
+		c.queue, c.spare = c.spare[:0], nil
+		c.writing = true
 		c.cond.Broadcast()
 		c.mu.Unlock()
 		_, err := c.conn.Write(b)
 		c.mu.Lock()
+		c.writing, c.spare = false, b
+		c.cond.Broadcast()
 		if err != nil {
 			return
 		}
 	}
 }
 
-// write queues one chunk. It blocks while the client is slow; false means that the client is gone.
+// write sends one chunk, or queues it. It blocks while the client is slow; false means that the client is gone.
 func (c *client) write(kind byte, p []byte) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if int(kind) < len(c.skip) && c.skip[kind] {
 		return !c.dead
 	}
-	for len(c.queue) > maxQueue && !c.dead && !c.loose {
+	// Much output is worth waiting for the socket: it isn't copied then.
+	most := maxQueue
+	if len(p) >= maxQueue/4 {
+		most = 0
+	}
+	for (len(c.queue) > most || most == 0 && c.writing) && !c.dead && !c.loose {
 		c.cond.Wait()
 	}
 	if c.dead {
 		return false
 	}
+	var h []byte
 	if c.framed {
-		h := control.Header(kind, len(p))
-		c.queue = append(c.queue, h[:]...)
+		head := control.Header(kind, len(p))
+		h = head[:]
 	}
-	c.queue = append(c.queue, p...)
-	c.cond.Broadcast()
+	n := 0
+	if len(c.queue) == 0 && !c.writing && c.raw != nil {
+		n = c.send(h, p)
+	}
+	if n < len(h) {
+		c.queue = append(c.queue, h[n:]...)
+		n = len(h)
+	}
+	if rest := p[n-len(h):]; len(rest) > 0 {
+		c.queue = append(c.queue, rest...)
+	}
+	if len(c.queue) > 0 {
+		c.cond.Broadcast()
+	}
 	return true
+}
+
+// send gives the socket what it takes without waiting, and returns how much that was. Whatever keeps it from taking more, serve will see.
+func (c *client) send(h, p []byte) (n int) {
+	err := c.raw.Write(func(fd uintptr) bool {
+		var err error
+		if n, err = unix.SendmsgBuffers(int(fd), [][]byte{h, p}, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL); err != nil {
+			n = 0
+		}
+		return true
+	})
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // loosen lets writes pass without waiting, from the moment that the process has ended.
@@ -128,6 +179,8 @@ func (c *client) abandon() {
 type streams struct {
 	// log receives all output; nil for an exec.
 	log func(kind byte, p []byte) error
+	// calm is called after work that took memory; may be nil.
+	calm func()
 	// writers counts the goroutines that write to clients.
 	writers *sync.WaitGroup
 
@@ -176,43 +229,69 @@ func (s *streams) setStdin(w io.WriteCloser) {
 // pump copies r to the log and all clients until its end.
 func (s *streams) pump(kind byte, r *os.File) {
 	s.pumps.Go(func() {
-		for s.move(kind, r) {
+		for f := (flow{}); s.move(kind, r, &f); {
 		}
 	})
 }
 
+// flow is what a stream has been like.
+type flow struct {
+	// much says that the last read could have got more; wide that the pipe has been made larger.
+	much, wide bool
+}
+
 // buffers are what moves between two reads: an idle stream holds none.
-var buffers = sync.Pool{New: func() any { return new([chunk]byte) }}
+var (
+	buffers = sync.Pool{New: func() any { return new([chunk]byte) }}
+	floods  = sync.Pool{New: func() any { return new([flood]byte) }}
+)
 
 // move waits until r has something, and passes it on. It returns false at r's end.
-func (s *streams) move(kind byte, r *os.File) bool {
+func (s *streams) move(kind byte, r *os.File, f *flow) bool {
 	rc, err := r.SyscallConn()
 	if err != nil { // closed
 		return false
 	}
-	var buf *[chunk]byte
+	var buf []byte
 	var n int
 	var rerr error
+	var back func()
 	err = rc.Read(func(fd uintptr) bool {
-		buf = buffers.Get().(*[chunk]byte)
+		if f.much {
+			b := floods.Get().(*[flood]byte)
+			buf, back = b[:], func() { floods.Put(b) }
+		} else {
+			b := buffers.Get().(*[chunk]byte)
+			buf, back = b[:], func() { buffers.Put(b) }
+		}
 		for {
-			if n, rerr = unix.Read(int(fd), buf[:]); !errors.Is(rerr, unix.EINTR) {
+			if n, rerr = unix.Read(int(fd), buf); !errors.Is(rerr, unix.EINTR) {
 				break
 			}
 		}
 		if errors.Is(rerr, unix.EAGAIN) {
-			buffers.Put(buf)
+			back()
+			f.much = false
 			return false // called again when there is something
+		}
+		if n == len(buf) && f.much && !f.wide {
+			f.wide = true
+			// An error means that it is no pipe, or as large as it may be.
+			_, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize)
 		}
 		return true
 	})
 	if err != nil { // closed meanwhile; the function has not returned true
 		return false
 	}
+	f.much = n >= chunk
 	if n > 0 {
 		s.emit(kind, buf[:n])
 	}
-	buffers.Put(buf)
+	back()
+	if f.much && s.calm != nil {
+		s.calm()
+	}
 	return n > 0 && rerr == nil // EIO is a terminal's way to say that it has ended
 }
 

@@ -218,7 +218,7 @@ func TestSlowClient(t *testing.T) {
 	s := &streams{writers: &writers, log: func(_ byte, p []byte) error { log.Write(p); return nil }}
 	ours, theirs := pair(t)
 	s.attach(newClient(ours, true, true))
-	want := bytes.Repeat([]byte("0123456789abcdef"), 100<<10) // 1.6 MB: more than queue and socket hold
+	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<20) // 16 MB: more than pipe, queue and socket hold
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
