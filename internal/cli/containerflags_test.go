@@ -311,7 +311,7 @@ func TestMistakes(t *testing.T) {
 		{"frobnicate", 1, "conex: 'frobnicate' is not a conex command\nSee 'conex --help'.\n"},
 		{"psx", 1, "conex: 'psx' is not a conex command, did you mean 'ps'?\nSee 'conex --help'.\n"},
 		{"iamges", 1, "conex: 'iamges' is not a conex command, did you mean 'images'?\nSee 'conex --help'.\n"},
-		{"pause x", 1, "conex: 'pause' is not a conex command yet\nSee 'conex --help'.\n"},
+		{"compose x", 1, "conex: 'compose' is not a conex command yet\nSee 'conex --help'.\n"},
 		{"image frob", 1, "conex: 'frob' is not a conex image command\nSee 'conex image --help'.\n"},
 		{"run", 1, "conex: 'conex run' requires at least 1 argument\nSee 'conex run --help'.\n"},
 		{"rename x", 1, "conex: 'conex rename' requires 2 arguments\nSee 'conex rename --help'.\n"},

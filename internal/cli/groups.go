@@ -54,7 +54,7 @@ func (a *app) imageGroup() *cobra.Command {
 }
 
 func (a *app) systemGroup() *cobra.Command {
-	return a.group("system", "Manage conex", a.checkCommand(), a.dfCommand(), a.infoCommand(), a.systemPruneCommand(), a.teardownCommand())
+	return a.group("system", "Manage conex", a.checkCommand(), a.dfCommand(), a.eventsCommand(), a.infoCommand(), a.systemPruneCommand(), a.teardownCommand())
 }
 
 func (a *app) builderGroup() *cobra.Command {

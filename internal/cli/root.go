@@ -44,6 +44,7 @@ func commands() []command {
 		{name: "commit", build: (*app).commitCommand},
 		{name: "cp", build: (*app).cpCommand},
 		{name: "create", build: (*app).createCommand},
+		{name: "events", build: (*app).eventsCommand},
 		{name: "export", build: (*app).exportCommand},
 		{name: "history", build: (*app).historyCommand},
 		{name: "import", build: (*app).importCommand},
@@ -79,7 +80,6 @@ var notYet = []string{
 	"context",
 	"cp",
 	"diff",
-	"events",
 	"stats",
 	"update",
 }

@@ -2,6 +2,8 @@ package container
 
 import (
 	"maps"
+	"strconv"
+	"time"
 
 	"conex/internal/events"
 
@@ -17,4 +19,13 @@ func (s *Store) Announce(r *Record, action string, attrs map[string]string) erro
 	return events.Open(s.state).Write(events.Event{
 		Type: mevents.ContainerEventType, Action: mevents.Action(action), Actor: mevents.Actor{ID: r.ID, Attributes: all},
 	})
+}
+
+// Attributes are those of the event of the end: the exit code, and how many seconds the run lasted.
+func (e Exit) Attributes() map[string]string {
+	a := map[string]string{"exitCode": strconv.Itoa(e.Code)}
+	if !e.Started.IsZero() {
+		a["execDuration"] = strconv.Itoa(int(e.Finished.Sub(e.Started) / time.Second))
+	}
+	return a
 }

@@ -16,6 +16,8 @@ import (
 	"conex/internal/image"
 	"conex/internal/layers"
 	"conex/internal/ocispec"
+
+	mevents "github.com/moby/moby/api/types/events"
 )
 
 // packer makes the manifest of an image that was built as an output wants it. Equal builds on equal bases give equal manifests: layers
@@ -254,7 +256,10 @@ func (o *buildOutput) store(ctx context.Context, x *build.Export, out *BuildOutp
 	}
 	for _, ref := range out.Names {
 		err := x.Step("naming to "+ref.String(), func(func(current, total int64)) (string, error) {
-			_, err := o.images.AddTagged(ctx, x.Config, manifest, "", "", ref)
+			img, err := o.images.AddTagged(ctx, x.Config, manifest, "", "", ref)
+			if err == nil {
+				o.e.imageEvent(mevents.ActionTag, string(img.ID), ref.Familiar(), img.Config.Config.Labels)
+			}
 			return "", err
 		})
 		if err != nil {

@@ -52,6 +52,7 @@ func (e *Engine) Export(ctx context.Context, req ExportRequest) error {
 	if _, err := e.Containers().Load(rec.ID); errors.Is(err, container.ErrNotFound) {
 		return conflict("container %s was removed while it was exported", rec.Name)
 	}
+	e.event(rec, "export", nil)
 	return nil
 }
 

@@ -17,6 +17,8 @@ import (
 	"conex/internal/image"
 	"conex/internal/ocispec"
 	"conex/internal/registry"
+
+	mevents "github.com/moby/moby/api/types/events"
 )
 
 // ImportRequest asks to make an image of one layer from a tar.
@@ -116,6 +118,7 @@ func (e *Engine) Import(ctx context.Context, req ImportRequest) (id string, err 
 		return "", err
 	}
 	e.afterWrite(ctx, 0)
+	e.imageEvent(mevents.ActionImport, string(img.ID), string(img.ID), c.Config.Labels)
 	return string(img.ID), nil
 }
 

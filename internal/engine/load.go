@@ -25,6 +25,7 @@ import (
 	"conex/internal/ocispec"
 	"conex/internal/registry"
 
+	mevents "github.com/moby/moby/api/types/events"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -97,7 +98,20 @@ func (e *Engine) Load(ctx context.Context, req LoadRequest) (_ []Loaded, err err
 	if err != nil {
 		return nil, err
 	}
+	for _, id := range slices.Compact(loadedIDs(loaded)) {
+		e.imageEvent(mevents.ActionLoad, id, id, nil)
+	}
 	return loaded, nil
+}
+
+// loadedIDs are the ids of what was loaded, sorted.
+func loadedIDs(all []Loaded) []string {
+	ids := make([]string, len(all))
+	for i, l := range all {
+		ids[i] = l.ID
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 // loadError says which archive is meant.

@@ -18,6 +18,7 @@ import (
 	"conex/internal/volume"
 
 	apic "github.com/moby/moby/api/types/container"
+	mevents "github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 )
 
@@ -104,6 +105,9 @@ func (e *Engine) makeVolume(ctx context.Context, vols *volume.Store, rec *contai
 	}
 	m.Name, m.Driver, m.Source = v.Name, "local", vols.Data(v.Name)
 	made, err := vols.Create(v, func(data string) error { return e.copyUp(ctx, rec, m.Destination, data) })
+	if made {
+		e.volumeEvent(mevents.ActionCreate, v.Name)
+	}
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"conex/internal/ocispec"
 	"conex/internal/volume"
 
+	mevents "github.com/moby/moby/api/types/events"
 	apii "github.com/moby/moby/api/types/image"
 )
 
@@ -56,8 +57,12 @@ type PruneReport struct {
 
 // Prune removes what nothing uses: first containers that don't run, then volumes, images and cached build steps that no container and
 // no live lease uses, in the end the layers that are left over. What it did before an error is in the report.
-func (e *Engine) Prune(ctx context.Context, req PruneRequest) (PruneReport, error) {
-	var rep PruneReport
+func (e *Engine) Prune(ctx context.Context, req PruneRequest) (rep PruneReport, err error) {
+	defer func() {
+		if err == nil {
+			e.pruneEvents(req, &rep)
+		}
+	}()
 	f, err := newPruneFilter(&req)
 	if err != nil {
 		return rep, err
@@ -136,6 +141,22 @@ func (e *Engine) Prune(ctx context.Context, req PruneRequest) (PruneReport, erro
 	return rep, err
 }
 
+// pruneEvents announces what a prune removed, a type each. Docker counts the bytes of each, we those of all.
+func (e *Engine) pruneEvents(req PruneRequest, rep *PruneReport) {
+	attrs := map[string]string{"reclaimed": strconv.FormatInt(rep.Bytes, 10)}
+	for _, k := range []struct {
+		done bool
+		kind mevents.Type
+	}{
+		{req.Containers, mevents.ContainerEventType}, {req.Volumes, mevents.VolumeEventType}, {req.Images, mevents.ImageEventType},
+		{req.BuildCache, mevents.BuilderEventType},
+	} {
+		if k.done {
+			e.announce(k.kind, mevents.ActionPrune, "", attrs)
+		}
+	}
+}
+
 func (e *Engine) pruneContainers(ctx context.Context, f *pruneFilter, rep *PruneReport) error {
 	all, err := e.snapshots(ctx)
 	if err != nil {
@@ -206,6 +227,7 @@ func (e *Engine) pruneVolumes(ctx context.Context, req PruneRequest, f *pruneFil
 		if err := vols.Remove(name); err != nil {
 			return err
 		}
+		e.volumeEvent(mevents.ActionDestroy, name)
 		rep.Volumes, rep.Bytes = append(rep.Volumes, name), rep.Bytes+size
 	}
 	return nil

@@ -19,6 +19,7 @@ import (
 	"conex/internal/ocispec"
 	"conex/internal/registry"
 
+	mevents "github.com/moby/moby/api/types/events"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -89,6 +90,7 @@ func (e *Engine) Pull(ctx context.Context, req PullRequest) (image.Image, PullSt
 	} else {
 		p.progress.emit(Event{Message: "Status: Image is up to date for " + ref.Familiar()})
 	}
+	e.referenceEvent(mevents.ActionPull, ref, img.Config.Config.Labels)
 	return img, status, nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"conex/internal/ocispec"
 	"conex/internal/registry"
 
+	mevents "github.com/moby/moby/api/types/events"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -83,6 +84,7 @@ func (e *Engine) Push(ctx context.Context, req PushRequest) ([]PushStatus, error
 		if err != nil {
 			return done, pushError(t, err)
 		}
+		e.referenceEvent(mevents.ActionPush, t, nil)
 		p.progress.emit(Event{Message: fmt.Sprintf("%s: digest: %s size: %d", st.Tag, st.Digest, st.Size)})
 		done = append(done, st)
 	}

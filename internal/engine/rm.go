@@ -9,6 +9,8 @@ import (
 	"conex/internal/control"
 	"conex/internal/image"
 	"conex/internal/volume"
+
+	mevents "github.com/moby/moby/api/types/events"
 )
 
 // RemoveRequest deletes a container.
@@ -70,6 +72,7 @@ func (e *Engine) RemoveContainer(ctx context.Context, req RemoveRequest) error {
 		vols := volume.Open(e.root)
 		for _, v := range rec.Anonymous {
 			errs = append(errs, vols.Remove(v))
+			e.volumeEvent(mevents.ActionDestroy, v)
 		}
 	}
 	if trash != "" {

@@ -13,6 +13,7 @@ import (
 	"conex/internal/linux/mount"
 	"conex/internal/ocispec"
 
+	mevents "github.com/moby/moby/api/types/events"
 	apii "github.com/moby/moby/api/types/image"
 )
 
@@ -267,6 +268,7 @@ func (r *imageRemoval) untag(ref image.Reference) error {
 		return err
 	}
 	r.done = append(r.done, apii.DeleteResponse{Untagged: ref.Familiar()})
+	r.e.imageEvent(mevents.ActionUnTag, string(r.img.ID), string(r.img.ID), r.img.Config.Config.Labels)
 	return nil
 }
 
@@ -281,7 +283,9 @@ func (r *imageRemoval) remove(id ocispec.Digest) error {
 	}
 	for _, s := range slices.Concat(img.RepoTags, img.RepoDigests) {
 		r.done = append(r.done, apii.DeleteResponse{Untagged: s})
+		r.e.imageEvent(mevents.ActionUnTag, string(img.ID), string(img.ID), img.Config.Config.Labels)
 	}
+	r.e.imageEvent(mevents.ActionDelete, string(img.ID), string(img.ID), img.Config.Config.Labels)
 	r.done = append(r.done, apii.DeleteResponse{Deleted: string(img.ID)})
 	r.gone = append(r.gone, goneImage{img.Layers(), len(r.done)})
 	return nil

@@ -20,6 +20,8 @@ import (
 	"conex/internal/layers"
 	"conex/internal/ocispec"
 	"conex/internal/registry"
+
+	mevents "github.com/moby/moby/api/types/events"
 )
 
 // SaveRequest asks to write images into an archive.
@@ -71,6 +73,11 @@ func (e *Engine) Save(ctx context.Context, req SaveRequest) ([]string, error) {
 	}
 	if err := archive.Write(ctx, req.Output, s.format, sets, s.written); err != nil {
 		return nil, fmt.Errorf("save: %w", err)
+	}
+	for _, n := range names {
+		for _, img := range n.images {
+			e.imageEvent(mevents.ActionSave, string(img.ID), string(img.ID), img.Config.Config.Labels)
+		}
 	}
 	return s.remarks, nil
 }

@@ -16,6 +16,7 @@ import (
 	"conex/internal/volume"
 
 	apic "github.com/moby/moby/api/types/container"
+	mevents "github.com/moby/moby/api/types/events"
 )
 
 // snapshot finds a container by name, id or the beginning of an id, settles it if its monitor is dead, and reads all about it.
@@ -116,7 +117,7 @@ func (e *Engine) settleLocked(ctx context.Context, id string) error {
 		if err != nil {
 			return err
 		}
-		e.event(rec, "die", map[string]string{"exitCode": fmt.Sprint(deathOf(st).Code)})
+		e.event(rec, "die", deathOf(st).Attributes())
 	}
 	if rec != nil && st.Status == container.Exited && st.Exit != nil && !st.AutoRemove {
 		if err := cs.SetExit(rec, *st.Exit); err != nil {
@@ -141,6 +142,7 @@ func (e *Engine) settleLocked(ctx context.Context, id string) error {
 		vols := volume.Open(e.root)
 		for _, v := range st.Anonymous {
 			errs = append(errs, vols.Remove(v))
+			e.volumeEvent(mevents.ActionDestroy, v)
 		}
 		if err := errors.Join(errs...); err != nil {
 			return err

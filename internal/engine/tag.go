@@ -5,6 +5,8 @@ import (
 
 	"conex/internal/image"
 	"conex/internal/ocispec"
+
+	mevents "github.com/moby/moby/api/types/events"
 )
 
 // Tag points the reference target to the image that source names, or to the images of all platforms that it leads to. What target pointed to before stays, untagged.
@@ -31,5 +33,9 @@ func (e *Engine) Tag(ctx context.Context, source, target string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return classify(images.TagIndex(ref, index, ids...))
+	if err := images.TagIndex(ref, index, ids...); err != nil {
+		return classify(err)
+	}
+	e.imageEvent(mevents.ActionTag, string(imgs[0].ID), ref.Familiar(), imgs[0].Config.Config.Labels)
+	return nil
 }

@@ -33,6 +33,7 @@ func (e *Engine) Top(ctx context.Context, name string, psArgs []string) (titles 
 	if err != nil {
 		return nil, nil, err
 	}
+	e.event(n.Record, "top", nil)
 	slices.Sort(pids)
 	if len(psArgs) > 0 && !slices.Equal(psArgs, []string{"-ef"}) {
 		return hostPS(ctx, psArgs, pids)

@@ -70,6 +70,7 @@ type monitor struct {
 	backoff  time.Duration // the last pause; used by main alone
 	// idle gives memory back to the machine some time after the last start or exec, which need more of it than waiting does.
 	idle  *time.Timer
+	named named         // the record as events show it
 	final chan struct{} // closed when the last run's end is recorded
 }
 
@@ -156,9 +157,13 @@ func open(fd int) (*monitor, error) {
 		return nil, err
 	}
 	m.store = container.Open(m.root, m.req.State)
+	if m.named.file, err = os.Stat(m.store.Dir(m.req.ID, "config.json")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err // without one, Load says which container is missing
+	}
 	if m.rec, err = m.store.Load(m.req.ID); err != nil {
 		return nil, err
 	}
+	m.named.rec = m.rec
 	m.nets = network.Open(m.root, m.req.State)
 	m.idle = time.AfterFunc(idleAfter, func() {
 		debug.SetGCPercent(idlePercent)
@@ -291,6 +296,7 @@ func (m *monitor) failed(cause error, report *os.File, first *client, r *run) er
 	var errs []error
 	if r != nil {
 		errs = append(errs, r.release(), r.clean(), m.closeLog())
+		m.disconnected(r)
 	}
 	errs = append(errs, m.settled(nil, e))
 	if first != nil {
@@ -308,7 +314,8 @@ func (m *monitor) failed(cause error, report *os.File, first *client, r *run) er
 // a container that is to be removed has lost its name and folder.
 func (m *monitor) ended(r *run, e container.Exit, again bool) error {
 	errs := []error{r.release()}
-	m.event("die", map[string]string{"exitCode": fmt.Sprint(e.Code)})
+	m.event("die", e.Attributes())
+	m.disconnected(r)
 	if again {
 		errs = append(errs, m.store.SetExit(m.rec, e), m.setState(func(s *container.State) {
 			s.Status, s.Pid, s.Endpoint, s.Health, s.Exit, s.ExecIDs = container.Restarting, 0, nil, nil, &e, nil

@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"conex/internal/volume"
+
+	mevents "github.com/moby/moby/api/types/events"
 )
 
 // remove makes a container that was run with --rm disappear: name and folder go before anybody hears of its end.
@@ -24,6 +26,7 @@ func (m *monitor) removeRest() error {
 	vols := volume.Open(m.root)
 	for _, name := range m.rec.Anonymous {
 		errs = append(errs, vols.Remove(name))
+		m.announce(mevents.VolumeEventType, mevents.ActionDestroy, name, map[string]string{"driver": "local"})
 	}
 	return errors.Join(errs...)
 }

@@ -21,6 +21,7 @@ import (
 	"conex/internal/runtime"
 
 	apic "github.com/moby/moby/api/types/container"
+	mevents "github.com/moby/moby/api/types/events"
 	mnet "github.com/moby/moby/api/types/network"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -38,6 +39,7 @@ type run struct {
 	proc    runtime.Process
 	res     *portmap.Reservation
 	ep      *network.Endpoint
+	left    *network.Endpoint // ep, once it is released
 	io      *streams
 	console *os.File
 	outputs []*os.File // read ends, closed when the output lasts longer than the process
@@ -139,6 +141,7 @@ func (m *monitor) start(first *client) (*run, error) {
 		if err != nil {
 			return r, err
 		}
+		m.networkEvent(mevents.ActionConnect, r.ep)
 		if r.res != nil {
 			if err := m.nets.Publish(ctx, r.ep, r.res); err != nil {
 				return r, err
@@ -153,6 +156,7 @@ func (m *monitor) start(first *client) (*run, error) {
 		}
 	}
 	if first != nil {
+		m.event("attach", nil)
 		r.io.attach(first)
 		r.io.feed(first, first.conn, m.req.AttachStdin, m.rec.Config.StdinOnce && !m.rec.Config.Tty)
 	}
@@ -270,7 +274,7 @@ func (r *run) release() error {
 	}
 	if r.ep != nil {
 		errs = append(errs, r.m.nets.Detach(context.Background(), r.m.rec.ID))
-		r.ep = nil
+		r.left, r.ep = r.ep, nil
 	}
 	return errors.Join(errs...)
 }
@@ -302,6 +306,7 @@ func (r *run) terminate(sig unix.Signal, timeout time.Duration) {
 		case <-t.C:
 		}
 		r.forced(timeout)
+		r.m.event("kill", map[string]string{"signal": strconv.Itoa(int(unix.SIGKILL))})
 		_ = r.proc.Signal(unix.SIGKILL)
 		r.freezing.dropAll(true) // v1's freezer lets nobody die before the thaw
 	}

@@ -233,7 +233,9 @@ func (s *server) stop(w http.ResponseWriter, q *http.Request) error {
 		r.terminate(sig, time.Duration(seconds)*time.Second)
 	}
 	<-s.m.final
-	s.m.event("stop", nil)
+	if q.FormValue("for") != "rm" {
+		s.m.event("stop", nil)
+	}
 	s.m.mu.Lock()
 	e := s.m.lastExit
 	s.m.mu.Unlock()
@@ -271,6 +273,9 @@ func (s *server) resize(w http.ResponseWriter, q *http.Request) error {
 	})
 	if err := errors.Join(err, serr); err != nil {
 		return err
+	}
+	if q.FormValue("exec") == "" {
+		s.m.event("resize", map[string]string{"height": strconv.FormatUint(h, 10), "width": strconv.FormatUint(wd, 10)})
 	}
 	return answer(w, struct{}{})
 }
@@ -354,6 +359,7 @@ func (s *server) exec(w http.ResponseWriter, q *http.Request) error {
 	}
 	name := strings.Join(e.Cmd, " ")
 	x, err := r.exec(context.Background(), e, func(x *execution) error {
+		s.m.event("exec_create: "+name, map[string]string{"execID": x.id})
 		s.m.event("exec_start: "+name, map[string]string{"execID": x.id})
 		if e.Detach {
 			return answer(w, map[string]any{"id": x.id, "pid": x.proc.Pid()})

@@ -2,10 +2,17 @@ package monitor
 
 import (
 	"fmt"
+	"os"
+	"sync"
 	"time"
 
+	"conex/internal/container"
 	"conex/internal/control"
+	"conex/internal/events"
 	"conex/internal/logs"
+	"conex/internal/network"
+
+	mevents "github.com/moby/moby/api/types/events"
 )
 
 // logWriter gives streams a log: package logs knows streams by name.
@@ -41,13 +48,46 @@ func (l *logWriter) write(kind byte, p []byte) error {
 	return l.d.Write(name, p, time.Now())
 }
 
+// named is the record with the name that the container has now: it may have been renamed since the start.
+type named struct {
+	mu   sync.Mutex
+	rec  *container.Record
+	file os.FileInfo // of config.json when rec was read; a change replaces the file
+}
+
 // event announces what has happened to the container, by the name that it has now.
 func (m *monitor) event(action string, attrs map[string]string) {
-	rec := m.rec
-	if r, err := m.store.Load(rec.ID); err == nil {
-		rec = r // renamed since the start
+	n := &m.named
+	n.mu.Lock()
+	if st, err := os.Stat(m.store.Dir(m.rec.ID, "config.json")); err == nil && (n.file == nil || !os.SameFile(st, n.file)) {
+		if r, err := m.store.Load(m.rec.ID); err == nil {
+			n.rec = r
+		}
+		n.file = st
 	}
+	rec := n.rec
+	n.mu.Unlock()
 	if err := m.store.Announce(rec, action, attrs); err != nil {
 		complain("write event", err)
 	}
+}
+
+// announce writes an event about something else that the container has or had.
+func (m *monitor) announce(kind mevents.Type, action mevents.Action, id string, attrs map[string]string) {
+	err := events.Open(m.req.State).Write(events.Event{Type: kind, Action: action, Actor: mevents.Actor{ID: id, Attributes: attrs}})
+	if err != nil {
+		complain("write event", err)
+	}
+}
+
+// disconnected announces that a run has left its network, if it was in one.
+func (m *monitor) disconnected(r *run) {
+	if r.left != nil {
+		m.networkEvent(mevents.ActionDisconnect, r.left)
+	}
+}
+
+// networkEvent announces that the container joins or leaves its network.
+func (m *monitor) networkEvent(action mevents.Action, ep *network.Endpoint) {
+	m.announce(mevents.NetworkEventType, action, ep.NetworkID, map[string]string{"container": m.rec.ID, "name": ep.NetworkName, "type": "bridge"})
 }
