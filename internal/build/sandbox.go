@@ -40,6 +40,7 @@ func (x *execution) spec(m *mounts) (*specs.Spec, error) {
 	conf, err := resolver.Config(resolver.HostFile, x.b.DNS, x.b.DNSSearch, nil)
 	if x.op.Network == "host" {
 		s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
+		s.Linux.Sysctl = nil // they are for a network of its own
 		conf, err = os.ReadFile(resolver.HostFile)
 	}
 	if err != nil && !errors.Is(err, resolver.ErrNoNameserver) && !errors.Is(err, os.ErrNotExist) {

@@ -84,6 +84,24 @@ func TestContainerFlags(t *testing.T) {
 				return []any{h.SecurityOpt, h.MaskedPaths, h.ReadonlyPaths}
 			},
 			`[["seccomp={\"defaultAction\":\"SCMP_ACT_ALLOW\"}","no-new-privileges","apparmor=x"],[],[]]`},
+		{"some streams", []string{"-a", "STDOUT", "-a", "stdin", "img"}, func(c *apic.Config, _ *apic.HostConfig) any {
+			return []any{c.AttachStdin, c.AttachStdout, c.AttachStderr, c.OpenStdin, c.StdinOnce}
+		}, `[true,true,false,false,false]`},
+		{"-i joins the input", []string{"-i", "-a", "stderr", "img"}, func(c *apic.Config, _ *apic.HostConfig) any {
+			return []any{c.AttachStdin, c.AttachStdout, c.AttachStderr, c.StdinOnce}
+		}, `[true,false,true,true]`},
+		{"process", []string{"--group-add", "1", "--group-add", "x", "--umask", "027", "--ulimit", "nofile=1:2", "--ulimit", "core=-1", "--ulimit", "nofile=3", "img"},
+			func(_ *apic.Config, h *apic.HostConfig) any { return []any{h.GroupAdd, h.Umask, h.Ulimits} },
+			`[["1","x"],23,[{"Name":"core","Hard":-1,"Soft":-1},{"Name":"nofile","Hard":3,"Soft":3}]]`},
+		{"namespaces", []string{"--pid", "container:x", "--ipc", "none", "--uts", "host", "--cgroupns", "private", "--domainname", "a.b", "--sysctl", "net.x=1=2", "--sysctl", "fs.mqueue.y=", "img"},
+			func(c *apic.Config, h *apic.HostConfig) any {
+				return []any{h.PidMode, h.IpcMode, h.UTSMode, h.CgroupnsMode, c.Domainname, h.Sysctls}
+			}, `["container:x","none","host","private","a.b",{"fs.mqueue.y":"","net.x":"1=2"}]`},
+		{"private pid", []string{"--pid", "private", "img"}, func(_ *apic.Config, h *apic.HostConfig) any { return h.PidMode }, `""`},
+		{"meta", []string{"--label-file", envFile, "-l", "FILE=2", "--annotation", "a=b", "--annotation", "c", "--isolation", "default", "--disable-content-trust", "img"},
+			func(c *apic.Config, h *apic.HostConfig) any { return []any{c.Labels, h.Annotations, h.Isolation} }, `[{"FILE":"2"},{"a":"b","c":""},"default"]`},
+		{"names", []string{"--dns-search", "a.b.", "--dns-search", ".", "--dns-opt", "x", "--dns-option", "y", "--link", "a", "--link", "b:c", "img"},
+			func(_ *apic.Config, h *apic.HostConfig) any { return []any{h.DNSSearch, h.DNSOptions, h.Links} }, `[["a.b","."],["x","y"],["a","b:c"]]`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c, h, err := parse(t, tt.args...)
@@ -134,7 +152,31 @@ func TestContainerFlagErrors(t *testing.T) {
 		{[]string{"--network", "name=x,alias=y"}, "not supported yet"},
 		{[]string{"--gpus", "all"}, "--gpus is not supported yet"},
 		{[]string{"--oom-kill-disable"}, "--oom-kill-disable is not supported yet"},
-		{[]string{"-a", "stdin"}, "--attach is not supported yet"},
+		{[]string{"-a", "stdlog"}, "valid streams are STDIN, STDOUT and STDERR"},
+		{[]string{"--ulimit", "nofile"}, "invalid ulimit argument: nofile"},
+		{[]string{"--ulimit", "colour=1"}, "invalid ulimit type: colour"},
+		{[]string{"--ulimit", "nofile=2:1"}, "soft limit must be less than or equal to hard limit: 2 > 1"},
+		{[]string{"--umask", "9"}, "must be an octal value"},
+		{[]string{"--umask", "7777"}, "must be an octal value"},
+		{[]string{"--sysctl", "kernel.core_pattern=|/x"}, "sysctl 'kernel.core_pattern=|/x' is not allowed"},
+		{[]string{"--sysctl", "net.core.somaxconn"}, "is not allowed"},
+		{[]string{"--sysctl", "kernel.domainname=x"}, "is not allowed"},
+		{[]string{"--pid", "container:"}, "--pid: invalid PID mode"},
+		{[]string{"--uts", "private"}, "--uts: invalid UTS mode"},
+		{[]string{"--cgroupns", "x"}, "--cgroupns: invalid CGROUP mode"},
+		{[]string{"--isolation", "hyperv"}, `invalid isolation "hyperv": linux only supports 'default'`},
+		{[]string{"--disable-content-trust=false"}, "does not verify signatures"},
+		{[]string{"--use-api-socket"}, "conex has no daemon"},
+		{[]string{"-l", "=x"}, "invalid label '=x': empty name"},
+		{[]string{"-l", "a b=x"}, "label 'a b' contains whitespaces"},
+		{[]string{"--label-file", "/nonexistent/file"}, "no such file"},
+		{[]string{"--annotation", "=x"}, "the empty string is not permitted"},
+		{[]string{"--dns-search", "!"}, "! is not a valid domain"},
+		{[]string{"--dns-search", "1.2"}, "1.2 is not a valid domain"},
+		{[]string{"--dns-search", "a..b"}, "a..b is not a valid domain"},
+		{[]string{"--link", "a:b:c"}, "bad format for links: a:b:c"},
+		{[]string{"--ip", "1.2.3.4"}, "supported on user defined networks only"},
+		{[]string{"--ip", "x"}, "failed to parse IP"},
 		{[]string{"--tmpfs", "rel"}, "must be absolute"},
 		{[]string{"-v", "/a:/"}, "destination can't be '/'"},
 	} {
@@ -154,7 +196,7 @@ gpus group-add health-cmd health-interval health-retries health-start-interval h
 io-maxbandwidth io-maxiops ip ip6 ipc isolation kernel-memory label label-file link link-local-ip log-driver log-opt mac-address memory
 memory-reservation memory-swap memory-swappiness mount name network network-alias no-healthcheck oom-kill-disable oom-score-adj pid pids-limit
 platform privileged publish publish-all pull quiet read-only restart rm runtime security-opt shm-size stop-signal stop-timeout storage-opt
-sysctl tmpfs tty ulimit use-api-socket user userns uts volume volume-driver volumes-from workdir`
+sysctl tmpfs tty ulimit use-api-socket user userns umask uts volume volume-driver volumes-from workdir`
 	var c containerFlags
 	f := pflag.NewFlagSet("run", pflag.ContinueOnError)
 	c.register(f)
@@ -242,7 +284,7 @@ func FuzzReadEnvFile(f *testing.F) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		env, err := readEnvFile(path)
+		env, err := readKeyFile(path, os.LookupEnv)
 		if err != nil {
 			return
 		}

@@ -14,7 +14,7 @@ import (
 func environment(files, env []string) ([]string, error) {
 	var all []string
 	for _, f := range files {
-		lines, err := readEnvFile(f)
+		lines, err := readKeyFile(f, os.LookupEnv)
 		if err != nil {
 			return nil, err
 		}
@@ -33,8 +33,9 @@ func environment(files, env []string) ([]string, error) {
 	return all, nil
 }
 
-// readEnvFile reads lines KEY=value or KEY; empty ones and those that begin with # are comments.
-func readEnvFile(path string) ([]string, error) {
+// readKeyFile reads lines KEY=value or KEY, whose value lookup has; nil leaves them out, as does one that it has not. Empty lines and
+// those that begin with # are comments.
+func readKeyFile(path string, lookup func(string) (string, bool)) ([]string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -49,7 +50,7 @@ func readEnvFile(path string) ([]string, error) {
 			line = strings.TrimPrefix(line, "\ufeff")
 		}
 		if !utf8.ValidString(line) {
-			return nil, fmt.Errorf("env file %s contains invalid utf8 bytes at line %d", path, n)
+			return nil, fmt.Errorf("%s contains invalid utf8 bytes at line %d", path, n)
 		}
 		line = strings.TrimLeftFunc(line, unicode.IsSpace)
 		if line == "" || line[0] == '#' {
@@ -63,8 +64,8 @@ func readEnvFile(path string) ([]string, error) {
 			return nil, fmt.Errorf("%s:%d: variable '%s' contains whitespaces", path, n, k)
 		case hasValue:
 			env = append(env, k+"="+v)
-		default:
-			if v, ok := os.LookupEnv(k); ok {
+		case lookup != nil:
+			if v, ok := lookup(k); ok {
 				env = append(env, k+"="+v)
 			}
 		}

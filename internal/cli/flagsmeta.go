@@ -2,6 +2,7 @@ package cli
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -13,33 +14,73 @@ import (
 // metaFlags say what a container is called and when it comes and goes.
 type metaFlags struct {
 	name, platform, pull, cidfile, restart string
-	quiet, rm                              bool
-	label                                  list
+	quiet, rm, trustless                   bool
+	isolation                              string
+	label, labelFile, annotation           list
 }
 
 func (c *metaFlags) register(f *pflag.FlagSet) {
+	f.Var(&c.annotation, "annotation", "Add an annotation to the container (passed through to the OCI runtime)")
 	f.StringVar(&c.cidfile, "cidfile", "", "Write the container ID to the file")
+	f.BoolVar(&c.trustless, "disable-content-trust", true, "Skip image verification")
+	f.StringVar(&c.isolation, "isolation", "", "Container isolation technology")
 	f.VarP(&c.label, "label", "l", "Set meta data on a container")
+	f.Var(&c.labelFile, "label-file", "Read in a line delimited file of labels")
 	f.StringVar(&c.name, "name", "", "Assign a name to the container")
 	f.StringVar(&c.platform, "platform", os.Getenv("DOCKER_DEFAULT_PLATFORM"), "Set the platform of the image to pull")
 	f.StringVar(&c.pull, "pull", "missing", `Pull image before running ("always", "missing", "never")`)
 	f.BoolVarP(&c.quiet, "quiet", "q", false, "Suppress the pull output")
 	f.StringVar(&c.restart, "restart", "no", "Restart policy to apply when a container exits")
 	f.BoolVar(&c.rm, "rm", false, "Automatically remove the container when it exits")
+	refuse(f, "use-api-socket", "", "bool", "there is no API socket to mount: conex has no daemon")
 	refuseAll(f,
-		"annotation",
-		"disable-content-trust?",
-		"isolation",
-		"label-file",
 		"runtime",
-		"use-api-socket?",
 	)
 }
 
 func (c *metaFlags) apply(t *flagTarget) error {
-	t.config.Labels = keyValues(c.label)
+	if !c.trustless {
+		return errors.New("--disable-content-trust=false is refused: conex does not verify signatures of images")
+	}
+	if !apic.Isolation(c.isolation).IsDefault() {
+		return fmt.Errorf("invalid isolation %q: linux only supports 'default'", c.isolation)
+	}
+	t.host.Isolation = apic.Isolation(c.isolation)
+	if err := c.setLabels(t); err != nil {
+		return err
+	}
 	t.host.ContainerIDFile, t.host.AutoRemove = c.cidfile, c.rm
 	return c.setRestart(t.host)
+}
+
+// setLabels reads --label-file, --label, which stands above it, and --annotation.
+func (c *metaFlags) setLabels(t *flagTarget) error {
+	var labels []string
+	for _, name := range c.labelFile {
+		lines, err := readKeyFile(name, nil)
+		if err != nil {
+			return err
+		}
+		labels = append(labels, lines...)
+	}
+	for _, l := range c.label {
+		key, _, _ := strings.Cut(l, "=")
+		switch key = strings.TrimLeft(key, " \t"); {
+		case key == "":
+			return fmt.Errorf("invalid argument %q for \"-l, --label\" flag: invalid label '%s': empty name", l, l)
+		case strings.ContainsAny(key, " \t"):
+			return fmt.Errorf("invalid argument %q for \"-l, --label\" flag: label '%s' contains whitespaces", l, key)
+		}
+	}
+	t.config.Labels = keyValues(append(labels, c.label...))
+	if len(c.annotation) == 0 {
+		return nil
+	}
+	t.host.Annotations = keyValues(c.annotation)
+	if _, empty := t.host.Annotations[""]; empty {
+		return errors.New("invalid Annotations: the empty string is not permitted as an annotation key")
+	}
+	return nil
 }
 
 func (c *metaFlags) setRestart(host *apic.HostConfig) error {

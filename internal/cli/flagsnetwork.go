@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -12,27 +13,30 @@ import (
 
 // networkFlags are the container's network, its names and its ports.
 type networkFlags struct {
-	network                       string
-	publishAll                    bool
-	addHost, dns, expose, publish list
+	network, ip                                string
+	publishAll                                 bool
+	addHost, dns, dnsOption, dnsSearch, expose list
+	link, publish                              list
 }
 
 func (c *networkFlags) register(f *pflag.FlagSet) {
 	f.Var(&c.addHost, "add-host", "Add a custom host-to-IP mapping (host:ip)")
 	f.Var(&c.dns, "dns", "Set custom DNS servers")
+	f.Var(&c.dnsOption, "dns-option", "Set DNS options")
+	f.Var(&c.dnsOption, "dns-opt", "Set DNS options")
+	f.Lookup("dns-opt").Hidden = true
+	f.Var(&c.dnsSearch, "dns-search", "Set custom DNS search domains")
 	f.Var(&c.expose, "expose", "Expose a port or a range of ports")
-	f.StringVar(&c.network, "network", "", `Connect a container to a network ("bridge", "none", "host")`)
+	f.StringVar(&c.ip, "ip", "", "IPv4 address (e.g., 172.30.100.104)")
+	f.Lookup("ip").Hidden = true
+	f.Var(&c.link, "link", "Add link to another container")
+	f.StringVar(&c.network, "network", "", `Connect a container to a network ("bridge", "none", "host", "container:NAME")`)
 	f.StringVar(&c.network, "net", "", "")
 	f.Lookup("net").Hidden = true
 	f.VarP(&c.publish, "publish", "p", "Publish a container's port(s) to the host")
 	f.BoolVarP(&c.publishAll, "publish-all", "P", false, "Publish all exposed ports to random ports")
 	refuseAll(f,
-		"dns-opt",
-		"dns-option",
-		"dns-search",
-		"ip",
 		"ip6",
-		"link",
 		"link-local-ip",
 		"mac-address",
 		"net-alias",
@@ -55,6 +59,13 @@ func (c *networkFlags) apply(t *flagTarget) error {
 }
 
 func (c *networkFlags) setNetwork(host *apic.HostConfig) error {
+	// No network that there is has addresses to choose from.
+	if c.ip != "" {
+		if _, err := netip.ParseAddr(c.ip); err != nil {
+			return fmt.Errorf("invalid argument %q for \"--ip\" flag: failed to parse IP: %q", c.ip, c.ip)
+		}
+		return errors.New("user specified IP address is supported on user defined networks only")
+	}
 	if strings.Contains(c.network, "=") {
 		return fmt.Errorf("--network %s: options of a network are not supported yet", c.network)
 	}
@@ -86,5 +97,37 @@ func (c *networkFlags) setHosts(host *apic.HostConfig) error {
 		}
 		host.DNS = append(host.DNS, a)
 	}
+	host.DNSOptions = c.dnsOption
+	for _, d := range c.dnsSearch {
+		if d = strings.Trim(d, " "); d != "." {
+			if d = strings.TrimSuffix(d, "."); !isDomain(d) {
+				return fmt.Errorf("invalid argument %q for \"--dns-search\" flag: %s is not a valid domain", d, d)
+			}
+		}
+		host.DNSSearch = append(host.DNSSearch, d)
+	}
+	for _, l := range c.link {
+		if l == "" || strings.Count(l, ":") > 1 {
+			return fmt.Errorf("invalid argument %q for \"--link\" flag: bad format for links: %s", l, l)
+		}
+		host.Links = append(host.Links, l)
+	}
 	return nil
+}
+
+// isDomain reports whether s is a name of letters, digits and hyphens between dots, with a letter in it.
+func isDomain(s string) bool {
+	letter := func(r rune) bool { return r|0x20 >= 'a' && r|0x20 <= 'z' }
+	if len(s) >= 255 || !strings.ContainsFunc(s, letter) {
+		return false
+	}
+	for part := range strings.SplitSeq(s, ".") {
+		if part == "" || part[0] == '-' || part[len(part)-1] == '-' {
+			return false
+		}
+		if strings.ContainsFunc(part, func(r rune) bool { return !letter(r) && r != '-' && (r < '0' || r > '9') }) {
+			return false
+		}
+	}
+	return true
 }

@@ -23,7 +23,7 @@ func (a *app) runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.runContainer(cmd.Context(), runOptions{req: req, cidfile: c.meta.cidfile, detach: detach, sigProxy: sigProxy, keys: detachKeys})
+			return a.runContainer(cmd.Context(), runOptions{req: req, cidfile: c.meta.cidfile, detach: detach, sigProxy: sigProxy, keys: detachKeys, attach: len(c.process.attach) > 0})
 		},
 	}
 	f := cmd.Flags()
@@ -55,11 +55,19 @@ type runOptions struct {
 	req              engine.CreateRequest
 	cidfile, keys    string
 	detach, sigProxy bool
+	// attach says that -a was given.
+	attach bool
 }
 
 func (a *app) runContainer(ctx context.Context, o runOptions) error {
 	cfg := o.req.Config
+	if err := checkKeys(o.keys); err != nil {
+		return err
+	}
 	if o.detach {
+		if o.attach {
+			return errors.New("conflicting options: cannot specify both --attach and --detach")
+		}
 		cfg.AttachStdin, cfg.AttachStdout, cfg.AttachStderr, cfg.StdinOnce = false, false, false, false
 	} else if err := a.checkTTY(cfg.AttachStdin, cfg.Tty); err != nil {
 		return err
@@ -81,6 +89,12 @@ func (a *app) runContainer(ctx context.Context, o runOptions) error {
 		}
 		defer s.close()
 		req.Streams = s.streams
+		if !cfg.AttachStdout {
+			req.Streams.Stdout = nil
+		}
+		if !cfg.AttachStderr {
+			req.Streams.Stderr = nil
+		}
 	}
 	var proxy chan os.Signal
 	if !o.detach && o.sigProxy {

@@ -23,11 +23,7 @@ func (a *app) startCommand() *cobra.Command {
 			if !attach && !interactive {
 				return a.each(args, func(name string) error {
 					_, err := e.Start(ctx, engine.StartRequest{Container: name})
-					var ge *engine.ExitError
-					if errors.As(err, &ge) && ge.Err != nil {
-						return ge.Err // 126 and 127 are for attached ones
-					}
-					return err
+					return startFailed(err)
 				})
 			}
 			if len(args) > 1 {
@@ -48,7 +44,7 @@ func (a *app) startCommand() *cobra.Command {
 			defer s.close()
 			code, err := e.Start(ctx, engine.StartRequest{Container: args[0], Attach: true, AttachStdin: stdin, Streams: s.streams})
 			if err != nil {
-				return err
+				return startFailed(err)
 			}
 			return exit(code)
 		},
@@ -60,6 +56,15 @@ func (a *app) startCommand() *cobra.Command {
 	f.BoolVar(&sigProxy, "sig-proxy", true, "Proxy received signals to the process")
 	refuseAll(f, "checkpoint", "checkpoint-dir")
 	return cmd
+}
+
+// startFailed is the error of a start: 125 to 127 are run's and exec's codes, start's is 1, attached or not.
+func startFailed(err error) error {
+	var ge *engine.ExitError
+	if errors.As(err, &ge) && ge.Err != nil && ge.Code >= 125 && ge.Code <= 127 {
+		return ge.Err
+	}
+	return err
 }
 
 func (a *app) attachCommand() *cobra.Command {

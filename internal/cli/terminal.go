@@ -2,6 +2,7 @@ package cli
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -55,13 +56,21 @@ type sessionOptions struct {
 	redraw bool
 }
 
+// checkKeys refuses --detach-keys that are none.
+func checkKeys(keys string) error {
+	if _, err := tty.ParseDetachKeys(keys); err != nil {
+		return fmt.Errorf("invalid detach keys (%s): %w", keys, err)
+	}
+	return nil
+}
+
 // attach prepares the user's terminal. The caller must close the session, whatever happens: close gives the terminal its mode back.
 func (a *app) attach(o sessionOptions) (*session, error) {
 	s := &session{streams: engine.Streams{Stdout: a.out, DetachKeys: o.detachKeys}}
 	if s.streams.DetachKeys == "" {
 		s.streams.DetachKeys = tty.DefaultDetachKeys
 	}
-	if _, err := tty.ParseDetachKeys(s.streams.DetachKeys); err != nil {
+	if err := checkKeys(o.detachKeys); err != nil {
 		return nil, err
 	}
 	if !o.tty {

@@ -79,6 +79,10 @@ func (e *Engine) create(ctx context.Context, req CreateRequest, hold bool) (rec 
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	links, err := e.links(&hc)
+	if err != nil {
+		return nil, nil, nil, err
+	}
 	img, lease, err := e.imageFor(ctx, req)
 	if err != nil {
 		return nil, nil, nil, err
@@ -101,6 +105,7 @@ func (e *Engine) create(ctx context.Context, req CreateRequest, hold bool) (rec 
 		ID: disk.RandomID(), Name: req.Name, Created: time.Now().UTC(), Image: req.Config.Image, ImageID: img.ID, Layers: img.Layers(),
 		Config: &conf, HostConfig: &hc, Path: path, Args: args, Platform: platformOf(img), Driver: driver, Options: req.Options,
 	}
+	rec.Options.Links = links
 	if conf.Hostname == "" {
 		conf.Hostname = rec.ID[:12]
 		if hc.NetworkMode.IsHost() || hc.UTSMode.IsHost() {

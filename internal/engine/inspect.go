@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"os"
 	"strings"
 	"time"
@@ -24,11 +25,15 @@ func (e *Engine) InspectContainer(ctx context.Context, name string, size bool) (
 		return ContainerDetail{}, err
 	}
 	r, cs := n.Record, e.Containers()
-	files := cs.Dir(r.ID, "files")
+	files := cs.Dir(e.networkOwner(r), "files")
+	host, err := e.shownHost(r)
+	if err != nil {
+		return ContainerDetail{}, err
+	}
 	out := ContainerDetail{InspectResponse: apic.InspectResponse{
 		ID: r.ID, Created: r.Created.Format(time.RFC3339Nano), Path: r.Path, Args: r.Args, State: stateOf(n), Image: string(r.ImageID),
 		ResolvConfPath: files + "/resolv.conf", HostnamePath: files + "/hostname", HostsPath: files + "/hosts",
-		Name: "/" + r.Name, Driver: r.Driver, Platform: strings.SplitN(r.Platform, "/", 2)[0], HostConfig: r.HostConfig, Config: r.Config, Mounts: r.Mounts,
+		Name: "/" + r.Name, Driver: r.Driver, Platform: strings.SplitN(r.Platform, "/", 2)[0], HostConfig: host, Config: r.Config, Mounts: r.Mounts,
 		GraphDriver: &storage.DriverData{Name: r.Driver, Data: map[string]string{
 			"UpperDir": cs.Dir(r.ID, "upper"), "WorkDir": cs.Dir(r.ID, "work"),
 		}},
@@ -55,6 +60,36 @@ func (e *Engine) InspectContainer(ctx context.Context, name string, size bool) (
 		out.SizeRw, out.SizeRootFs = &rw, &total
 	}
 	return out, nil
+}
+
+// networkOwner is whose network a container is in, and so whose names: another one's with --network container:NAME.
+func (e *Engine) networkOwner(r *container.Record) string {
+	id := r.ID
+	for r != nil && r.HostConfig.NetworkMode.IsContainer() {
+		id = r.HostConfig.NetworkMode.ConnectedContainer()
+		r, _ = e.Containers().Load(id) // one that is gone had its own
+	}
+	return id
+}
+
+// shownHost is HostConfig as Docker shows it.
+func (e *Engine) shownHost(r *container.Record) (*apic.HostConfig, error) {
+	if len(r.Options.Links) == 0 {
+		return r.HostConfig, nil
+	}
+	h := *r.HostConfig
+	h.Links = nil
+	for _, l := range r.Options.Links {
+		other, err := e.Containers().Load(l.ID)
+		if errors.Is(err, container.ErrNotFound) {
+			continue // gone, and its link with it
+		}
+		if err != nil {
+			return nil, err
+		}
+		h.Links = append(h.Links, "/"+other.Name+":/"+r.Name+"/"+l.Alias)
+	}
+	return &h, nil
 }
 
 func exists(path string) bool {

@@ -199,6 +199,9 @@ func hostAddresses(ip netip.Addr) []netip.Addr {
 
 // networks describes the container's endpoints; an endpoint of a container that doesn't run is empty.
 func networks(n *container.Snapshot) map[string]*mnet.EndpointSettings {
+	if n.Record.HostConfig.NetworkMode.IsContainer() {
+		return map[string]*mnet.EndpointSettings{}
+	}
 	name := string(n.Record.HostConfig.NetworkMode)
 	ep := &mnet.EndpointSettings{}
 	if a := n.Alive(); a != nil && a.Endpoint != nil {

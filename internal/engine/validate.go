@@ -30,11 +30,23 @@ func (e *Engine) validate(ctx context.Context, conf *apic.Config, hc *apic.HostC
 			return nil, invalid("invalid environment variable: %s", env)
 		}
 	}
-	if len(conf.Hostname) > 64 || strings.ContainsAny(conf.Hostname, " /\x00\n") {
+	if len(conf.Hostname) > 64 {
+		return nil, invalid("hostname %q is too long (maximum 64 bytes)", conf.Hostname)
+	}
+	if strings.ContainsAny(conf.Domainname, " /\x00\n") || len(conf.Domainname) > 64 {
+		return nil, invalid("invalid domainname: %q", conf.Domainname)
+	}
+	if strings.ContainsAny(conf.Hostname, " /\x00\n") {
 		return nil, invalid("invalid hostname: %q", conf.Hostname)
 	}
 	for _, check := range []func(context.Context, *apic.Config, *apic.HostConfig) error{
-		e.validateNetwork, validateModes, validateLimits, validateRestart, validateSecurity, validateHealth, e.validateLogs,
+		e.validateNetwork,
+		e.validateModes,
+		validateLimits,
+		validateRestart,
+		validateSecurity,
+		validateHealth,
+		e.validateLogs,
 	} {
 		if err := check(ctx, conf, hc); err != nil {
 			return nil, err
@@ -44,7 +56,7 @@ func (e *Engine) validate(ctx context.Context, conf *apic.Config, hc *apic.HostC
 	if (hc.NetworkMode.IsHost() || hc.NetworkMode.IsNone()) && (len(hc.PortBindings) > 0 || hc.PublishAllPorts) {
 		warnings = append(warnings, fmt.Sprintf("Published ports are discarded when using %s network mode", hc.NetworkMode))
 	}
-	return warnings, nil
+	return append(warnings, ulimitWarnings(hc.Ulimits)...), nil
 }
 
 // defaultShmSize is /dev/shm's, in bytes; Docker's.

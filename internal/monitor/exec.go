@@ -38,6 +38,7 @@ func (r *run) execProcess(q control.ExecRequest) *runtime.ExecConfig {
 		Terminal: q.Tty, Capabilities: base.Capabilities, NoNewPrivileges: base.NoNewPrivileges, Rlimits: base.Rlimits,
 		OOMScoreAdj: base.OOMScoreAdj,
 	}
+	p.User.Umask = base.User.Umask
 	if q.Rows > 0 && q.Cols > 0 {
 		p.ConsoleSize = &specs.Box{Height: uint(q.Rows), Width: uint(q.Cols)}
 	}

@@ -82,7 +82,7 @@ func (m *monitor) start(first *client) (*run, error) {
 	r.freezing.r = r
 	ctx := context.Background() // a start is short, and whoever asked for it may leave
 	hc := m.rec.HostConfig
-	bridged := !hc.NetworkMode.IsHost() && !hc.NetworkMode.IsNone()
+	bridged := bridged(hc)
 	if bridged {
 		ports, err := mappings(m.rec)
 		if err != nil {
@@ -94,15 +94,39 @@ func (m *monitor) start(first *client) (*run, error) {
 			}
 		}
 	}
-	files := m.store.Dir(m.rec.ID, "files")
-	if err := m.writeFiles(files, nil); err != nil {
+	joined, err := m.join()
+	if err != nil {
 		return r, err
+	}
+	defer joined.close()
+	links, err := m.links()
+	if err != nil {
+		return r, err
+	}
+	files := joined.files
+	if files == "" {
+		files = m.store.Dir(m.rec.ID, "files")
+		if err := m.writeFiles(files, nil, links); err != nil {
+			return r, err
+		}
 	}
 	cfg, err := buildConfig(m.rec, files)
 	if err != nil {
 		return r, err
 	}
 	r.cfg = cfg
+	for _, l := range links { // the container's own variables stand above them
+		cfg.Spec.Process.Env = mergeEnv(l.env(m.rec.Name), cfg.Spec.Process.Env)
+	}
+	if joined.shm != nil {
+		dir := m.store.RunDir(m.rec.ID, "shm")
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return r, err
+		}
+		joined.apply(cfg, dir)
+	} else {
+		joined.apply(cfg, "")
+	}
 	cfg.RootFS = runtime.RootFS{Lower: m.req.Lower, Upper: m.store.Dir(m.rec.ID, "upper"), Work: m.store.Dir(m.rec.ID, "work")}
 	cfg.Scratch = m.store.RunDir(m.rec.ID, "root")
 	if err := os.MkdirAll(cfg.Scratch, 0o700); err != nil {
@@ -147,7 +171,7 @@ func (m *monitor) start(first *client) (*run, error) {
 				return r, err
 			}
 		}
-		if err := m.writeFiles(files, r.ep); err != nil {
+		if err := m.writeFiles(files, r.ep, links); err != nil {
 			return r, err
 		}
 	} else if hc.NetworkMode.IsNone() {
@@ -359,7 +383,7 @@ func (keepOpen) Close() error { return nil }
 
 // writeFiles makes the content of hosts, hostname and resolv.conf. They are bind-mounted, so they are written in place. Without an
 // endpoint yet, hosts lacks the container's own address.
-func (m *monitor) writeFiles(dir string, ep *network.Endpoint) error {
+func (m *monitor) writeFiles(dir string, ep *network.Endpoint, links []link) error {
 	hc := m.rec.HostConfig
 	if ep == nil {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
@@ -377,7 +401,15 @@ func (m *monitor) writeFiles(dir string, ep *network.Endpoint) error {
 	extra, err := resolver.ExpandHosts(hc.ExtraHosts, gateway)
 	switch {
 	case err == nil:
-		hosts = resolver.Hosts(m.rec.Config.Hostname, ip, extra)
+		lines := make([]string, len(links))
+		for i, l := range links {
+			lines[i] = l.hosts()
+		}
+		name := m.rec.Config.Hostname
+		if d := m.rec.Config.Domainname; d != "" && name != "" {
+			name += "." + d
+		}
+		hosts = resolver.Hosts(name, ip, extra, lines...)
 	case ep != nil || hc.NetworkMode.IsHost() || hc.NetworkMode.IsNone():
 		return err
 	}

@@ -23,6 +23,7 @@ func buildConfig(r *container.Record, files string) (*runtime.Config, error) {
 	s.Process.Terminal = r.Config.Tty
 	s.Process.Cwd = cmp.Or(r.Config.WorkingDir, "/")
 	s.Hostname, s.Domainname = r.Config.Hostname, r.Config.Domainname
+	s.Process.User.Umask = hc.Umask
 	s.Root.Readonly = hc.ReadonlyRootfs
 	s.Annotations = hc.Annotations
 	s.Linux.CgroupsPath = CgroupPath(r.ID)

@@ -3,7 +3,8 @@ package monitor
 import (
 	"cmp"
 	"strconv"
-	"strings"
+
+	"conex/internal/runtime"
 
 	apic "github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -59,9 +60,7 @@ func resources(s *specs.Spec, hc *apic.HostConfig) {
 		s.Process.OOMScoreAdj = &hc.OomScoreAdj
 	}
 	for _, u := range hc.Ulimits {
-		s.Process.Rlimits = append(s.Process.Rlimits, specs.POSIXRlimit{
-			Type: "RLIMIT_" + strings.ToUpper(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard),
-		})
+		s.Process.Rlimits = append(s.Process.Rlimits, runtime.AllowedRlimit(runtime.Rlimit(u.Name, u.Soft, u.Hard)))
 	}
 	if hc.ShmSize > 0 {
 		for i, m := range s.Mounts {

@@ -1,8 +1,8 @@
 package monitor
 
 import (
+	"maps"
 	"slices"
-	"strings"
 
 	apic "github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -21,17 +21,16 @@ func namespaces(s *specs.Spec, hc *apic.HostConfig) {
 	if shared[specs.UTSNamespace] {
 		s.Hostname, s.Domainname = "", ""
 	}
-	for k, v := range hc.Sysctls {
-		if s.Linux.Sysctl == nil {
-			s.Linux.Sysctl = map[string]string{}
-		}
-		s.Linux.Sysctl[k] = v
+	// The engine has refused what the user set of a namespace that is the host's. Docker's defaults are for a network of its own.
+	if shared[specs.NetworkNamespace] || hc.NetworkMode.IsContainer() {
+		s.Linux.Sysctl = nil
 	}
-	// A sysctl of a namespace that is the host's would change the host.
-	for k := range s.Linux.Sysctl {
-		if shared[specs.NetworkNamespace] && strings.HasPrefix(k, "net.") {
-			delete(s.Linux.Sysctl, k)
-		}
+	if len(hc.Sysctls) > 0 && s.Linux.Sysctl == nil {
+		s.Linux.Sysctl = map[string]string{}
+	}
+	maps.Copy(s.Linux.Sysctl, hc.Sysctls)
+	if hc.IpcMode.IsNone() {
+		s.Mounts = slices.DeleteFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/dev/shm" })
 	}
 	if shared[specs.IPCNamespace] {
 		for i, m := range s.Mounts {

@@ -12,8 +12,8 @@ const HostGateway = "host-gateway"
 
 // Hosts returns the content of a container's hosts file in Docker's layout: the loopback names, the extra hosts, each
 // "name:address" or "name=address", and last the container's own name. An invalid ip (network none) leaves the last line
-// out. Extra hosts are taken as ExpandHosts returns them; one that it would refuse is left out.
-func Hosts(hostname string, ip netip.Addr, extra []string) []byte {
+// out. Extra hosts are taken as ExpandHosts returns them; one that it would refuse is left out. lines come behind them as they are.
+func Hosts(hostname string, ip netip.Addr, extra []string, lines ...string) []byte {
 	var b bytes.Buffer
 	b.WriteString("127.0.0.1\tlocalhost\n" +
 		"::1\tlocalhost ip6-localhost ip6-loopback\n" +
@@ -27,6 +27,9 @@ func Hosts(hostname string, ip netip.Addr, extra []string) []byte {
 				fmt.Fprintf(&b, "%s\t%s\n", addr, name)
 			}
 		}
+	}
+	for _, l := range lines {
+		b.WriteString(l)
 	}
 	if ip.IsValid() && hostname != "" {
 		// A name with a domain is found by its first part as well.
@@ -62,6 +65,14 @@ func ExpandHosts(extra []string, gateway netip.Addr) ([]string, error) {
 		out = append(out, name+":"+addr.String())
 	}
 	return out, nil
+}
+
+// CheckName refuses a name that a hosts file or a variable of the environment could not carry as one word.
+func CheckName(name string) error {
+	if name == "" || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '#' || r == '=' || r == '/' }) {
+		return fmt.Errorf("%q is no name for a host", name)
+	}
+	return nil
 }
 
 // splitHost parses "name:address", "name=address", the address of IPv6 with or without brackets.

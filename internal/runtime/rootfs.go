@@ -401,6 +401,10 @@ func (r *rootfs) network() error {
 	own := func(t specs.LinuxNamespaceType) bool {
 		return slices.ContainsFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == t && n.Path == "" })
 	}
+	// A namespace that is joined may be the host's by way of another container.
+	foreign := func(t specs.LinuxNamespaceType) bool {
+		return slices.ContainsFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == t && n.Path != "" && !isOwn(n) })
+	}
 	for k, v := range spec.Linux.Sysctl {
 		need := specs.IPCNamespace
 		if strings.HasPrefix(k, "net.") {
@@ -410,17 +414,14 @@ func (r *rootfs) network() error {
 		} else if !strings.HasPrefix(k, "kernel.msg") && !strings.HasPrefix(k, "kernel.sem") && !strings.HasPrefix(k, "kernel.shm") && !strings.HasPrefix(k, "fs.mqueue.") {
 			return fmt.Errorf("sysctl %s: not namespaced, setting it would change the host", k)
 		}
-		if !own(need) && !(r.cfg.Exact && hasNamespace(spec, need)) {
-			if r.cfg.Exact {
-				return fmt.Errorf("sysctl %s: the container has no %s namespace, setting it would change the host", k, need)
-			}
-			continue // the host's own namespace: Docker's default ones don't apply, and others were refused at create
+		if !own(need) && !foreign(need) {
+			return fmt.Errorf("sysctl %s: not allowed in the host's %s namespace", k, need)
 		}
 		path := filepath.Join("/proc/sys", strings.ReplaceAll(k, ".", "/"))
 		if !strings.HasPrefix(path, "/proc/sys/") {
 			return fmt.Errorf("sysctl %s: not a name", k)
 		}
-		if err := os.WriteFile(path, []byte(v), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.WriteFile(path, []byte(v), 0); err != nil && !(errors.Is(err, fs.ErrNotExist) && byDefault(k)) {
 			return fmt.Errorf("sysctl %s=%s: %w", k, v, err)
 		}
 	}
@@ -435,6 +436,23 @@ func (r *rootfs) network() error {
 		}
 	}
 	return nil
+}
+
+// byDefault reports whether a sysctl is Docker's default, which a kernel may lack.
+func byDefault(name string) bool {
+	_, ok := DefaultSpec().Linux.Sysctl[name]
+	return ok
+}
+
+// isOwn reports whether a namespace to join is the one that this process, not its thread, is in.
+func isOwn(n specs.LinuxNamespace) bool {
+	names := map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts"}
+	var theirs, ours unix.Stat_t
+	err := unix.Stat(n.Path, &theirs)
+	if err == nil {
+		err = unix.Stat("/proc/self/ns/"+names[n.Type], &ours)
+	}
+	return err != nil || theirs.Dev == ours.Dev && theirs.Ino == ours.Ino
 }
 
 // process finds the user, the working folder and the command inside the root.

@@ -31,7 +31,7 @@ func ParseDetachKeys(s string) ([]byte, error) {
 		case len(k) == 1 && k[0] < 0x80:
 			keys = append(keys, k[0])
 		default:
-			return nil, fmt.Errorf("detach keys %q: unknown key %q, expected one character or ctrl- with one of a-z @ [ \\ ] ^ _", s, k)
+			return nil, fmt.Errorf("unknown key %q, expected one character or ctrl- with one of a-z @ [ \\ ] ^ _", k)
 		}
 	}
 	return keys, nil
