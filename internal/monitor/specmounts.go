@@ -45,7 +45,7 @@ func mounts(s *specs.Spec, r *container.Record, files string) {
 		default:
 			om.Options = []string{"rbind", string(cmp.Or(m.Propagation, mount.PropagationRPrivate))}
 			if !m.RW {
-				om.Options = append(om.Options, "ro")
+				om.Options = append(om.Options, "rro")
 			}
 		}
 		add = append(add, om)

@@ -161,7 +161,7 @@ func TestBuildConfig(t *testing.T) {
 	if ia > ib || a.Type != "tmpfs" || !slices.Equal(a.Options, []string{"nosuid", "nodev", "exec", "size=1m"}) {
 		t.Errorf("/a: %d %d %+v", ia, ib, a)
 	}
-	if b.Source != "/src" || !slices.Equal(b.Options, []string{"rbind", "rslave", "ro"}) {
+	if b.Source != "/src" || !slices.Equal(b.Options, []string{"rbind", "rslave", "rro"}) {
 		t.Errorf("/a/b: %+v", b)
 	}
 	if _, m := at("/etc/hosts"); m.Source != "/h" {

@@ -37,6 +37,7 @@ var namespaceFlags = map[specs.LinuxNamespaceType]int{
 	specs.PIDNamespace: unix.CLONE_NEWPID, specs.NetworkNamespace: unix.CLONE_NEWNET, specs.MountNamespace: unix.CLONE_NEWNS,
 	specs.IPCNamespace: unix.CLONE_NEWIPC, specs.UTSNamespace: unix.CLONE_NEWUTS, specs.CgroupNamespace: unix.CLONE_NEWCGROUP,
 	specs.TimeNamespace: unix.CLONE_NEWTIME,
+	specs.UserNamespace: unix.CLONE_NEWUSER,
 }
 
 // box is a container of the built-in runtime.
@@ -49,6 +50,8 @@ type box struct {
 
 	flags int // namespaces to make, without those to join
 	join  []specs.LinuxNamespace
+	// userPath is the user namespace to join. It is not entered as the others are, see userNamespace.
+	userPath string
 
 	netns    *os.File
 	timens   *os.File         // a time namespace for the child to join
@@ -65,6 +68,8 @@ type box struct {
 	// root is the container's root folder, for exec: joining the mount namespace leads to that namespace's root, which is another
 	// one where conex itself runs in a chroot.
 	root *os.File
+	// user is the container's user namespace, nil without.
+	user *userNamespace
 }
 
 type result struct {
@@ -87,9 +92,12 @@ func (Builtin) Create(ctx context.Context, cfg *Config) (Container, error) {
 		start: make(chan chan result), quit: make(chan struct{}), ended: make(chan struct{}),
 	}
 	for _, ns := range cfg.Spec.Linux.Namespaces {
-		if ns.Path != "" {
+		switch {
+		case ns.Path != "" && ns.Type == specs.UserNamespace:
+			b.userPath = ns.Path
+		case ns.Path != "":
 			b.join = append(b.join, ns)
-		} else {
+		default:
 			b.flags |= namespaceFlags[ns.Type]
 		}
 	}
@@ -121,6 +129,13 @@ func Open(cfg *Config, pid int) (Container, error) {
 		return b, fmt.Errorf("open container process %d: %w", pid, err)
 	}
 	b.init = newProcess(pid, os.NewFile(uintptr(fd), "pidfd"), nil)
+	if hasNamespace(cfg.Spec, specs.UserNamespace) {
+		if b.user, err = openUserNamespace(pid); errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			return b, os.ErrProcessDone
+		} else if err != nil {
+			return b, err
+		}
+	}
 	b.root, err = os.OpenFile(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		return b, os.ErrProcessDone
@@ -141,8 +156,6 @@ func check(cfg *Config) error {
 		return errors.New("no command specified")
 	case s.Linux.CgroupsPath == "":
 		return errors.New("create container: spec without a cgroups path")
-	case len(s.Linux.UIDMappings) > 0 || len(s.Linux.GIDMappings) > 0:
-		return errors.New("create container: user namespaces are not supported yet")
 	case s.Process.SelinuxLabel != "" || s.Linux.MountLabel != "":
 		return errors.New("create container: SELinux labels are not supported")
 	case cfg.RootFS.Dir == "" && len(cfg.RootFS.Lower) == 0:
@@ -150,6 +163,9 @@ func check(cfg *Config) error {
 	}
 	if err := checkStrings(s.Process); err != nil {
 		return fmt.Errorf("create container: %w", err)
+	}
+	if err := checkMappings(s.Linux); err != nil {
+		return err
 	}
 	mnt := false
 	for _, ns := range s.Linux.Namespaces {
@@ -234,6 +250,8 @@ func (b *box) Delete() error {
 		b.root.Close()
 		b.root = nil
 	}
+	b.user.close()
+	b.user = nil
 	b.mu.Unlock()
 	if err := b.cg.Kill(); err != nil && !errors.Is(err, cgroup.ErrNotExist) {
 		return fmt.Errorf("delete container: %w", err)
@@ -247,15 +265,19 @@ func (b *box) Delete() error {
 // thread is the life of the container's thread. Everything here runs in the namespaces that it makes.
 func (b *box) thread() {
 	defer close(b.ended)
-	if err := b.enterNamespaces(); err != nil {
+	made := make(chan error, 1)
+	r := &rootfs{cfg: b.cfg, cgroupMade: made}
+	defer r.close()
+	enter := b.enterNamespaces
+	if b.userPath != "" || b.flags&unix.CLONE_NEWUSER != 0 {
+		enter = b.enterUserNamespaces
+	}
+	if err := enter(r); err != nil {
 		b.named <- err
 		return
 	}
-	made := make(chan error, 1)
 	go func() { made <- b.cg.Create(b.cfg.Spec.Linux.Resources) }() // on another thread, beside the mounts
 	b.named <- nil
-	r := &rootfs{cfg: b.cfg, cgroupMade: made}
-	defer r.close()
 	if err := r.build(); err != nil {
 		r.joinCgroup() // Delete removes it: it must not appear after that
 		b.prepared <- err
@@ -278,7 +300,7 @@ func (b *box) thread() {
 }
 
 // enterNamespaces makes and joins namespaces, the network's first, so that others can work on it while this thread goes on.
-func (b *box) enterNamespaces() error {
+func (b *box) enterNamespaces(r *rootfs) error {
 	if b.flags&unix.CLONE_NEWNET != 0 {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make network namespace: %w", err)
@@ -289,6 +311,27 @@ func (b *box) enterNamespaces() error {
 		}
 		b.netns = f
 	}
+	if err := b.joinNamespaces(); err != nil {
+		return err
+	}
+	if r.early() {
+		if err := r.collect(); err != nil {
+			return err
+		}
+	}
+	// The pid namespace comes with the fork, the cgroup namespace after the child is in its cgroup.
+	flags := b.flags &^ (unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWCGROUP)
+	if err := unix.Unshare(flags | unix.CLONE_FS); err != nil {
+		return fmt.Errorf("make namespaces: %w", err)
+	}
+	if flags&unix.CLONE_NEWTIME != 0 { // made for the children of this thread alone, who enter it at their fork
+		return setClocks(b.cfg.Spec.Linux.TimeOffsets)
+	}
+	return nil
+}
+
+// joinNamespaces enters those that exist.
+func (b *box) joinNamespaces() error {
 	for _, ns := range b.join {
 		f, err := os.Open(ns.Path)
 		if err != nil {
@@ -303,14 +346,6 @@ func (b *box) enterNamespaces() error {
 		if err != nil {
 			return fmt.Errorf("join %s namespace %s: %w", ns.Type, ns.Path, err)
 		}
-	}
-	// The pid namespace comes with the fork, the cgroup namespace after the child is in its cgroup.
-	flags := b.flags &^ (unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWCGROUP)
-	if err := unix.Unshare(flags | unix.CLONE_FS); err != nil {
-		return fmt.Errorf("make namespaces: %w", err)
-	}
-	if flags&unix.CLONE_NEWTIME != 0 { // made for the children of this thread alone, who enter it at their fork
-		return setClocks(b.cfg.Spec.Linux.TimeOffsets)
 	}
 	return nil
 }

@@ -34,6 +34,8 @@ type launch struct {
 	stdio   [3]*os.File
 	console *console
 	filter  seccompFilter
+	// users is the container's user namespace, nil without.
+	users *userNamespace
 	// dies says that the process dies with the thread that makes it.
 	dies bool
 	// hold, preserve and noKeyring are as in Config.
@@ -53,7 +55,7 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	l := &launch{
 		process: cfg.Spec.Process, linux: cfg.Spec.Linux, user: r.user, named: cfg.User != "" || len(cfg.GroupAdd) > 0,
 		path: r.path, env: r.env, stdio: cfg.Stdio, console: r.console,
-		dies: cfg.DieWithParent, hold: cfg.Hold, preserve: cfg.PreserveFDs, noKeyring: cfg.NoKeyring,
+		dies: cfg.DieWithParent, hold: cfg.Hold, preserve: cfg.PreserveFDs, noKeyring: cfg.NoKeyring, users: r.users,
 	}
 	if l.filter, err = filter(cfg.Spec, cfg.DefaultSeccomp, cfg.SeccompCache); err != nil {
 		return nil, err
@@ -78,6 +80,21 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	if null != host {
 		defer null.Close()
 	}
+	if b.timens != nil {
+		prog.Call("join time namespace", unix.SYS_SETNS, b.timens, unix.CLONE_NEWTIME)
+	}
+	fork := uint64(b.flags & unix.CLONE_NEWPID)
+	if r.users != nil {
+		proc, err := os.OpenFile("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer proc.Close()
+		if err := r.users.enter(&prog, cfg.Spec.Process, proc, fork != 0); err != nil {
+			return nil, err
+		}
+		fork = 0
+	}
 	hooks, err := b.hooks(&prog)
 	if err != nil {
 		return nil, err
@@ -85,18 +102,14 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	if hooks != nil {
 		defer hooks.close()
 	}
-	if b.timens != nil {
-		prog.Call("join time namespace", unix.SYS_SETNS, b.timens, unix.CLONE_NEWTIME)
-	}
 	if b.flags&unix.CLONE_NEWCGROUP != 0 && cgroup.Probe().Version == "2" {
 		prog.Call("make cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
 	r.enter(&prog)
-	r.lateMounts(&prog)
 	if err := l.program(&prog, null); err != nil {
 		return nil, err
 	}
-	attr := nsfork.Attr{Flags: uint64(b.flags & unix.CLONE_NEWPID), Cgroup: into, Init: cfg.Init}
+	attr := nsfork.Attr{Flags: fork, Cgroup: into, Init: cfg.Init}
 	if hooks != nil {
 		attr.Forked = hooks.run
 	}
@@ -114,8 +127,8 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	return newProcess(pid, pidfd, master), nil
 }
 
-// enter makes the new root the child's. The old one lands on top of it and is taken away from there, so no folder for it is needed
-// (pivot_root(2)); what the host sees of it stays.
+// enter makes the new root the child's and finishes it. The old one lands on top of it and is taken away from there, so no folder for
+// it is needed (pivot_root(2)); what the host sees of it stays.
 func (r *rootfs) enter(prog *nsfork.Program) {
 	prog.Call("enter root file system", unix.SYS_FCHDIR, r.root)
 	if r.cfg.NoPivot {
@@ -123,9 +136,21 @@ func (r *rootfs) enter(prog *nsfork.Program) {
 		prog.Call("chroot", unix.SYS_CHROOT, ".")
 	} else {
 		prog.Call("pivot_root", unix.SYS_PIVOT_ROOT, ".", ".")
-		prog.Call("unmount old root", unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
 	}
-	prog.Call("enter root file system", unix.SYS_CHDIR, "/")
+	unmount := func() {
+		if !r.cfg.NoPivot {
+			prog.Call("unmount old root", unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
+		}
+		prog.Call("enter root file system", unix.SYS_CHDIR, "/")
+	}
+	if r.users == nil {
+		unmount()
+		r.lateMounts(prog)
+	} else {
+		// The kernel lets a user namespace have a /proc only while it sees another one in full: the host's.
+		r.lateMounts(prog)
+		unmount()
+	}
 	if p := rootPropagation(r.cfg.Spec); p == unix.MS_SHARED || p == unix.MS_UNBINDABLE { // not before: pivot_root refuses it
 		prog.Call("set propagation of the root file system", unix.SYS_MOUNT, 0, "/", 0, int(p)|unix.MS_REC, 0)
 	}
@@ -239,8 +264,8 @@ func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 		if f == nil {
 			f = null
 		}
-		if l.user.UID != 0 {
-			if err := ownPipe(f, int(l.user.UID)); err != nil {
+		if l.user.UID != 0 || l.users != nil {
+			if err := ownPipe(f, l.users.uid(l.user.UID)); err != nil {
 				return err
 			}
 		}
@@ -283,10 +308,8 @@ func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 	if err := containerAttributes(prog, l.linux); err != nil {
 		return err
 	}
-	if p.OOMScoreAdj != nil {
-		score := fmt.Appendf(nil, "%d", *p.OOMScoreAdj)
-		fd := prog.Call("open oom_score_adj", unix.SYS_OPENAT, unix.AT_FDCWD, "/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		prog.Call("set oom_score_adj", unix.SYS_WRITE, fd, score, len(score))
+	if p.OOMScoreAdj != nil && l.users == nil {
+		setOOMScore(prog, nil, "/proc/self/oom_score_adj", *p.OOMScoreAdj)
 	}
 	umask := 0o022
 	if p.User.Umask != nil {
@@ -319,6 +342,20 @@ func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 	prog.Exec(l.path, p.Args, l.env)
 	return nil
 }
+
+// setOOMScore adds the writing of the child's oom_score_adj, at path as seen from dir, nil for an absolute path.
+func setOOMScore(prog *nsfork.Program, dir *os.File, path string, adj int) {
+	score := fmt.Appendf(nil, "%d", adj)
+	var at any = unix.AT_FDCWD
+	if dir != nil {
+		at = dir
+	}
+	fd := prog.Call("open oom_score_adj", unix.SYS_OPENAT, at, path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	prog.Call("set oom_score_adj", unix.SYS_WRITE, fd, score, len(score))
+}
+
+// rlimitPointer is the argument of prlimit64(2).
+func rlimitPointer(l unix.Rlimit) unsafe.Pointer { return unsafe.Pointer(&l) }
 
 // ownPipe gives a pipe to the user, who could otherwise not open /dev/stdout again, as daemons do that log to it. Files and
 // devices keep their owner.
@@ -364,8 +401,12 @@ func (l *launch) privileges(prog *nsfork.Program) error {
 		inheritable &= ambient
 	}
 	ambient &= permitted & inheritable // the kernel has no others; what runc writes as an example asks for some
+	have := caps.Available()
+	if l.users != nil {
+		have = caps.Known() // who enters a user namespace has all of them in it, what he lacked outside too
+	}
 	for bit := range 64 {
-		if have := caps.Available(); have&(1<<bit) != 0 && bounding&(1<<bit) == 0 {
+		if have&(1<<bit) != 0 && bounding&(1<<bit) == 0 {
 			prog.Call("drop capability", unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, bit, 0, 0, 0)
 		}
 	}
@@ -442,6 +483,7 @@ func checkStrings(p *specs.Process) error {
 func (b *box) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
 	b.mu.Lock()
 	init := b.init
+	users := b.user
 	rootFD := -1
 	if b.root != nil {
 		fd, err := unix.FcntlInt(b.root.Fd(), unix.F_DUPFD_CLOEXEC, 3)
@@ -450,6 +492,15 @@ func (b *box) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
 			return nil, fmt.Errorf("exec: %w", err)
 		}
 		rootFD = fd
+	}
+	if users != nil { // of its own, since Delete closes the other
+		fd, err := unix.FcntlInt(users.file.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			b.mu.Unlock()
+			return nil, fmt.Errorf("exec: %w", err)
+		}
+		users = &userNamespace{os.NewFile(uintptr(fd), "user namespace"), users.uidMap, users.gidMap}
+		defer users.close()
 	}
 	b.mu.Unlock()
 	if init == nil || rootFD < 0 {
@@ -463,7 +514,7 @@ func (b *box) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
 	if err := errors.Join(checkStrings(cfg.Process), checkProcess(cfg.Process)); err != nil {
 		return nil, fmt.Errorf("exec: %w", err)
 	}
-	l := &launch{process: cfg.Process, linux: b.cfg.Spec.Linux, named: cfg.User != "" || len(cfg.GroupAdd) > 0, stdio: cfg.Stdio, preserve: cfg.PreserveFDs}
+	l := &launch{process: cfg.Process, linux: b.cfg.Spec.Linux, named: cfg.User != "" || len(cfg.GroupAdd) > 0, stdio: cfg.Stdio, preserve: cfg.PreserveFDs, users: users}
 	var err error
 	if l.filter, err = filter(b.cfg.Spec, b.cfg.DefaultSeccomp, b.cfg.SeccompCache); err != nil {
 		return nil, err
@@ -502,6 +553,20 @@ func (b *box) execThread(init *process, root *os.File, cfg *ExecConfig, l *launc
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return nil, fmt.Errorf("exec: %w", err)
 	}
+	var prog nsfork.Program
+	if hasNamespace(b.cfg.Spec, specs.TimeNamespace) { // only a process of one thread can
+		prog.Call("join time namespace", unix.SYS_SETNS, init.pidfd, unix.CLONE_NEWTIME)
+	}
+	if l.users != nil {
+		proc, err := os.OpenFile("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer proc.Close()
+		if err := l.users.enter(&prog, cfg.Process, proc, false); err != nil {
+			return nil, err
+		}
+	}
 	rc, err := init.pidfd.SyscallConn()
 	if err != nil {
 		return nil, errors.New("exec: the container is not running")
@@ -534,6 +599,9 @@ func (b *box) execThread(init *process, root *os.File, cfg *ExecConfig, l *launc
 	if l.user, err = processUser(root, cfg.Process, cfg.User, cfg.GroupAdd, cfg.Exact); err != nil {
 		return nil, err
 	}
+	if err := l.users.check(l.user); err != nil {
+		return nil, fmt.Errorf("exec: %w", err)
+	}
 	l.env = environment(cfg.Process.Env, l.user)
 	if l.path, err = findCommand(root, cmp.Or(cfg.Path, cfg.Process.Args[0]), cfg.Process.Cwd, l.env); err != nil {
 		return nil, err
@@ -550,7 +618,7 @@ func (b *box) execThread(init *process, root *os.File, cfg *ExecConfig, l *launc
 				master.Close()
 			}
 		}()
-		if err := l.console.slave.Chown(int(l.user.UID), 5); err != nil {
+		if err := l.console.slave.Chown(l.users.uid(l.user.UID), l.users.gid(5)); err != nil {
 			return nil, fmt.Errorf("exec: give the terminal to user %d: %w", l.user.UID, err)
 		}
 		if s := cfg.Process.ConsoleSize; s != nil {
@@ -558,10 +626,6 @@ func (b *box) execThread(init *process, root *os.File, cfg *ExecConfig, l *launc
 				return nil, fmt.Errorf("exec: %w", err)
 			}
 		}
-	}
-	var prog nsfork.Program
-	if hasNamespace(b.cfg.Spec, specs.TimeNamespace) { // only a process of one thread can
-		prog.Call("join time namespace", unix.SYS_SETNS, init.pidfd, unix.CLONE_NEWTIME)
 	}
 	if err := l.program(&prog, null); err != nil {
 		return nil, err

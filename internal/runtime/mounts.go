@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"conex/internal/linux/mount"
@@ -16,12 +17,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountOptions is what a spec's list of mount options means.
+// mountOptions is what a spec's list of mount options means. The attributes of a list are those of the mount itself; with an "r"
+// before them ("rro") also those of the mounts below it.
 type mountOptions struct {
 	set, clr    uint64 // MOUNT_ATTR_*
+	rset, rclr  uint64
 	propagation uint64
+	alone       bool // the propagation is not that of the mounts below
 	bind        bool
 	recursive   bool
+	idmap       bool // shown with other ids; ridmap: with the mounts below it
+	ridmap      bool
 	params      []mount.Param // for the file system itself
 }
 
@@ -48,16 +54,16 @@ var propagationOptions = map[string]uint64{
 func parseMountOptions(opts []string) mountOptions {
 	m := mountOptions{propagation: unix.MS_PRIVATE}
 	for _, o := range opts {
-		if a, ok := attrOptions[strings.TrimPrefix(o, "r")]; ok && o != "ro" && o != "rw" && strings.HasPrefix(o, "r") && o != "relatime" {
-			m.apply(a.set, a.attr, a.clear) // "rro", "rnosuid": the recursive forms; ours always are
+		if a, ok := attrOptions[o]; ok {
+			apply(&m.set, &m.clr, a.set, a.attr, a.clear)
 			continue
 		}
-		if a, ok := attrOptions[o]; ok {
-			m.apply(a.set, a.attr, a.clear)
+		if a, ok := attrOptions[strings.TrimPrefix(o, "r")]; ok {
+			apply(&m.rset, &m.rclr, a.set, a.attr, a.clear)
 			continue
 		}
 		if p, ok := propagationOptions[o]; ok {
-			m.propagation = p
+			m.propagation, m.alone = p, !strings.HasPrefix(o, "r")
 			continue
 		}
 		switch o {
@@ -65,6 +71,10 @@ func parseMountOptions(opts []string) mountOptions {
 			m.bind = true
 		case "rbind":
 			m.bind, m.recursive = true, true
+		case "idmap":
+			m.idmap = true
+		case "ridmap":
+			m.idmap, m.ridmap = true, true
 		case "defaults", "async", "":
 		default:
 			k, v, hasValue := strings.Cut(o, "=")
@@ -74,27 +84,48 @@ func parseMountOptions(opts []string) mountOptions {
 	return m
 }
 
-func (m *mountOptions) apply(set bool, attr, clear uint64) {
-	m.clr |= clear
+func apply(sets, clears *uint64, set bool, attr, clear uint64) {
+	*clears |= clear
 	if set {
-		m.set |= attr
+		*sets |= attr
 		return
 	}
-	m.set &^= attr
-	m.clr |= attr
+	*sets &^= attr
+	*clears |= attr
 }
 
-// mountEntry makes the mount m inside root. It runs on the container's thread, in its namespaces, before pivot_root.
-func mountEntry(root *os.File, m specs.Mount) error {
+// attributes gives a tree of mounts what the options say. One call in the usual case.
+func (m *mountOptions) attributes(tree *os.File) error {
+	// The times' attributes are one field, cleared as a whole before one is set (mount_setattr(2)).
+	clears := func(set, clr uint64) uint64 { return clr &^ (set &^ unix.MOUNT_ATTR__ATIME) }
+	if m.alone && m.propagation != unix.MS_SHARED || m.set|m.clr == 0 && m.rset|m.rclr == 0 {
+		if err := mount.SetAttr(tree, 0, 0, m.propagation, !m.alone || m.propagation == unix.MS_SHARED); err != nil {
+			return err
+		}
+		if m.rset|m.rclr != 0 {
+			if err := mount.SetAttr(tree, m.rset, clears(m.rset, m.rclr), 0, true); err != nil {
+				return err
+			}
+		}
+	} else if err := mount.SetAttr(tree, m.rset, clears(m.rset, m.rclr), m.propagation, true); err != nil {
+		return err
+	}
+	if m.set|m.clr == 0 {
+		return nil
+	}
+	return mount.SetAttr(tree, m.set, clears(m.set, m.clr), 0, false)
+}
+
+// mountEntry makes the mount m, number i of the spec's (-1: none of them), inside root. It runs on the container's thread, in its
+// namespaces, before pivot_root.
+func (r *rootfs) mountEntry(root *os.File, i int, m specs.Mount) error {
 	o := parseMountOptions(m.Options)
+	o.bind = o.bind || m.Type == "bind"
 	var tree *os.File
 	var err error
 	isDir := true
-	if o.bind || m.Type == "bind" {
-		tree, err = mount.Clone(unix.AT_FDCWD, m.Source, o.recursive)
-		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("mount %s: bind source path does not exist: %s", m.Destination, m.Source)
-		}
+	if o.bind {
+		tree, err = r.source(i, m, o)
 		if err == nil {
 			var st unix.Stat_t
 			if err := unix.Fstat(int(tree.Fd()), &st); err != nil {
@@ -102,28 +133,16 @@ func mountEntry(root *os.File, m specs.Mount) error {
 				return err
 			}
 			isDir = st.Mode&unix.S_IFMT == unix.S_IFDIR
-			err = mount.SetAttr(tree, o.set, o.clr&^o.set, o.propagation, true)
 		}
 	} else {
-		source := m.Source
-		if source == "" {
-			source = m.Type
-		}
-		params := append([]mount.Param{{Key: "source", Value: source}}, o.params...)
-		if m.Type == "tmpfs" && !slices.ContainsFunc(params, func(p mount.Param) bool { return p.Key == "mode" }) {
-			params = append(params, mount.Param{Key: "mode", Value: "1777"})
-		}
-		tree, err = mount.New(m.Type, params, int(o.set))
+		tree, err = r.newMount(m, o)
 	}
 	if err != nil {
-		if tree != nil {
-			tree.Close()
-		}
 		return fmt.Errorf("mount %s: %w", m.Destination, err)
 	}
 	defer tree.Close()
 	point := mountPoint
-	if !o.bind && m.Type != "bind" && (m.Type != "tmpfs" || filepath.Clean(m.Destination) == "/dev") {
+	if !o.bind && (m.Type != "tmpfs" || filepath.Clean(m.Destination) == "/dev") {
 		point = ordinaryFolder
 	}
 	at, err := point(root, m.Destination, isDir)
@@ -135,6 +154,36 @@ func mountEntry(root *os.File, m specs.Mount) error {
 		return fmt.Errorf("mount %s: %w", m.Destination, err)
 	}
 	return nil
+}
+
+// newMount makes a file system of its own.
+func (r *rootfs) newMount(m specs.Mount, o mountOptions) (*os.File, error) {
+	source := m.Source
+	if source == "" {
+		source = m.Type
+	}
+	params := append([]mount.Param{{Key: "source", Value: source}}, o.params...)
+	if r.users != nil { // the file system is the host's, and takes the host's ids
+		for i, p := range params {
+			id, err := strconv.ParseUint(p.Value, 10, 32)
+			if err != nil || p.Key != "uid" && p.Key != "gid" {
+				continue
+			}
+			out := r.users.outside(uint32(id), p.Key == "gid")
+			if out < 0 {
+				return nil, fmt.Errorf("option %s=%s: the container's user namespace does not map it", p.Key, p.Value)
+			}
+			params[i].Value = strconv.Itoa(out)
+		}
+	}
+	if m.Type == "tmpfs" && !slices.ContainsFunc(params, func(p mount.Param) bool { return p.Key == "mode" }) {
+		params = append(params, mount.Param{Key: "mode", Value: "1777"})
+	}
+	t, err := mount.New(m.Type, params, int(o.set|o.rset))
+	if r.users != nil && errors.Is(err, unix.EPERM) {
+		return nil, fmt.Errorf("%w: in a user namespace the kernel shows nothing new of a %s of which the host itself sees only a part", err, m.Type)
+	}
+	return t, err
 }
 
 // mountPoint opens, and makes where it is missing, the folder or file at path inside root. Whatever links the image has
@@ -208,14 +257,15 @@ func below(path, dir string) bool {
 }
 
 // makeDev fills the container's fresh /dev: nodes and the standard links. The thread's umask is 0 here.
-func makeDev(root *os.File, devices []specs.LinuxDevice) error {
+func (r *rootfs) makeDev(devices []specs.LinuxDevice) error {
+	root := r.root
 	for _, d := range standardDevices {
-		if err := makeNode(root, specs.LinuxDevice{Path: d.path, Type: "c", Major: d.major, Minor: d.minor}); err != nil {
+		if err := r.makeNode(specs.LinuxDevice{Path: d.path, Type: "c", Major: d.major, Minor: d.minor}); err != nil {
 			return err
 		}
 	}
 	for _, d := range devices {
-		if err := makeNode(root, d); err != nil {
+		if err := r.makeNode(d); err != nil {
 			return err
 		}
 	}
@@ -235,8 +285,8 @@ func makeDev(root *os.File, devices []specs.LinuxDevice) error {
 	return nil
 }
 
-func makeNode(root *os.File, d specs.LinuxDevice) error {
-	parent, err := safepath.MkdirAll(root, filepath.Dir(d.Path), 0o755)
+func (r *rootfs) makeNode(d specs.LinuxDevice) error {
+	parent, err := safepath.MkdirAll(r.root, filepath.Dir(d.Path), 0o755)
 	if err != nil {
 		return fmt.Errorf("device %s: %w", d.Path, err)
 	}
@@ -266,10 +316,10 @@ func makeNode(root *os.File, d specs.LinuxDevice) error {
 	if d.UID != nil || d.GID != nil {
 		uid, gid := -1, -1
 		if d.UID != nil {
-			uid = int(*d.UID)
+			uid = r.users.uid(*d.UID)
 		}
 		if d.GID != nil {
-			gid = int(*d.GID)
+			gid = r.users.gid(*d.GID)
 		}
 		if err := unix.Fchownat(int(parent.Fd()), name, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return fmt.Errorf("device %s: %w", d.Path, err)

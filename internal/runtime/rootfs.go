@@ -27,6 +27,11 @@ type rootfs struct {
 	cgroupErr  error
 	joined     bool
 
+	// users is the container's user namespace, nil without.
+	users *userNamespace
+	// trees are sources of mounts that were opened early, by their place in the spec's list.
+	trees map[int]*os.File
+
 	root *os.File
 	late []lateMount // attached by the child
 	proc *os.File    // where the child attaches its /proc; nil when the spec has none
@@ -56,6 +61,9 @@ func (r *rootfs) close() {
 		if f != nil {
 			f.Close()
 		}
+	}
+	for _, t := range r.trees {
+		t.Close()
 	}
 	if r.console != nil {
 		r.console.slave.Close()
@@ -136,6 +144,7 @@ func (r *rootfs) mountRoot() error {
 	} else {
 		tree, err = mount.Overlay(mount.OverlayOptions{
 			Lower: r.cfg.RootFS.Lower, Upper: r.cfg.RootFS.Upper, Work: r.cfg.RootFS.Work, Volatile: r.cfg.RootFS.Volatile,
+			Users: r.users.mapping(),
 		})
 	}
 	if err != nil {
@@ -167,7 +176,7 @@ func rootPropagation(s *specs.Spec) uint64 {
 // mountAll makes the spec's mounts in order.
 func (r *rootfs) mountAll() error {
 	spec := r.cfg.Spec
-	for _, m := range spec.Mounts {
+	for i, m := range spec.Mounts {
 		var err error
 		switch {
 		case m.Type == "proc":
@@ -178,11 +187,11 @@ func (r *rootfs) mountAll() error {
 		case m.Type == "cgroup" || m.Type == "cgroup2":
 			err = r.mountCgroup(m)
 		case below(m.Destination, "/proc"):
-			err = r.mountInProc(m)
+			err = r.mountInProc(i, m)
 		default:
-			err = mountEntry(r.root, m)
+			err = r.mountEntry(r.root, i, m)
 			if err == nil && filepath.Clean(m.Destination) == "/dev" && m.Type == "tmpfs" {
-				err = makeDev(r.root, spec.Linux.Devices)
+				err = r.makeDev(spec.Linux.Devices)
 			}
 		}
 		if err != nil {
@@ -190,7 +199,7 @@ func (r *rootfs) mountAll() error {
 		}
 	}
 	if r.cfg.Exact && !slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return filepath.Clean(m.Destination) == "/dev" }) {
-		if err := makeDev(r.root, spec.Linux.Devices); err != nil {
+		if err := r.makeDev(spec.Linux.Devices); err != nil {
 			return err
 		}
 	}
@@ -203,17 +212,18 @@ func (r *rootfs) mountAll() error {
 }
 
 // mountInProc prepares a mount below /proc, which the child attaches once its /proc stands.
-func (r *rootfs) mountInProc(m specs.Mount) error {
+func (r *rootfs) mountInProc(i int, m specs.Mount) error {
 	o := parseMountOptions(m.Options)
 	if !o.bind && m.Type != "bind" {
 		return fmt.Errorf("mount %s: only bind mounts can be made inside /proc", m.Destination)
 	}
-	tree, err := mount.Clone(unix.AT_FDCWD, m.Source, false)
+	o.recursive = false
+	tree, err := r.source(i, m, o)
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", m.Destination, err)
 	}
 	r.late = append(r.late, lateMount{tree: tree, path: filepath.Clean(m.Destination)})
-	return mount.SetAttr(tree, o.set, o.clr&^o.set, o.propagation, false)
+	return nil
 }
 
 // mask hides MaskedPaths and protects ReadonlyPaths. Those in a /proc of the container's own are left to the child.
@@ -299,7 +309,7 @@ func (r *rootfs) mountCgroup(m specs.Mount) error {
 		return fmt.Errorf("mount %s: %w", m.Destination, err)
 	}
 	folder.Close()
-	if err := mountEntry(r.root, specs.Mount{Destination: m.Destination, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "nodev", "mode=755"}}); err != nil {
+	if err := r.mountEntry(r.root, -1, specs.Mount{Destination: m.Destination, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "nodev", "mode=755"}}); err != nil {
 		return err
 	}
 	dir, err := safepath.OpenNoLinks(r.root, m.Destination, unix.O_PATH|unix.O_DIRECTORY, 0)
@@ -328,7 +338,7 @@ func (r *rootfs) mountCgroup(m specs.Mount) error {
 			continue // not in this hierarchy
 		}
 		bind := specs.Mount{Destination: name, Type: "bind", Source: source, Options: append([]string{"bind"}, m.Options...)}
-		if err := mountEntry(dir, bind); err != nil {
+		if err := r.mountEntry(dir, -1, bind); err != nil {
 			return err
 		}
 	}
@@ -463,6 +473,9 @@ func (r *rootfs) process() error {
 	if err != nil {
 		return err
 	}
+	if err := r.users.check(r.user); err != nil {
+		return err
+	}
 	if p.Cwd != "" && p.Cwd != "/" {
 		d, err := safepath.MkdirAll(r.root, p.Cwd, 0o755)
 		if err != nil && !errors.Is(err, unix.EROFS) {
@@ -473,7 +486,7 @@ func (r *rootfs) process() error {
 		}
 	}
 	if r.console != nil {
-		if err := r.console.slave.Chown(int(r.user.UID), 5); err != nil {
+		if err := r.console.slave.Chown(r.users.uid(r.user.UID), r.users.gid(5)); err != nil {
 			return fmt.Errorf("give the terminal to user %d: %w", r.user.UID, err)
 		}
 	}

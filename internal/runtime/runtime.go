@@ -63,7 +63,8 @@ type ExitStatus struct {
 type Config struct {
 	// ID names the container; 64 hexadecimal digits as a rule.
 	ID string
-	// Spec is the OCI runtime spec. Root.Path is not used, Hooks only with State; Root.Readonly is. Linux.CgroupsPath is relative to each
+	// Spec is the OCI runtime spec. With a user namespace in it, RootFS's layers are shown with its ids, RootFS.Dir is not. Root.Path is
+	// not used, Hooks only with State; Root.Readonly is. Linux.CgroupsPath is relative to each
 	// hierarchy's root, "/conex/<id>".
 	Spec *specs.Spec
 	// User is Docker's user[:group], by name or number, looked up in the container's own passwd and group files once its
@@ -77,6 +78,8 @@ type Config struct {
 	Stdio [3]*os.File
 	// Trees are detached mounts that Spec.Mounts bind from.
 	Trees []Tree
+	// Sources say more about bind mounts of the spec, by their destinations.
+	Sources map[string]Source
 	// Scratch is an existing empty folder on which the root file system is mounted, inside the container's mount namespace only.
 	Scratch string
 	// SeccompCache is a folder for compiled filters. Empty: compile each time.
@@ -117,6 +120,20 @@ type RootFS struct {
 	// Dir replaces all of the above with an existing folder.
 	Dir string
 }
+
+// Source says of a bind mount what the OCI spec has no words for.
+type Source struct {
+	// Subpath is a path below the source which is mounted instead of it, resolved inside it.
+	Subpath string
+	// Lower replaces the source by the merged, read-only view of these layers, top first: an image. In a user namespace it is shown
+	// with the container's ids, like the root file system. One layer alone is shown as it is, with its marks of deleted files.
+	Lower []string
+	// Owner is whom files of the container's user belong to in the source, without any change of owner there.
+	Owner *Owner
+}
+
+// Owner is a user and a group of the host.
+type Owner struct{ UID, GID uint32 }
 
 // Tree is a detached mount, shown on an existing folder of the host before anything else is mounted, in the container's own mount
 // namespace alone: nobody outside ever sees it, and it ends with the container. The caller closes Mount once the process was started.

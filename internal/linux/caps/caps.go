@@ -86,6 +86,16 @@ func All() []string { return Names(available()) }
 // Available returns All as bits.
 func Available() uint64 { return available() }
 
+// Known returns the capabilities that the kernel has, ours or not, as bits.
+func Known() uint64 {
+	for c := range 64 {
+		if _, _, errno := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0, 0); errno != 0 {
+			return 1<<c - 1
+		}
+	}
+	return ^uint64(0)
+}
+
 // available is asked of the kernel once: a bounding set only shrinks, and only on request.
 var available = sync.OnceValue(func() uint64 {
 	last := uint64(len(names) - 1)

@@ -130,6 +130,9 @@ type OverlayOptions struct {
 	ReadOnly bool
 	// Volatile skips every sync of the upper file system, at the end too: for upper folders that nobody mounts again.
 	Volatile bool
+	// Users is a user namespace: what belongs to an id on disk is shown as belonging to what that id is outside of it, see IDMap. nil:
+	// all as it is. The caller is in a mount namespace of its own where the kernel is older than 6.15.
+	Users *os.File
 }
 
 // Overlay makes a detached overlay mount, usable as a root for openat2(2), gone when closed unless attached.
@@ -141,7 +144,11 @@ func Overlay(o OverlayOptions) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := SetAttr(m, unix.MOUNT_ATTR_RDONLY, 0, unix.MS_PRIVATE, true); err != nil {
+		err = SetAttr(m, unix.MOUNT_ATTR_RDONLY, 0, unix.MS_PRIVATE, true)
+		if err == nil && o.Users != nil {
+			err = IDMap(m, o.Users, true)
+		}
+		if err != nil {
 			m.Close()
 			return nil, err
 		}
@@ -153,6 +160,9 @@ func Overlay(o OverlayOptions) (*os.File, error) {
 	attr := 0
 	if o.ReadOnly || o.Upper == "" {
 		attr = unix.MOUNT_ATTR_RDONLY
+	}
+	if o.Users != nil {
+		return overlayMapped(o, attr)
 	}
 	if classicOnly.Load() {
 		return overlayClassic(o, attr)

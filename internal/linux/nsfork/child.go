@@ -2,6 +2,7 @@ package nsfork
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -33,7 +34,7 @@ type Attr struct {
 	// Init makes the child a minimal init: it forks once more, runs the program in that second child, and stays behind as pid 1,
 	// which reaps, forwards signals, and exits as the second child does.
 	Init bool
-	// Forked is called when the child exists, before Start waits for its report; an error kills the child and is Start's.
+	// Forked is called when the child exists (of a program that forks again, the second), before Start waits for its report; an error kills the child and is Start's.
 	Forked func(pid int) error
 }
 
@@ -81,8 +82,12 @@ func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
 	}
 	report := new([2]uint32)
 	// No descriptor may be opened without close-on-exec between another goroutine's fork and exec: package syscall's lock.
+	var initLater uintptr
+	if p.inits {
+		initLater = 1
+	}
 	syscall.ForkLock.Lock()
-	r, errno := fork(args, &p.ops[0], uintptr(len(p.ops)), uintptr(pipe[1]), report, init)
+	r, errno := fork(args, &p.ops[0], uintptr(len(p.ops)), uintptr(pipe[1]), report, init, initLater)
 	afterFork()
 	syscall.ForkLock.Unlock()
 	runtime.KeepAlive(p)
@@ -96,34 +101,79 @@ func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
 	pid = int(r)
 	pidfd = os.NewFile(uintptr(*fd), "pidfd")
 	rd := os.NewFile(uintptr(pipe[0]), "fork report")
-	if a.Forked != nil {
-		if err := a.Forked(pid); err != nil {
-			rd.Close()
-			// Nobody else knows of the child, so the number is still its own.
-			_ = unix.Kill(pid, unix.SIGKILL)
-			reap(pid)
-			pidfd.Close()
-			return 0, nil, err
+	defer rd.Close()
+	if a.Forked != nil && !p.forks {
+		err = a.Forked(pid)
+	}
+	second := 0
+	if err == nil {
+		second, err = p.report(rd, a.Forked)
+	} else {
+		// Nobody else knows of the child, so the number is still its own.
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	if p.forks {
+		// The first child has ended or is about to. The second can't be reaped by anybody else either.
+		reap(pid)
+		pidfd.Close()
+		pid, pidfd = second, nil
+		if pid != 0 {
+			fd, ferr := unix.PidfdOpen(pid, 0)
+			if ferr == nil {
+				pidfd = os.NewFile(uintptr(fd), "pidfd")
+			} else if err == nil {
+				_ = unix.Kill(pid, unix.SIGKILL)
+				err = fmt.Errorf("fork: %w", ferr)
+			}
+		} else if err == nil {
+			err = errors.New("fork: the child died")
 		}
 	}
-	var buf [8]byte
-	n, rerr := io.ReadFull(rd, buf[:])
-	rd.Close()
-	if n == 0 && rerr == io.EOF {
+	if err == nil {
 		return pid, nonblock(pidfd), nil
 	}
 	// The child is about to exit, or already a zombie: reap it here, nobody else knows of it.
-	reap(pid)
-	pidfd.Close()
-	if n != len(buf) {
-		return 0, nil, fmt.Errorf("fork: the child's report broke off: %w", rerr)
+	if pid != 0 {
+		reap(pid)
 	}
-	i := binary.NativeEndian.Uint32(buf[:4])
-	name := "fork init"
-	if int(i) < len(p.names) {
-		name = p.names[i]
+	if pidfd != nil {
+		pidfd.Close()
 	}
-	return 0, nil, &Error{name, unix.Errno(binary.NativeEndian.Uint32(buf[4:]))}
+	return 0, nil, err
+}
+
+// forkedAgain marks a report that is no failure: the process id of the second fork's child.
+const forkedAgain = ^uint32(0)
+
+// report reads what the child and its second fork write before execve closes the pipe.
+func (p *Program) report(rd io.Reader, forked func(pid int) error) (second int, err error) {
+	for {
+		var buf [8]byte
+		n, rerr := io.ReadFull(rd, buf[:])
+		if n == 0 && rerr == io.EOF {
+			return second, err
+		}
+		if n != len(buf) {
+			return second, fmt.Errorf("fork: the child's report broke off: %w", rerr)
+		}
+		i, v := binary.NativeEndian.Uint32(buf[:4]), binary.NativeEndian.Uint32(buf[4:])
+		if i == forkedAgain {
+			second = int(v)
+			if forked == nil {
+				continue
+			}
+			if err := forked(second); err != nil {
+				_ = unix.Kill(second, unix.SIGKILL)
+				return second, err
+			}
+			continue
+		}
+		name := "fork init"
+		if int(i) < len(p.names) {
+			name = p.names[i]
+		}
+		err = &Error{name, unix.Errno(v)}
+	}
 }
 
 // nonblock puts the pidfd into the runtime's poller, so that waiting for the child costs no thread.
@@ -155,7 +205,7 @@ func reap(pid int) {
 //go:norace
 //go:nosplit
 //go:noinline
-func fork(args *cloneArgs, ops *op, n, pipe uintptr, report *[2]uint32, init *initState) (uintptr, syscall.Errno) {
+func fork(args *cloneArgs, ops *op, n, pipe uintptr, report *[2]uint32, init *initState, initLater uintptr) (uintptr, syscall.Errno) {
 	beforeFork()
 	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0, 0, 0, 0)
 	if errno != 0 || pid != 0 {
@@ -163,11 +213,11 @@ func fork(args *cloneArgs, ops *op, n, pipe uintptr, report *[2]uint32, init *in
 	}
 	// From here on this is the child.
 	afterForkInChild()
-	if init != nil {
+	if init != nil && initLater == 0 {
 		becomeInit(n, pipe, report, init)
 		// From here on this is the second child.
 	}
-	run(ops, n, pipe, report)
+	run(ops, n, pipe, report, init)
 	return 0, 0 // not reached
 }
 
@@ -175,7 +225,7 @@ func fork(args *cloneArgs, ops *op, n, pipe uintptr, report *[2]uint32, init *in
 //
 //go:norace
 //go:nosplit
-func run(ops *op, n, pipe uintptr, report *[2]uint32) {
+func run(ops *op, n, pipe uintptr, report *[2]uint32, init *initState) {
 	held := false
 	for i := uintptr(0); i < n; i++ {
 		o := (*op)(unsafe.Add(unsafe.Pointer(ops), i*unsafe.Sizeof(*ops)))
@@ -206,6 +256,20 @@ func run(ops *op, n, pipe uintptr, report *[2]uint32) {
 			if errno := one(o.args[0], o.args[2]); errno != 0 {
 				fail(uint32(i), errno, pipe, report)
 			}
+			continue
+		}
+		if o.nr == forkAgain {
+			again(o.args[0], uint32(i), pipe, report)
+			continue
+		}
+		if o.nr == initHere {
+			if init != nil {
+				becomeInit(n, pipe, report, init)
+			}
+			continue
+		}
+		if o.nr == ready {
+			syscall.RawSyscall(unix.SYS_CLOSE, pipe, 0, 0)
 			continue
 		}
 		var errno syscall.Errno
@@ -268,6 +332,21 @@ func closeRanges(lo, a, b, c uintptr) {
 		}
 		lo = next + 1
 	}
+}
+
+// again forks once more and returns in the new process. The present process tells the parent who that is, and ends.
+//
+//go:norace
+//go:nosplit
+func again(args uintptr, i uint32, pipe uintptr, report *[2]uint32) {
+	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE3, args, unsafe.Sizeof(cloneArgs{}), 0, 0, 0, 0)
+	if errno != 0 {
+		fail(i, errno, pipe, report)
+	}
+	if pid == 0 {
+		return
+	}
+	fail(forkedAgain, syscall.Errno(pid), pipe, report)
 }
 
 // fail reports the failed operation to the parent and ends the child.

@@ -316,3 +316,62 @@ func TestStress(t *testing.T) {
 	default:
 	}
 }
+
+// TestForkAgain makes a process in a pid namespace that the first child made, with and without an init, and reads a failure of it.
+func TestForkAgain(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root for a pid namespace")
+	}
+	for _, init := range []bool{false, true} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var p Program
+		p.Call("dup", unix.SYS_DUP3, w, 1, 0)
+		p.Fork(unix.CLONE_NEWPID)
+		p.Init()
+		p.Exec("/bin/sh", []string{"sh", "-c", `echo $$ $PPID; exit 3`}, nil)
+		pid, pidfd, err := p.Start(Attr{Init: init})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pidfd.Close()
+		w.Close()
+		out, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := "1 0\n"
+		if init {
+			want = "2 1\n"
+		}
+		if ws := wait(t, pid); string(out) != want || ws.ExitStatus() != 3 {
+			t.Errorf("init %v: %q, status %v", init, out, ws)
+		}
+	}
+	for want, build := range map[string]func(*Program){
+		"before": func(p *Program) {
+			p.Call("before", unix.SYS_CHDIR, "/no/such")
+			p.Fork(unix.CLONE_NEWPID)
+			p.Exec("/bin/true", []string{"true"}, nil)
+		},
+		"after": func(p *Program) {
+			p.Fork(unix.CLONE_NEWPID)
+			p.Call("after", unix.SYS_CHDIR, "/no/such")
+			p.Exec("/bin/true", []string{"true"}, nil)
+		},
+	} {
+		var p Program
+		build(&p)
+		_, _, err := p.Start(Attr{})
+		var e *Error
+		if !errors.As(err, &e) || e.Call != want || e.Errno != unix.ENOENT {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	var ws unix.WaitStatus
+	if pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, nil); err != unix.ECHILD {
+		t.Errorf("a child was left: %d, %v", pid, err)
+	}
+}

@@ -20,6 +20,8 @@ type Program struct {
 	ops   []op
 	names []string
 	keep  []any // what the ops point at, kept alive until the child has its own copy
+	forks bool  // has a second fork
+	inits bool  // says where the init comes to be
 }
 
 // op is one system call. It is read by the child, which may not touch the heap's structure: plain words only.
@@ -141,6 +143,38 @@ func ReadReport(b []byte) error {
 		name = "execve"
 	}
 	return &Error{name, unix.Errno(binary.NativeEndian.Uint32(b[4:]))}
+}
+
+// Numbers of ops that are no system calls either.
+const (
+	forkAgain = ^uintptr(15) - iota
+	initHere
+	ready
+)
+
+// Fork appends a second fork: the rest of the program runs in the new process, which is the forking process's child like the first
+// (CLONE_PARENT) and what Start returns; the first ends. flags are CLONE_NEW* bits. A namespace belongs to the user namespace of
+// who makes it, so a program that joins one (setns(2)) and wants a pid namespace of it must fork after that. At most once in a program.
+func (p *Program) Fork(flags uint64) {
+	args := &cloneArgs{flags: flags | unix.CLONE_PARENT}
+	p.keep = append(p.keep, args)
+	p.forks = true
+	p.ops = append(p.ops, op{nr: forkAgain, args: [6]uintptr{uintptr(unsafe.Pointer(args))}})
+	p.names = append(p.names, "fork")
+}
+
+// Init appends the place where the child becomes an init, if Attr.Init asks for one; otherwise that is the program's beginning. The init
+// keeps the ids that the child has there.
+func (p *Program) Init() {
+	p.inits = true
+	p.ops = append(p.ops, op{nr: initHere})
+	p.names = append(p.names, "fork init")
+}
+
+// Ready appends the end of Start: it returns now, and what fails later ends the child unheard. For children that only wait for us.
+func (p *Program) Ready() {
+	p.ops = append(p.ops, op{nr: ready})
+	p.names = append(p.names, "ready")
 }
 
 // Exec appends execve(2) of path. No string may hold a NUL byte, which would end it there: callers have checked that.
