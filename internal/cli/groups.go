@@ -25,6 +25,7 @@ func (a *app) containerGroup() *cobra.Command {
 		a.commitCommand(),
 		a.cpCommand(),
 		a.createCommand(),
+		a.diffCommand(),
 		a.execCommand(),
 		a.exportCommand(),
 		a.containerInspect(),

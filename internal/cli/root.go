@@ -44,6 +44,7 @@ func commands() []command {
 		{name: "commit", build: (*app).commitCommand},
 		{name: "cp", build: (*app).cpCommand},
 		{name: "create", build: (*app).createCommand},
+		{name: "diff", build: (*app).diffCommand},
 		{name: "events", build: (*app).eventsCommand},
 		{name: "export", build: (*app).exportCommand},
 		{name: "history", build: (*app).historyCommand},
