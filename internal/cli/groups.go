@@ -44,6 +44,7 @@ func (a *app) containerGroup() *cobra.Command {
 		a.topCommand(),
 		a.unpauseCommand(),
 		a.waitCommand(),
+		a.whyCommand(),
 	)
 }
 

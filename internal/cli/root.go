@@ -71,6 +71,7 @@ func commands() []command {
 		{name: "top", build: (*app).topCommand},
 		{name: "unpause", build: (*app).unpauseCommand},
 		{name: "wait", build: (*app).waitCommand},
+		{name: "why", build: (*app).whyCommand},
 		{name: "reconcile", build: (*app).reconcileCommand, hidden: true},
 	}
 }

@@ -73,6 +73,9 @@ type Exit struct {
 	Signal int `json:"signal,omitempty"`
 	// OOM says that the kernel killed a process in it for lack of memory.
 	OOM bool `json:"oom,omitempty"`
+	// MemoryLimit and PeakMemory are, with OOM, what the container was allowed to have and what it had at most, in bytes.
+	MemoryLimit uint64 `json:"memoryLimit,omitempty"`
+	PeakMemory  uint64 `json:"peakMemory,omitempty"`
 	// Error says why it could not be started, or that its monitor died.
 	Error string `json:"error,omitempty"`
 	// Started is zero when the process never ran.

@@ -173,18 +173,24 @@ func killCgroup(path string) error {
 	return nil
 }
 
+// Errors of ends that nobody saw, as exit.json and inspect have them.
+const (
+	MonitorDied = "monitor died"
+	Rebooted    = "machine rebooted"
+)
+
 // deathOf is the end of a container whose monitor left this state behind.
 func deathOf(st *container.State) container.Exit {
 	if st.Status == container.Restarting && st.Exit != nil {
 		return *st.Exit // it was not running: its last end stands
 	}
 	x := container.Exit{
-		Code: 128 + int(syscall.SIGKILL), Signal: int(syscall.SIGKILL), Error: "monitor died", Started: st.Started,
+		Code: 128 + int(syscall.SIGKILL), Signal: int(syscall.SIGKILL), Error: MonitorDied, Started: st.Started,
 		Finished: time.Now().UTC(), Restarts: st.Restarts,
 	}
 	switch {
 	case st.BootID != disk.BootID():
-		x.Error = "machine rebooted"
+		x.Error = Rebooted
 	case st.Status == container.Starting:
 		x.Code, x.Signal, x.Error = 125, 0, "monitor died before the command ran"
 	}

@@ -251,6 +251,9 @@ func (r *run) wait() container.Exit {
 	r.mu.Unlock()
 	if n, err := r.ct.Cgroup().OOMKills(); err == nil && n > 0 {
 		e.OOM = true
+		if st, err := r.ct.Cgroup().Stats(); err == nil {
+			e.MemoryLimit, e.PeakMemory = st.Memory.Limit, st.Memory.Peak
+		}
 		r.m.event("oom", nil)
 	}
 	r.io.loosen()
