@@ -64,3 +64,119 @@ func TestMonitorLeavesItsStarter(t *testing.T) {
 	}
 	w.conex("rm", "-f", "longer")
 }
+
+// cgroupFile reads a file of a container's cgroup: of v1's controller, or of the v2 tree where that has the controllers.
+func (w *world) cgroupFile(name, v1, v2 string) string {
+	w.t.Helper()
+	info := cgroup.Probe()
+	id := w.conex("inspect", "-f", "{{.Id}}", name)
+	path := filepath.Join(info.Unified, "conex", id, v2)
+	if info.Version != "2" {
+		controller, _, _ := strings.Cut(v1, ".")
+		path = filepath.Join(info.Mounts[controller], "conex", id, v1)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// TestLimitsInTheKernel compares the kernel's own files with the flags of run and update, on whatever cgroups this machine has.
+func TestLimitsInTheKernel(t *testing.T) {
+	w := limitsWorld(t)
+	v2 := cgroup.Probe().Version == "2"
+	w.conex("run", "-d", "--name", "one", "-m", "64m", "--memory-swap", "96m", "--memory-reservation", "32m", "--cpus", "0.5", "-c", "512",
+		"--pids-limit", "99", "--cpuset-cpus", "0", "--network", "none", "busybox", "sleep", "1000")
+	type file struct{ v1, v2, want1, want2 string }
+	check := func(files ...file) {
+		t.Helper()
+		for _, f := range files {
+			want := f.want1
+			if v2 {
+				want = f.want2
+			}
+			if got := w.cgroupFile("one", f.v1, f.v2); got != want {
+				t.Errorf("%s or %s: %q, want %q", f.v1, f.v2, got, want)
+			}
+		}
+	}
+	check(
+		file{"memory.limit_in_bytes", "memory.max", "67108864", "67108864"},
+		file{"memory.memsw.limit_in_bytes", "memory.swap.max", "100663296", "33554432"}, // v2 counts swap alone
+		file{"memory.soft_limit_in_bytes", "memory.low", "33554432", "33554432"},
+		file{"cpu.cfs_quota_us", "cpu.max", "50000", "50000 100000"},
+		file{"cpu.shares", "cpu.weight", "512", "59"},
+		file{"pids.max", "pids.max", "99", "99"},
+		file{"cpuset.cpus", "cpuset.cpus", "0", "0"},
+	)
+	w.conex("update", "-m", "128m", "--memory-swap", "256m", "--cpus", "0.25", "-c", "2048", "--pids-limit", "-1", "one")
+	check(
+		file{"memory.limit_in_bytes", "memory.max", "134217728", "134217728"},
+		file{"memory.memsw.limit_in_bytes", "memory.swap.max", "268435456", "134217728"},
+		file{"memory.soft_limit_in_bytes", "memory.low", "33554432", "33554432"},
+		file{"cpu.cfs_quota_us", "cpu.max", "25000", "25000 100000"},
+		file{"cpu.shares", "cpu.weight", "2048", "174"},
+		file{"pids.max", "pids.max", "max", "max"},
+	)
+	// The other limit of a pair stays what it was.
+	w.conex("update", "-m", "192m", "one")
+	check(
+		file{"memory.limit_in_bytes", "memory.max", "201326592", "201326592"},
+		file{"memory.memsw.limit_in_bytes", "memory.swap.max", "268435456", "67108864"},
+	)
+	w.conex("update", "--memory-swap", "-1", "one")
+	if v2 {
+		check(file{"", "memory.swap.max", "", "max"})
+	} else if got := w.cgroupFile("one", "memory.memsw.limit_in_bytes", ""); len(got) < 19 {
+		t.Errorf("memory and swap are limited to %s", got)
+	}
+	// What the kernel refuses changes nothing: neither a limit before it in the request, nor the record.
+	if r := w.try("update", "--memory-reservation", "48m", "--cpu-rt-runtime", "900000", "one"); r.code != 1 || !strings.Contains(r.stderr, "real-time") && !strings.Contains(r.stderr, "real time") {
+		t.Errorf("real time that nobody gave away: exit code %d, %s", r.code, r.stderr)
+	}
+	if got := w.conex("inspect", "-f", "{{.HostConfig.MemoryReservation}} {{.HostConfig.CpuRealtimeRuntime}}", "one"); got != "33554432 0" {
+		t.Errorf("after a refused update: %s", got)
+	}
+	check(file{"memory.soft_limit_in_bytes", "memory.low", "33554432", "33554432"})
+	w.conex("rm", "-f", "one")
+}
+
+// TestCgroupParent puts containers below a folder of the user's, which stays when they go.
+func TestCgroupParent(t *testing.T) {
+	w := limitsWorld(t)
+	info := cgroup.Probe()
+	roots := []string{info.Unified}
+	for _, dir := range info.Mounts {
+		roots = append(roots, dir)
+	}
+	parent := "conex-test-parent-" + strconv.Itoa(os.Getpid())
+	t.Cleanup(func() {
+		if err := cgroup.Prune(parent + "/below"); err != nil {
+			t.Error(err)
+		}
+		if err := cgroup.Prune(parent); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, p := range []string{"/" + parent, parent + "/below"} {
+		id := w.conex("run", "-d", "--network", "none", "--cgroup-parent", p, "busybox", "sleep", "1000")
+		for _, root := range roots {
+			if root == "" {
+				continue
+			}
+			if b, err := os.ReadFile(filepath.Join(root, p, id, "cgroup.procs")); err != nil || len(b) == 0 {
+				t.Errorf("%s: %q, %v", root, b, err)
+			}
+		}
+		if r := w.try("exec", id, "true"); r.code != 0 {
+			t.Errorf("exec: %s", r.stderr)
+		}
+		w.conex("rm", "-f", id)
+		for _, root := range roots {
+			if _, err := os.Lstat(filepath.Join(root, p, id)); err == nil {
+				t.Errorf("%s is left", filepath.Join(root, p, id))
+			}
+		}
+	}
+}

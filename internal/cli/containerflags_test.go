@@ -151,7 +151,6 @@ func TestContainerFlagErrors(t *testing.T) {
 		{[]string{"--security-opt", "seccomp=/nonexistent/file"}, "opening seccomp profile"},
 		{[]string{"--network", "name=x,alias=y"}, "not supported yet"},
 		{[]string{"--gpus", "all"}, "--gpus is not supported yet"},
-		{[]string{"--oom-kill-disable"}, "--oom-kill-disable is not supported yet"},
 		{[]string{"-a", "stdlog"}, "valid streams are STDIN, STDOUT and STDERR"},
 		{[]string{"--ulimit", "nofile"}, "invalid ulimit argument: nofile"},
 		{[]string{"--ulimit", "colour=1"}, "invalid ulimit type: colour"},

@@ -8,7 +8,6 @@ type deviceFlags struct{}
 func (c *deviceFlags) register(f *pflag.FlagSet) {
 	refuseAll(f,
 		"device",
-		"device-cgroup-rule",
 		"gpus",
 	)
 }

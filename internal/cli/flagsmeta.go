@@ -83,17 +83,23 @@ func (c *metaFlags) setLabels(t *flagTarget) error {
 	return nil
 }
 
-func (c *metaFlags) setRestart(host *apic.HostConfig) error {
-	name, n, limited := strings.Cut(c.restart, ":")
+// parseRestart reads a restart policy: NAME or on-failure:COUNT.
+func parseRestart(s string) (apic.RestartPolicy, error) {
+	name, n, limited := strings.Cut(s, ":")
 	p := apic.RestartPolicy{Name: apic.RestartPolicyMode(name)}
 	if limited {
 		count, err := strconv.Atoi(n)
 		if err != nil {
-			return errors.New("invalid restart policy format: maximum retry count must be an integer")
+			return p, errors.New("invalid restart policy format: maximum retry count must be an integer")
 		}
 		p.MaximumRetryCount = count
 	}
-	if err := apic.ValidateRestartPolicy(p); err != nil {
+	return p, apic.ValidateRestartPolicy(p)
+}
+
+func (c *metaFlags) setRestart(host *apic.HostConfig) error {
+	p, err := parseRestart(c.restart)
+	if err != nil {
 		return err
 	}
 	if c.rm && !p.IsNone() {

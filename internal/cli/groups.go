@@ -43,6 +43,7 @@ func (a *app) containerGroup() *cobra.Command {
 		a.stopCommand(),
 		a.topCommand(),
 		a.unpauseCommand(),
+		a.updateCommand(),
 		a.waitCommand(),
 		a.whyCommand(),
 	)

@@ -70,6 +70,7 @@ func commands() []command {
 		{name: "tag", build: (*app).tagCommand},
 		{name: "top", build: (*app).topCommand},
 		{name: "unpause", build: (*app).unpauseCommand},
+		{name: "update", build: (*app).updateCommand},
 		{name: "wait", build: (*app).waitCommand},
 		{name: "why", build: (*app).whyCommand},
 		{name: "reconcile", build: (*app).reconcileCommand, hidden: true},
@@ -83,7 +84,6 @@ var notYet = []string{
 	"cp",
 	"diff",
 	"stats",
-	"update",
 }
 
 // notYetIn are notYet's like, by group.

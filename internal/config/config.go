@@ -49,7 +49,15 @@ type Config struct {
 	GC GC `toml:"gc"`
 	// Build bounds builds.
 	Build Build `toml:"build"`
+	// CgroupDriver says who makes containers' cgroups: CgroupFS (also ""), conex itself, or CgroupSystemd.
+	CgroupDriver string `toml:"cgroup-driver"`
 }
+
+// The values of cgroup-driver, by Docker's names.
+const (
+	CgroupFS      = "cgroupfs"
+	CgroupSystemd = "systemd"
+)
 
 // Build bounds builds.
 type Build struct {
@@ -193,6 +201,11 @@ func (c *Config) check() error {
 	case "", "erofs", "dir":
 	default:
 		return bad([]string{"storage-driver"}, "storage-driver: %q is none of erofs, dir", c.StorageDriver)
+	}
+	switch c.CgroupDriver {
+	case "", CgroupFS, CgroupSystemd:
+	default:
+		return bad([]string{"cgroup-driver"}, "cgroup-driver: %q is none of cgroupfs, systemd", c.CgroupDriver)
 	}
 	switch c.KeepBlobs {
 	case "", KeepAuto, KeepAlways, KeepNever:

@@ -186,6 +186,11 @@ func (c *Client) Unpause(ctx context.Context) error {
 	return c.call(ctx, "POST", "/unpause", nil, nil, nil)
 }
 
+// Update changes limits and restart policy, in the kernel and in the record. A limit that the kernel refuses changes nothing.
+func (c *Client) Update(ctx context.Context, changes container.Changes) error {
+	return c.call(ctx, "POST", "/update", nil, changes, nil)
+}
+
 // Freeze stops every process in the container. They go on at Frozen.Thaw, at the latest at the end of this process, and when somebody
 // stops or kills the container.
 func (c *Client) Freeze(ctx context.Context) (*Frozen, error) {

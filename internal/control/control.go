@@ -10,6 +10,7 @@
 //	POST /exec                                   ExecRequest; 101 with the id in the header Conex-Exec-Id, then streams
 //	POST /freeze                                 101 when every process stands still; they do until the client closes its half, or dies
 //	POST /pause, POST /unpause                   as /freeze, without a connection: until the other one, or the end
+//	POST /update                                 container.Changes
 //	GET  /top                                    {"pids": [...]}, host process ids
 //
 // An error has a status of 400 or more and a body {"message", "exitCode"}.
@@ -118,6 +119,8 @@ type StartRequest struct {
 	// LogDriver and LogOptions are the container's merged with the configuration's.
 	LogDriver  string            `json:"logDriver,omitempty"`
 	LogOptions map[string]string `json:"logOptions,omitempty"`
+	// SystemdCgroup has systemd make the container's cgroup.
+	SystemdCgroup bool `json:"systemdCgroup,omitempty"`
 	// Restarts continues a count that a dead monitor left.
 	Restarts int `json:"restarts,omitempty"`
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 
+	"conex/internal/config"
 	"conex/internal/container"
 	"conex/internal/control"
 	"conex/internal/disk"
@@ -90,7 +91,7 @@ func (e *Engine) launch(ctx context.Context, rec *container.Record, lock *disk.L
 	}
 	req := control.StartRequest{
 		Root: e.root.Path(), State: e.cfg.State, ID: rec.ID, Attach: at.want, AttachStdin: at.stdin,
-		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, LogDriver: rec.HostConfig.LogConfig.Type, LogOptions: rec.HostConfig.LogConfig.Config,
+		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, SystemdCgroup: e.cfg.CgroupDriver == config.CgroupSystemd, LogDriver: rec.HostConfig.LogConfig.Type, LogOptions: rec.HostConfig.LogConfig.Config,
 	}
 	if req.LogDriver == "" { // a record of before the driver was kept in it
 		req.LogDriver, req.LogOptions = e.cfg.Log.Driver, e.cfg.Log.Options

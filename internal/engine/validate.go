@@ -42,7 +42,6 @@ func (e *Engine) validate(ctx context.Context, conf *apic.Config, hc *apic.HostC
 	for _, check := range []func(context.Context, *apic.Config, *apic.HostConfig) error{
 		e.validateNetwork,
 		e.validateModes,
-		validateLimits,
 		validateRestart,
 		validateSecurity,
 		validateHealth,
@@ -51,6 +50,9 @@ func (e *Engine) validate(ctx context.Context, conf *apic.Config, hc *apic.HostC
 		if err := check(ctx, conf, hc); err != nil {
 			return nil, err
 		}
+	}
+	if warnings, err = e.validateLimits(hc); err != nil {
+		return warnings, err
 	}
 	fill(hc)
 	if (hc.NetworkMode.IsHost() || hc.NetworkMode.IsNone()) && (len(hc.PortBindings) > 0 || hc.PublishAllPorts) {
@@ -79,6 +81,16 @@ func fill(hc *apic.HostConfig) {
 
 func validateRestart(_ context.Context, _ *apic.Config, hc *apic.HostConfig) error {
 	p := hc.RestartPolicy
+	if err := checkRestartPolicy(p); err != nil {
+		return err
+	}
+	if hc.AutoRemove && p.Name != "" && p.Name != apic.RestartPolicyDisabled {
+		return invalid("can't create 'AutoRemove' container with restart policy")
+	}
+	return nil
+}
+
+func checkRestartPolicy(p apic.RestartPolicy) error {
 	switch p.Name {
 	case "", apic.RestartPolicyDisabled, apic.RestartPolicyAlways, apic.RestartPolicyUnlessStopped:
 		if p.MaximumRetryCount != 0 {
@@ -90,9 +102,6 @@ func validateRestart(_ context.Context, _ *apic.Config, hc *apic.HostConfig) err
 		}
 	default:
 		return invalid("invalid restart policy: unknown policy '%s'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'", p.Name)
-	}
-	if hc.AutoRemove && p.Name != "" && p.Name != apic.RestartPolicyDisabled {
-		return invalid("can't create 'AutoRemove' container with restart policy")
 	}
 	return nil
 }

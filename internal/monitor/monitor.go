@@ -30,11 +30,13 @@ import (
 	"conex/internal/control"
 	"conex/internal/disk"
 	"conex/internal/initstage"
+	"conex/internal/linux/cgroup"
 	"conex/internal/linux/mount"
 	"conex/internal/network"
 	"conex/internal/portmap"
 	"conex/internal/runtime"
 
+	apic "github.com/moby/moby/api/types/container"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,7 +47,8 @@ type monitor struct {
 	req   control.StartRequest
 	root  *disk.Root
 	store *container.Store
-	rec   *container.Record
+	rec   *container.Record // as it was at the start; current has its limits and restart policy of now
+	place cgroup.Place
 	nets  *network.Manager
 	rt    runtime.Runtime
 	log   *logWriter // open while the container runs
@@ -57,9 +60,13 @@ type monitor struct {
 	// writers are the goroutines that still write to clients.
 	writers sync.WaitGroup
 
+	// changes is held while the container is started, and while its limits are changed.
+	changes sync.Mutex
+
 	mu    sync.Mutex
 	state container.State
-	run   *run // the present run; nil between runs
+	host  *apic.HostConfig // the record's as it was changed since, nil before that
+	run   *run             // the present run; nil between runs
 	// stop is closed when no further run must be started.
 	stop     chan struct{}
 	stopped  bool // stop is closed
@@ -164,6 +171,9 @@ func open(fd int) (*monitor, error) {
 		return nil, err
 	}
 	m.named.rec = m.rec
+	if m.place, err = cgroup.ForContainer(m.rec.ID, m.rec.HostConfig.CgroupParent, m.req.SystemdCgroup); err != nil {
+		return nil, err
+	}
 	m.nets = network.Open(m.root, m.req.State)
 	m.idle = time.AfterFunc(idleAfter, func() {
 		debug.SetGCPercent(idlePercent)
@@ -171,7 +181,7 @@ func open(fd int) (*monitor, error) {
 	})
 	m.state = container.State{
 		Status: container.Starting, BootID: disk.BootID(), Monitor: os.Getpid(), Restarts: m.req.Restarts,
-		Cgroup: CgroupPath(m.rec.ID), AutoRemove: m.rec.HostConfig.AutoRemove, Anonymous: m.rec.Anonymous,
+		Cgroup: "/" + m.place.Path, AutoRemove: m.rec.HostConfig.AutoRemove, Anonymous: m.rec.Anonymous,
 	}
 	return m, nil
 }

@@ -26,7 +26,7 @@ func (m *monitor) decide(e container.Exit) (time.Duration, bool) {
 	again := m.again
 	m.again = false
 	m.mu.Unlock()
-	if !again && !wanted(m.rec.HostConfig.RestartPolicy, e, m.state.Restarts) {
+	if !again && !wanted(m.current().HostConfig.RestartPolicy, e, m.state.Restarts) {
 		return 0, false
 	}
 	m.backoff = nextBackoff(m.backoff, e.Finished.Sub(e.Started))

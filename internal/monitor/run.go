@@ -78,6 +78,8 @@ func (r *run) forced(timeout time.Duration) {
 // start prepares and executes the container. On an error it returns what exists of the run, for release and clean; nil when
 // nothing does.
 func (m *monitor) start(first *client) (*run, error) {
+	m.changes.Lock()
+	defer m.changes.Unlock()
 	r := &run{m: m, execs: map[string]*execution{}, done: make(chan struct{})}
 	r.freezing.r = r
 	ctx := context.Background() // a start is short, and whoever asked for it may leave
@@ -110,7 +112,7 @@ func (m *monitor) start(first *client) (*run, error) {
 			return r, err
 		}
 	}
-	cfg, err := buildConfig(m.rec, files)
+	cfg, err := buildConfig(m.current(), files, m.place)
 	if err != nil {
 		return r, err
 	}

@@ -99,6 +99,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		err = s.pause(w)
 	case "POST /unpause":
 		err = s.unpause(w)
+	case "POST /update":
+		err = s.update(w, q)
 	case "POST /exec":
 		err = s.exec(w, q)
 	default:

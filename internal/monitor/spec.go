@@ -7,6 +7,7 @@ import (
 
 	"conex/internal/container"
 	"conex/internal/linux/caps"
+	"conex/internal/linux/cgroup"
 	"conex/internal/runtime"
 
 	apic "github.com/moby/moby/api/types/container"
@@ -14,8 +15,8 @@ import (
 )
 
 // buildConfig turns a record into what the runtime takes. files is the folder of hosts, hostname and resolv.conf, "" when the
-// container gets none (no network of its own to describe).
-func buildConfig(r *container.Record, files string) (*runtime.Config, error) {
+// container gets none (no network of its own to describe); place is its cgroup.
+func buildConfig(r *container.Record, files string, place cgroup.Place) (*runtime.Config, error) {
 	s := runtime.DefaultSpec()
 	hc := r.HostConfig
 	s.Process.Args = append([]string{r.Path}, r.Args...)
@@ -26,7 +27,7 @@ func buildConfig(r *container.Record, files string) (*runtime.Config, error) {
 	s.Process.User.Umask = hc.Umask
 	s.Root.Readonly = hc.ReadonlyRootfs
 	s.Annotations = hc.Annotations
-	s.Linux.CgroupsPath = CgroupPath(r.ID)
+	s.Linux.CgroupsPath = place.String()
 
 	capNames, err := caps.Resolve(s.Process.Capabilities.Bounding, hc.CapAdd, hc.CapDrop, hc.Privileged)
 	if err != nil {
@@ -38,7 +39,7 @@ func buildConfig(r *container.Record, files string) (*runtime.Config, error) {
 			return nil, err
 		}
 	}
-	c := &runtime.Config{ID: r.ID, Spec: s, User: r.Config.User, GroupAdd: hc.GroupAdd, DefaultSeccomp: !hc.Privileged}
+	c := &runtime.Config{ID: r.ID, Spec: s, User: r.Config.User, GroupAdd: hc.GroupAdd, DefaultSeccomp: !hc.Privileged, SystemdCgroup: place.Unit != ""}
 	c.Init = hc.Init != nil && *hc.Init
 	if err := security(c, hc, capNames); err != nil {
 		return nil, err
@@ -47,13 +48,12 @@ func buildConfig(r *container.Record, files string) (*runtime.Config, error) {
 	if err := devices(s, hc); err != nil {
 		return nil, err
 	}
-	resources(s, hc)
+	if err := resources(s, hc); err != nil {
+		return nil, err
+	}
 	mounts(s, r, files)
 	return c, nil
 }
-
-// CgroupPath is a container's cgroup, relative to each hierarchy's root.
-func CgroupPath(id string) string { return "/conex/" + id }
 
 // environment returns the process's environment: Docker's defaults, replaced and followed by the container's.
 func environment(c *apic.Config, hostname string) []string {

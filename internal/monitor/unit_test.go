@@ -13,6 +13,7 @@ import (
 
 	"conex/internal/container"
 	"conex/internal/control"
+	"conex/internal/linux/cgroup"
 
 	apic "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
@@ -126,7 +127,7 @@ func TestBuildConfig(t *testing.T) {
 		{Type: mount.TypeTmpfs, Destination: "/a", Mode: "exec,size=1m", RW: true},
 		{Type: mount.TypeBind, Source: "/h", Destination: "/etc/hosts", RW: true},
 	}
-	c, err := buildConfig(r, "/files")
+	c, err := buildConfig(r, "/files", cgroup.Place{Path: "conex/" + r.ID})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
 	"conex/internal/linux/cgroup"
@@ -47,6 +46,8 @@ var namespaceFlags = map[specs.LinuxNamespaceType]int{
 type box struct {
 	cfg *Config
 	cg  cgroup.Manager
+	// place is the cgroup's.
+	place cgroup.Place
 
 	flags int // namespaces to make, without those to join
 	join  []specs.LinuxNamespace
@@ -82,12 +83,16 @@ func (Builtin) Create(ctx context.Context, cfg *Config) (Container, error) {
 	if err := check(cfg); err != nil {
 		return nil, err
 	}
-	cg, err := cgroup.New(strings.TrimPrefix(cfg.Spec.Linux.CgroupsPath, "/"))
+	place, err := cgroup.Parse(cfg.Spec.Linux.CgroupsPath, cfg.SystemdCgroup)
+	if err != nil {
+		return nil, err
+	}
+	cg, err := cgroup.Open(place)
 	if err != nil {
 		return nil, err
 	}
 	b := &box{
-		cfg: cfg, cg: cg,
+		cfg: cfg, cg: cg, place: place,
 		named: make(chan error, 1), prepared: make(chan error, 1),
 		start: make(chan chan result), quit: make(chan struct{}), ended: make(chan struct{}),
 	}
@@ -112,11 +117,15 @@ func (Builtin) Create(ctx context.Context, cfg *Config) (Container, error) {
 // and Delete. os.ErrProcessDone says that the process has ended; Delete works all the same.
 func Open(cfg *Config, pid int) (Container, error) {
 	hide()
-	cg, err := cgroup.New(strings.TrimPrefix(cfg.Spec.Linux.CgroupsPath, "/"))
+	place, err := cgroup.Parse(cfg.Spec.Linux.CgroupsPath, cfg.SystemdCgroup)
 	if err != nil {
 		return nil, err
 	}
-	b := &box{cfg: cfg, cg: cg, quit: make(chan struct{}), ended: make(chan struct{}), started: true}
+	cg, err := cgroup.Open(place)
+	if err != nil {
+		return nil, err
+	}
+	b := &box{cfg: cfg, cg: cg, place: place, quit: make(chan struct{}), ended: make(chan struct{}), started: true}
 	close(b.ended)
 	if pid <= 0 {
 		return b, os.ErrProcessDone
@@ -266,7 +275,7 @@ func (b *box) Delete() error {
 func (b *box) thread() {
 	defer close(b.ended)
 	made := make(chan error, 1)
-	r := &rootfs{cfg: b.cfg, cgroupMade: made}
+	r := &rootfs{cfg: b.cfg, cgroup: b.place.Path, cgroupMade: made}
 	defer r.close()
 	enter := b.enterNamespaces
 	if b.userPath != "" || b.flags&unix.CLONE_NEWUSER != 0 {

@@ -23,6 +23,7 @@ import (
 // namespace is left to the forked child, as handles that are ready to be attached.
 type rootfs struct {
 	cfg        *Config
+	cgroup     string // the cgroup's path in each hierarchy
 	cgroupMade <-chan error
 	cgroupErr  error
 	joined     bool
@@ -317,7 +318,6 @@ func (r *rootfs) mountCgroup(m specs.Mount) error {
 		return err
 	}
 	defer dir.Close()
-	own := strings.TrimPrefix(r.cfg.Spec.Linux.CgroupsPath, "/")
 	controllers := make([]string, 0, len(info.Mounts))
 	for c := range info.Mounts {
 		controllers = append(controllers, c)
@@ -333,7 +333,7 @@ func (r *rootfs) mountCgroup(m specs.Mount) error {
 				continue
 			}
 		}
-		source := filepath.Join(info.Mounts[c], own)
+		source := filepath.Join(info.Mounts[c], r.cgroup)
 		if _, err := os.Lstat(source); err != nil {
 			continue // not in this hierarchy
 		}

@@ -65,7 +65,7 @@ type Config struct {
 	ID string
 	// Spec is the OCI runtime spec. With a user namespace in it, RootFS's layers are shown with its ids, RootFS.Dir is not. Root.Path is
 	// not used, Hooks only with State; Root.Readonly is. Linux.CgroupsPath is relative to each
-	// hierarchy's root, "/conex/<id>".
+	// hierarchy's root, "/conex/<id>"; with SystemdCgroup "slice:prefix:name" (cgroup.Parse).
 	Spec *specs.Spec
 	// User is Docker's user[:group], by name or number, looked up in the container's own passwd and group files once its
 	// root file system stands; it replaces Spec.Process.User's ids. Empty: Spec.Process.User as it is.
@@ -88,6 +88,8 @@ type Config struct {
 	DefaultSeccomp bool
 	// DieWithParent kills the container's first process, and all others with it, when this process dies, however it dies.
 	DieWithParent bool
+	// SystemdCgroup has systemd make the cgroup.
+	SystemdCgroup bool
 	// Init runs a minimal init as pid 1 that reaps and forwards signals (--init).
 	Init bool
 	// Exact takes the spec as it stands, as an OCI runtime must: the user and groups by their numbers, sysctls for namespaces that are

@@ -9,12 +9,15 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // Errors that the functions of this package wrap.
@@ -51,7 +54,7 @@ type Manager interface {
 	// AddProcess moves a process, with all its threads, into the cgroup.
 	AddProcess(pid int) error
 
-	// Update changes the limits that res sets and leaves the others alone.
+	// Update changes the limits that res sets and leaves the others alone. One that the kernel refuses leaves all as they were.
 	Update(res *specs.LinuxResources) error
 
 	// Kill sends SIGKILL to every process in the cgroup and below, in a way that a process which forks can't outrun. It returns
@@ -138,6 +141,15 @@ func New(path string) (Manager, error) {
 	return nil, fmt.Errorf("no cgroup filesystem is mounted, expected at /sys/fs/cgroup: %w", ErrUnsupported)
 }
 
+// Open returns the cgroup at a place.
+func Open(p Place) (Manager, error) {
+	m, err := New(p.Path)
+	if err != nil || p.Unit == "" {
+		return m, err
+	}
+	return nil, fmt.Errorf("systemd driver: %w", ErrUnsupported)
+}
+
 // Prune removes the folder at path, the parent of containers' cgroups, from every hierarchy in which nothing is left below
 // it. It is no error when it isn't there or still in use.
 func Prune(path string) error {
@@ -186,6 +198,37 @@ func apply(limits []limit, dir func(controller string) (string, error)) error {
 	return nil
 }
 
+// change is apply for a cgroup in use: if the kernel refuses one limit, those before it get their old values back. Limits of single
+// devices are not among them, as they share a file.
+func change(limits []limit, dir func(controller string) (string, error)) error {
+	type old struct{ file, value string }
+	var before []old
+	for _, l := range limits {
+		d, err := dir(l.controller)
+		if err != nil || strings.Contains(l.value, ":") {
+			continue
+		}
+		for _, f := range l.files {
+			if text, err := readFile(filepath.Join(d, f)); err == nil {
+				first, _, _ := strings.Cut(text, "\n")
+				before = append(before, old{filepath.Join(d, f), first})
+				break
+			}
+		}
+	}
+	err := apply(limits, dir)
+	if err == nil {
+		return nil
+	}
+	// Twice, since limits that bound each other go back in one order only.
+	for range 2 {
+		for _, o := range slices.Backward(before) {
+			_ = writeFile(o.file, o.value) // the refusal is what the caller has to hear of
+		}
+	}
+	return err
+}
+
 func (l *limit) write(dir func(string) (string, error)) error {
 	d, err := dir(l.controller)
 	if err != nil {
@@ -194,7 +237,9 @@ func (l *limit) write(dir func(string) (string, error)) error {
 		}
 		return fmt.Errorf("%s: cgroup controller %s: %w", l.flag, l.controller, err)
 	}
+	file := ""
 	for _, f := range l.files {
+		file = f
 		err = writeFile(filepath.Join(d, f), l.value)
 		if !errors.Is(err, os.ErrNotExist) {
 			break
@@ -212,6 +257,25 @@ func (l *limit) write(dir func(string) (string, error)) error {
 		}
 		return fmt.Errorf("%s: cgroup controller %s of this kernel has no %s: %w", l.flag, l.controller, strings.Join(l.files, " or "), ErrUnsupported)
 	default:
-		return fmt.Errorf("%s: set %s to %q: %w", l.flag, l.files[0], l.value, err)
+		var pe *fs.PathError
+		if errors.As(err, &pe) {
+			err = pe.Err // the path is long and says no more
+		}
+		return fmt.Errorf("%s: the kernel refuses %q as %s: %w%s", l.flag, l.value, file, err, hint(file, err))
 	}
+}
+
+// hint says what the kernel means by an error, where that is known.
+func hint(file string, err error) string {
+	switch {
+	case errors.Is(err, unix.EBUSY) && strings.HasPrefix(file, "memory."):
+		return ": more than that is in use"
+	case errors.Is(err, unix.EOPNOTSUPP) && strings.Contains(file, "bfq"):
+		return ": the device's I/O scheduler is not bfq"
+	case errors.Is(err, unix.EINVAL) && file == "cpu.rt_runtime_us":
+		return ": the parent cgroup has no such share of real time to give away"
+	case errors.Is(err, unix.ENODEV):
+		return ": a whole disk is wanted, not a partition"
+	}
+	return ""
 }

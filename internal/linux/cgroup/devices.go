@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"unsafe"
 
@@ -57,6 +58,37 @@ func access(r specs.LinuxDeviceCgroup) int {
 		return accessAll
 	}
 	return bits
+}
+
+// ParseDeviceRule reads a rule that allows devices in the kernel's own form, as in "c 13:* rwm".
+func ParseDeviceRule(s string) (specs.LinuxDeviceCgroup, error) {
+	r := specs.LinuxDeviceCgroup{Allow: true}
+	bad := fmt.Errorf("device rule %q is not of the form \"c 13:64 rwm\"", s)
+	kind, rest, _ := strings.Cut(s, " ")
+	numbers, access, _ := strings.Cut(rest, " ")
+	major, minor, ok := strings.Cut(numbers, ":")
+	if !ok || kind != "a" && kind != "b" && kind != "c" || access == "" || len(access) > 3 {
+		return r, bad
+	}
+	r.Type, r.Access = kind, access
+	for _, n := range []struct {
+		text string
+		to   **int64
+	}{{major, &r.Major}, {minor, &r.Minor}} {
+		if n.text == "*" {
+			continue
+		}
+		v, err := strconv.ParseUint(n.text, 10, 31)
+		if err != nil {
+			return r, bad
+		}
+		i := int64(v)
+		*n.to = &i
+	}
+	if checkDevices([]specs.LinuxDeviceCgroup{r}) != nil {
+		return r, bad
+	}
+	return r, nil
 }
 
 // checkDevices refuses rules that make no sense.

@@ -59,6 +59,9 @@ func Probe() Info {
 	return info
 }
 
+// Unified reports whether the v2 tree has the controllers.
+func Unified() bool { return len(mounts().v1) == 0 }
+
 func exists(path string) bool {
 	return unix.Access(path, unix.F_OK) == nil
 }

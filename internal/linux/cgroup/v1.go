@@ -212,7 +212,7 @@ func (v *v1) Update(res *specs.LinuxResources) error {
 	if err != nil {
 		return err
 	}
-	if err := apply(limits, v.dir); err != nil {
+	if err := change(limits, v.dir); err != nil {
 		return err
 	}
 	return v.setDevices(res)

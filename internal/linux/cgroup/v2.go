@@ -122,7 +122,7 @@ func (v *v2) Update(res *specs.LinuxResources) error {
 	if err != nil {
 		return err
 	}
-	if err := apply(limits, v.controller(nil)); err != nil {
+	if err := change(limits, v.controller(nil)); err != nil {
 		return err
 	}
 	return v.setDevices(res)

@@ -1,0 +1,85 @@
+package container
+
+import (
+	"errors"
+
+	"conex/internal/disk"
+
+	apic "github.com/moby/moby/api/types/container"
+)
+
+// Changes are what of a container can be changed after it was made: limits, where zero values leave the old one, and the restart
+// policy, where an empty name does.
+type Changes = apic.UpdateConfig
+
+// ErrConflict says that a change doesn't go with what the container has. The texts are Docker's.
+var ErrConflict = errors.New("conflicting options")
+
+// conflictError is ErrConflict with its words.
+type conflictError string
+
+func (e conflictError) Error() string { return string(e) }
+
+// Is makes errors.Is(err, ErrConflict) true.
+func (e conflictError) Is(target error) bool { return target == ErrConflict }
+
+// Changed returns what becomes of a host config by c; hc itself stays as it is. ErrConflict when the two don't go together.
+func Changed(hc *apic.HostConfig, c *Changes) (*apic.HostConfig, error) {
+	n := *hc
+	switch {
+	case c.NanoCPUs > 0 && n.CPUPeriod > 0:
+		return nil, conflictError("Conflicting options: Nano CPUs cannot be updated as CPU Period has already been set")
+	case c.NanoCPUs > 0 && n.CPUQuota > 0:
+		return nil, conflictError("Conflicting options: Nano CPUs cannot be updated as CPU Quota has already been set")
+	case c.CPUPeriod > 0 && n.NanoCPUs > 0:
+		return nil, conflictError("Conflicting options: CPU Period cannot be updated as NanoCPUs has already been set")
+	case c.CPUQuota > 0 && n.NanoCPUs > 0:
+		return nil, conflictError("Conflicting options: CPU Quota cannot be updated as NanoCPUs has already been set")
+	case c.Memory != 0 && c.Memory > n.MemorySwap && c.MemorySwap == 0:
+		return nil, conflictError("Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time")
+	case c.RestartPolicy.Name != "" && n.AutoRemove && !c.RestartPolicy.IsNone():
+		return nil, conflictError("Restart policy cannot be updated because AutoRemove is enabled for the container")
+	}
+	set(&n.BlkioWeight, c.BlkioWeight)
+	set(&n.CPUShares, c.CPUShares)
+	set(&n.NanoCPUs, c.NanoCPUs)
+	set(&n.CPUPeriod, c.CPUPeriod)
+	set(&n.CPUQuota, c.CPUQuota)
+	set(&n.CPURealtimePeriod, c.CPURealtimePeriod)
+	set(&n.CPURealtimeRuntime, c.CPURealtimeRuntime)
+	set(&n.CpusetCpus, c.CpusetCpus)
+	set(&n.CpusetMems, c.CpusetMems)
+	set(&n.Memory, c.Memory)
+	set(&n.MemorySwap, c.MemorySwap)
+	set(&n.MemoryReservation, c.MemoryReservation)
+	set(&n.PidsLimit, c.PidsLimit)
+	if c.RestartPolicy.Name != "" {
+		n.RestartPolicy = c.RestartPolicy
+	}
+	return &n, nil
+}
+
+func set[T comparable](to *T, v T) {
+	var zero T
+	if v != zero {
+		*to = v
+	}
+}
+
+// Update changes a container's record. The caller holds the monitor lock, or is the monitor. A nil error promises that the change
+// survives a power loss as the container itself does.
+func (s *Store) Update(id string, c *Changes) (*Record, error) {
+	l, err := s.lockNames() // a rename changes the record too
+	if err != nil {
+		return nil, err
+	}
+	defer l.Release()
+	r, err := s.Load(id)
+	if err != nil {
+		return nil, err
+	}
+	if r.HostConfig, err = Changed(r.HostConfig, c); err != nil {
+		return nil, err
+	}
+	return r, disk.WriteJSON(s.Dir(id, "config.json"), r, durability(r.HostConfig.AutoRemove))
+}

@@ -1,0 +1,68 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"conex/internal/container"
+	"conex/internal/control"
+)
+
+// Update changes a container's limits and restart policy, whether it runs or not. Warnings are Docker's, about what the kernel
+// lacks; such limits are left as they are. On an error nothing is changed.
+func (e *Engine) Update(ctx context.Context, name string, c container.Changes) (warnings []string, err error) {
+	if warnings, err = checkResources(&c.Resources, true); err != nil {
+		return warnings, err
+	}
+	if err := checkRestartPolicy(c.RestartPolicy); err != nil {
+		return warnings, err
+	}
+	n, err := e.snapshot(ctx, name)
+	if err != nil {
+		return warnings, err
+	}
+	id := n.Record.ID
+	for ctx.Err() == nil {
+		err = e.client(id).Update(ctx, c)
+		if !errors.Is(err, control.ErrGone) {
+			break
+		}
+		if err = e.updateIdle(ctx, id, c); !errors.Is(err, container.ErrBusy) { // else somebody has started it
+			break
+		}
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	var ce *control.Error
+	if errors.Is(err, container.ErrConflict) || errors.As(err, &ce) && ce.Status == 409 {
+		return warnings, conflict("Cannot update container %s: %w", id, err)
+	}
+	if err != nil {
+		return warnings, fmt.Errorf("Cannot update container %s: %w", id, classify(err))
+	}
+	return warnings, nil
+}
+
+// updateIdle is Update for a container that no monitor runs. ErrBusy when one does by now.
+func (e *Engine) updateIdle(ctx context.Context, id string, c container.Changes) error {
+	cs := e.Containers()
+	l, err := cs.LockIdle(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	if err := e.settleLocked(ctx, id); err != nil {
+		return err
+	}
+	rec, err := cs.Update(id, &c)
+	if errors.Is(err, container.ErrNotFound) {
+		return errors.Join(err, cs.RemoveRun(id)) // which our lock has made
+	}
+	if err != nil {
+		return err
+	}
+	e.event(rec, "update", nil)
+	return nil
+}
