@@ -1,12 +1,11 @@
 package engine
 
 import (
-	"errors"
 	"os"
-	"runtime"
 	"syscall"
 
 	"conex/internal/linux/cgroup"
+	"conex/internal/linux/thread"
 )
 
 // monitorsCgroup is where monitors live, next to their containers' cgroups: one for all, since a monitor needs no limits and making
@@ -28,23 +27,18 @@ func startSheltered(path string, argv []string, attr *os.ProcAttr) (*os.Process,
 		p   *os.Process
 		err error
 	}
-	for {
-		done := make(chan result, 1)
-		go func() {
-			runtime.LockOSThread() // never unlocked: the thread is inside, and dies with the goroutine
-			p, err := startWithin(cg, path, argv, attr)
-			done <- result{p, err}
-		}()
-		// The goroutine may be given the main thread, which then parks for ever; the next one gets another.
-		if r := <-done; !errors.Is(r.err, cgroup.ErrMainThread) {
-			return r.p, r.err
-		}
-	}
+	done := make(chan result, 1)
+	thread.Go(func() {
+		p, err := startWithin(cg, path, argv, attr)
+		done <- result{p, err}
+	})
+	r := <-done
+	return r.p, r.err
 }
 
 func startWithin(cg cgroup.Manager, path string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
-	if err := cg.EnterThread(); errors.Is(err, cgroup.ErrMainThread) {
-		return nil, err
+	if err := cg.EnterThread(); err != nil { // a teardown has removed it
+		return os.StartProcess(path, argv, attr)
 	}
 	a := *attr
 	sys := syscall.SysProcAttr{}
