@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 
 	"conex/internal/container"
 	"conex/internal/control"
@@ -35,14 +36,15 @@ func (e *Engine) Update(ctx context.Context, name string, c container.Changes) (
 	if err == nil {
 		err = ctx.Err()
 	}
+	if err == nil {
+		return warnings, nil
+	}
+	what := "Cannot update container " + id
 	var ce *control.Error
-	if errors.Is(err, container.ErrConflict) || errors.As(err, &ce) && ce.Status == 409 {
-		return warnings, conflict("Cannot update container %s: %w", id, err)
+	if errors.Is(err, container.ErrConflict) || errors.As(err, &ce) && ce.Status == http.StatusConflict {
+		return warnings, conflict("%s: %w", what, err)
 	}
-	if err != nil {
-		return warnings, fmt.Errorf("Cannot update container %s: %w", id, classify(err))
-	}
-	return warnings, nil
+	return warnings, fmt.Errorf("%s: %w", what, classify(err))
 }
 
 // updateIdle is Update for a container that no monitor runs. ErrBusy when one does by now.
