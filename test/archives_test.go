@@ -501,7 +501,7 @@ func (w *world) podmanPeer() *peer {
 }
 
 // dockerd starts a daemon of Docker's in the world's network namespace, with folders of its own.
-func (w *world) dockerd() *peer {
+func (w *world) dockerd(more ...string) *peer {
 	w.t.Helper()
 	daemon, err := exec.LookPath("dockerd")
 	if err != nil {
@@ -516,7 +516,7 @@ func (w *world) dockerd() *peer {
 		w.t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(daemon, "--data-root", w.path("docker/data"), "--exec-root", w.path("docker/exec"), "-H", "unix://"+w.path("docker/sock"), "--pidfile", w.path("docker/pid"))
+	cmd := exec.Command(daemon, append([]string{"--data-root", w.path("docker/data"), "--exec-root", w.path("docker/exec"), "-H", "unix://" + w.path("docker/sock"), "--pidfile", w.path("docker/pid")}, more...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// In a namespace of its own: its bridge and tables are none of ours.
 	netns := newNetns(w.t)

@@ -8,8 +8,11 @@ package initstage
 
 import (
 	"os"
-	"path/filepath"
+	"strings"
 )
+
+// base is path's last part. Package path/filepath initialises late, and so would whatever imports it.
+func base(path string) string { return path[strings.LastIndexByte(path, '/')+1:] }
 
 // Takeover runs main and exits with its result when this process was executed under the given name (the base of argv[0]).
 // Otherwise it returns at once.
@@ -17,7 +20,7 @@ import (
 // main runs on a goroutine of its own: the one that runs init functions is locked to the process's first thread, and every
 // switch from and to it would cost a thread switch.
 func Takeover(name string, main func() int) {
-	if len(os.Args) == 0 || filepath.Base(os.Args[0]) != name {
+	if len(os.Args) == 0 || base(os.Args[0]) != name {
 		return
 	}
 	takeOver(main)
@@ -27,6 +30,21 @@ func Takeover(name string, main func() int) {
 func TakeoverCommand(name string, main func() int) {
 	if len(os.Args) > 1 && os.Args[1] == name {
 		takeOver(main)
+	}
+}
+
+// TakeoverBefore runs do, which may execute another program, before a command line that the OCI runtime's name or word begins; wanted
+// gets its arguments.
+func TakeoverBefore(wanted func(args []string) bool, do func()) {
+	switch {
+	case len(os.Args) > 0 && base(os.Args[0]) == "conex-runtime":
+		if wanted(os.Args[1:]) {
+			do()
+		}
+	case len(os.Args) > 1 && os.Args[1] == "runtime":
+		if wanted(os.Args[2:]) {
+			do()
+		}
 	}
 }
 

@@ -8,10 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"conex/internal/disk"
 	"conex/internal/linux/nsfork"
+	"conex/internal/ocicli/shield"
 	"conex/internal/runtime"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -190,6 +192,7 @@ func (a *app) make(id string, o *startOptions, hold bool, spec *specs.Spec, bund
 		return nil, nil, err
 	}
 	completeSpec(spec, id, bundle)
+	a.warnCapabilities(spec.Process)
 	if st, err := os.Stat(spec.Root.Path); err != nil {
 		return nil, nil, fmt.Errorf("rootfs: %w", err)
 	} else if !st.IsDir() {
@@ -229,6 +232,13 @@ func (a *app) make(id string, o *startOptions, hold bool, spec *specs.Spec, bund
 		return nil, nil, errors.Join(err, box.Delete())
 	}
 	return c, p, nil
+}
+
+// warnCapabilities leaves out what the host lacks, and says so.
+func (a *app) warnCapabilities(p *specs.Process) {
+	if lacking := heldCapabilities(p.Capabilities); len(lacking) > 0 {
+		a.warn(fmt.Errorf("ignoring unknown or unavailable capabilities: %s", strings.Join(lacking, " ")))
+	}
 }
 
 // hold makes what the first process waits with.
@@ -319,6 +329,9 @@ func (a *app) start(c *container) error {
 		return err
 	}
 	if h := spec.Hooks; h != nil && len(h.StartContainer) > 0 {
+		if !a.shielded {
+			shield.Execute() // from the beginning; the lock goes with this program
+		}
 		if err := c.startHooks(h.StartContainer); err != nil {
 			if p, perr := os.FindProcess(c.rec.Pid); perr == nil && c.alive() {
 				err = errors.Join(err, p.Kill())

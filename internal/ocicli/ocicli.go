@@ -20,10 +20,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"conex/internal/initstage"
+	"conex/internal/linux/mount"
+	"conex/internal/ocicli/shield"
 )
 
 // Name is the name to call conex by for this command line.
@@ -45,6 +48,8 @@ type app struct {
 	systemdCgroup bool
 	debug         bool
 	rootless      string
+	// shielded says that package shield has done its work.
+	shielded bool
 }
 
 // exitCode ends a command with a container's code, without a message.
@@ -62,7 +67,10 @@ type command struct {
 // Main runs the command line and returns its exit code: a container's for run and exec, else 0 or 1.
 func Main(args []string) int {
 	a := &app{}
-	err := a.main(args)
+	err := a.unshield()
+	if err == nil {
+		err = a.main(args)
+	}
 	var code exitCode
 	switch {
 	case err == nil:
@@ -72,6 +80,28 @@ func Main(args []string) int {
 	}
 	a.report(err)
 	return 1
+}
+
+// unshield ends what package shield began: from now on nobody executes this program by way of its process.
+func (a *app) unshield() error {
+	fd, err := strconv.Atoi(os.Getenv(shield.Env))
+	if err != nil {
+		return nil // started without
+	}
+	a.shielded = true
+	if err := os.Unsetenv(shield.Env); err != nil {
+		return err
+	}
+	self := os.NewFile(uintptr(fd), "self")
+	if self == nil {
+		return nil
+	}
+	defer self.Close()
+	if err := mount.ForbidExecution(self); err != nil {
+		return fmt.Errorf("forbid execution of the runtime: %w", err)
+	}
+	// Executed through a descriptor we would be called by its number.
+	return os.WriteFile("/proc/self/comm", []byte(Name), 0)
 }
 
 func (a *app) main(args []string) error {

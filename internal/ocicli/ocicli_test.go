@@ -459,6 +459,9 @@ func TestAttributes(t *testing.T) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
 			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1000000000 - uptime(t)}}
 		}},
+		"unknown capability": {"grep -c . /proc/self/status >/dev/null; echo ok", "ok\n", func(s *specs.Spec) {
+			s.Process.Capabilities.Bounding = append(s.Process.Capabilities.Bounding, "CAP_TOMORROW")
+		}},
 		"home": {"echo $HOME", "/\n", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -648,6 +651,34 @@ func TestFeatures(t *testing.T) {
 	if out := m.ok("help"); !strings.Contains(out, "features") {
 		t.Errorf("help: %s", out)
 	}
+}
+
+// TestOwnProgram: an image that has the kernel execute the runtime's own program, by its process, gets nowhere (CVE-2019-5736).
+func TestOwnProgram(t *testing.T) {
+	m := newMachine(t)
+	evil := func(s *specs.Spec) { s.Process.Args = []string{"/evil"} }
+	for name, edit := range map[string]func(*specs.Spec){
+		"run": evil,
+		"hook": func(s *specs.Spec) {
+			s.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "/evil"}}}
+		},
+	} {
+		b := m.bundle("true", edit)
+		if err := os.WriteFile(filepath.Join(b, "rootfs/evil"), []byte("#!/proc/self/exe\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		m.fails("permission denied", "run", "-b", b, name)
+		m.ok("create", "-b", b, name)
+		m.fails("permission denied", "start", name)
+		m.ok("delete", "--force", name)
+	}
+	b := m.bundle("sleep 1000")
+	if err := os.WriteFile(filepath.Join(b, "rootfs/evil"), []byte("#!/proc/self/exe\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m.ok("run", "-d", "-b", b, "box")
+	m.fails("permission denied", "exec", "box", "/evil")
+	m.fails("no such file", "exec", "box", "/proc/self/exe")
 }
 
 // FuzzSpec: whatever a config.json holds, it is understood or refused; completing and checking it never panics.

@@ -7,7 +7,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"conex/internal/linux/caps"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -106,6 +109,27 @@ func completeSpec(s *specs.Spec, id, bundle string) {
 	if r := s.Linux.Resources; len(r.Devices) > 0 {
 		r.Devices = append(r.Devices, defaultDevices()...)
 	}
+}
+
+// heldCapabilities takes out of a process's capabilities those that this host does not have, and returns them: a caller asks for all
+// that it knows.
+func heldCapabilities(c *specs.LinuxCapabilities) (lacking []string) {
+	if c == nil {
+		return nil
+	}
+	held := caps.All()
+	for _, set := range []*[]string{&c.Bounding, &c.Effective, &c.Permitted, &c.Inheritable, &c.Ambient} {
+		*set = slices.DeleteFunc(slices.Clone(*set), func(name string) bool {
+			if slices.Contains(held, name) {
+				return false
+			}
+			if !slices.Contains(lacking, name) {
+				lacking = append(lacking, name)
+			}
+			return true
+		})
+	}
+	return lacking
 }
 
 func isBind(m specs.Mount) bool {
