@@ -46,6 +46,14 @@ func (p *peer) onTerminal(args ...string) string {
 	}
 	cmd := exec.Command(script, "-qec", strings.Join(line, " "), "/dev/null")
 	cmd.Dir, cmd.Env = p.w.dir, append(os.Environ(), p.env...)
+	// A user who types nothing, not one who is gone.
+	in, typed, err := os.Pipe()
+	if err != nil {
+		p.w.t.Fatal(err)
+	}
+	defer in.Close()
+	defer typed.Close()
+	cmd.Stdin = in
 	out, err := cmd.Output()
 	if err != nil {
 		p.w.t.Errorf("%s on a terminal: %v\n%s", strings.Join(args, " "), err, out)
@@ -82,7 +90,7 @@ func engineOnRuntime(t *testing.T, p *peer, run ...string) {
 	p.run("exec", "-d", "web", "touch", "/made")
 	p.w.eventually(30*time.Second, "the detached exec has run", func() bool { _, err := p.try("exec", "web", "ls", "/made"); return err == nil })
 	p.run("pause", "web")
-	if out := p.run("ps"); !strings.Contains(strings.ToLower(out), "paused") {
+	if out := p.run("ps", "-a"); !strings.Contains(strings.ToLower(out), "paused") {
 		t.Errorf("paused: %s", out)
 	}
 	p.run("unpause", "web")

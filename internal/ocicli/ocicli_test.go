@@ -454,7 +454,15 @@ func TestAttributes(t *testing.T) {
 		}},
 		"memory policy": {"grep -c default /proc/self/numa_maps >/dev/null; echo ok", "ok\n", func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolLocal} }},
 		"shared root":   {"grep -c ' / r[ow].* shared:' /proc/self/mountinfo", "1\n", func(s *specs.Spec) { s.Linux.RootfsPropagation = "shared" }},
-		"umask":         {"umask", "0027\n", func(s *specs.Spec) { u := uint32(0o27); s.Process.User.Umask = &u }},
+		"copy up": {"cat /hidden/file; echo; touch /hidden/more; grep -c ' /hidden tmpfs' /proc/mounts", "x\n1\n", func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/hidden", Type: "tmpfs", Source: "tmpfs", Options: []string{"rprivate", "nosuid", "tmpcopyup"}})
+		}},
+		"user namespace": {"id -u; cat /proc/self/uid_map; touch /hidden/x 2>/dev/null || echo no", "0\n         0     100000      65536\nno\n", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+			s.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}
+			s.Linux.GIDMappings = s.Linux.UIDMappings
+		}},
+		"umask": {"umask", "0027\n", func(s *specs.Spec) { u := uint32(0o27); s.Process.User.Umask = &u }},
 		"clocks": {"dd if=/proc/uptime bs=1 count=7 2>/dev/null", "1000000", func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
 			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1000000000 - uptime(t)}}
@@ -510,6 +518,31 @@ func TestTimeNamespaceExec(t *testing.T) {
 	}
 }
 
+// TestUserNamespace: exec and hooks find their way into a container whose root is none on the host.
+func TestUserNamespace(t *testing.T) {
+	m := newMachine(t)
+	dir := t.TempDir()
+	hook := filepath.Join(dir, "hook")
+	if err := os.WriteFile(hook, []byte("#!/bin/sh\ncat >"+hook+".state\ncat /proc/$(grep -o '\"pid\":[0-9]*' "+hook+".state | cut -d: -f2)/uid_map >"+hook+".map\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b := m.bundle("cat /proc/self/uid_map; sleep 1000", func(s *specs.Spec) {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+		s.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}
+		s.Linux.GIDMappings = s.Linux.UIDMappings
+		s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: hook}}}
+	})
+	m.ok("create", "-b", b, "box")
+	if got, err := os.ReadFile(hook + ".map"); err != nil || !strings.Contains(string(got), "100000") {
+		t.Errorf("the hook saw a process with ids %q, %v", got, err)
+	}
+	m.ok("start", "box")
+	if out := m.ok("exec", "box", "sh", "-c", "id -u; cat /proc/self/uid_map"); out != "0\n         0     100000      65536\n" {
+		t.Errorf("exec: %q", out)
+	}
+	m.ok("delete", "--force", "box")
+}
+
 func TestRefused(t *testing.T) {
 	m := newMachine(t)
 	for text, edit := range map[string]func(*specs.Spec){
@@ -520,7 +553,7 @@ func TestRefused(t *testing.T) {
 			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/x"}
 		},
 		"setting it would change": func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"vm.swappiness": "1"} },
-		"the container has no network": func(s *specs.Spec) {
+		"not allowed in the host's network": func(s *specs.Spec) {
 			s.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1"}
 			s.Linux.Namespaces = s.Linux.Namespaces[:1]
 			s.Hostname = ""

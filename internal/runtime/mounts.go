@@ -26,6 +26,7 @@ type mountOptions struct {
 	alone       bool // the propagation is not that of the mounts below
 	bind        bool
 	recursive   bool
+	copyUp      bool // a tmpfs begins with what it covers
 	idmap       bool // shown with other ids; ridmap: with the mounts below it
 	ridmap      bool
 	params      []mount.Param // for the file system itself
@@ -71,6 +72,8 @@ func parseMountOptions(opts []string) mountOptions {
 			m.bind = true
 		case "rbind":
 			m.bind, m.recursive = true, true
+		case "tmpcopyup":
+			m.copyUp = true
 		case "idmap":
 			m.idmap = true
 		case "ridmap":
@@ -136,6 +139,11 @@ func (r *rootfs) mountEntry(root *os.File, i int, m specs.Mount) error {
 		}
 	} else {
 		tree, err = r.newMount(m, o)
+		if err == nil && o.copyUp {
+			if err = copyUp(root, tree, m.Destination); err != nil {
+				tree.Close()
+			}
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", m.Destination, err)
@@ -349,7 +357,7 @@ func maskOf(isDir bool) (*os.File, error) {
 
 // MountOptions lists the options of mounts that have a meaning here; others go to the file system.
 func MountOptions() []string {
-	out := []string{"async", "bind", "defaults", "rbind"}
+	out := []string{"async", "bind", "defaults", "idmap", "rbind", "ridmap", "tmpcopyup"}
 	for o := range attrOptions {
 		out = append(out, o)
 		if o != "relatime" {
