@@ -202,8 +202,22 @@ func (s *server) kill(w http.ResponseWriter, q *http.Request) error {
 		r.freezing.dropAll(false)
 	}
 	s.m.event("kill", map[string]string{"signal": strconv.Itoa(int(sig))})
-	return answer(w, struct{}{})
+	if sig != unix.SIGKILL {
+		return answer(w, struct{}{})
+	}
+	// Nobody survives this one, so whoever sent it finds the container ended, as with Docker.
+	t := time.NewTimer(killTimeout)
+	defer t.Stop()
+	select {
+	case <-s.m.final:
+		return answer(w, struct{}{})
+	case <-t.C:
+		return &control.Error{Status: http.StatusInternalServerError, Message: "tried to kill container, but it has not ended: a process waits in the kernel"}
+	}
 }
+
+// killTimeout is how long SIGKILL may take: a process that waits for a device or a network file system dies when the kernel lets it.
+const killTimeout = 10 * time.Second
 
 func (m *monitor) restarting() bool {
 	m.mu.Lock()
