@@ -7,6 +7,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/docker/go-units"
 
 	"conex/internal/linux/cgroup"
 )
@@ -179,4 +182,73 @@ func TestCgroupParent(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestStatsAreTheKernels compares stats with the kernel's files of a container that stands still.
+func TestStatsAreTheKernels(t *testing.T) {
+	w := limitsWorld(t)
+	w.conex("run", "-d", "--name", "still", "-m", "64m", "--network", "none", "busybox", "sh", "-c", "head -c 1m /dev/zero >/file; sleep 1000")
+	w.eventually(5*time.Second, "the file", func() bool { return w.conex("exec", "still", "sh", "-c", "wc -c </file") == "1048576" })
+	w.conex("pause", "still")
+	got := w.conex("stats", "--no-stream", "--format", "{{.MemUsage}}|{{.PIDs}}|{{.CPUPerc}}", "still")
+	number := func(v1, v2 string) uint64 {
+		t.Helper()
+		n, err := strconv.ParseUint(w.cgroupFile("still", v1, v2), 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	used := number("memory.usage_in_bytes", "memory.current")
+	key := "total_inactive_file"
+	if cgroup.Probe().Version == "2" {
+		key = "inactive_file"
+	}
+	for line := range strings.Lines(w.cgroupFile("still", "memory.stat", "memory.stat")) {
+		if k, v, _ := strings.Cut(strings.TrimSpace(line), " "); k == key {
+			n, err := strconv.ParseUint(v, 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			used -= n
+		}
+	}
+	want := units.BytesSize(float64(used)) + " / 64MiB|" + w.cgroupFile("still", "pids.current", "pids.current") + "|0.00%"
+	if got != want {
+		t.Errorf("stats say %s, the kernel %s", got, want)
+	}
+	w.conex("unpause", "still")
+	w.conex("rm", "-f", "still")
+}
+
+// TestCPUShares gives two busy containers one processor and looks at whose time it was, not at the clock.
+func TestCPUShares(t *testing.T) {
+	w := limitsWorld(t)
+	for name, shares := range map[string]string{"small": "256", "large": "1024"} {
+		w.conex("run", "-d", "--name", name, "-c", shares, "--cpuset-cpus", "0", "--network", "none", "busybox", "sh", "-c", "while :; do :; done")
+	}
+	used := func(name string) float64 {
+		t.Helper()
+		info := cgroup.Probe()
+		if info.Version != "2" {
+			n, err := strconv.ParseFloat(w.cgroupFile(name, "cpuacct.usage", ""), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		first, _, _ := strings.Cut(w.cgroupFile(name, "", "cpu.stat"), "\n")
+		n, err := strconv.ParseFloat(strings.TrimPrefix(first, "usage_usec "), 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n * 1000
+	}
+	small, large := used("small"), used("large")
+	w.eventually(time.Minute, "two seconds of processor time", func() bool { return used("small")+used("large")-small-large > 2e9 })
+	ratio := (used("large") - large) / (used("small") - small)
+	if ratio < 2.5 || ratio > 6 {
+		t.Errorf("shares of 1024 and 256: processor time %.2f to 1", ratio)
+	}
+	w.conex("rm", "-f", "small", "large")
 }

@@ -40,6 +40,7 @@ func (a *app) containerGroup() *cobra.Command {
 		as(a.rmCommand(), "rm", "remove"),
 		a.runCommand(),
 		a.startCommand(),
+		a.statsCommand(),
 		a.stopCommand(),
 		a.topCommand(),
 		a.unpauseCommand(),

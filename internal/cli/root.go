@@ -66,6 +66,7 @@ func commands() []command {
 		{name: "save", build: (*app).saveCommand},
 		{name: "search", build: (*app).searchCommand},
 		{name: "start", build: (*app).startCommand},
+		{name: "stats", build: (*app).statsCommand},
 		{name: "stop", build: (*app).stopCommand},
 		{name: "tag", build: (*app).tagCommand},
 		{name: "top", build: (*app).topCommand},
@@ -83,7 +84,6 @@ var notYet = []string{
 	"context",
 	"cp",
 	"diff",
-	"stats",
 }
 
 // notYetIn are notYet's like, by group.
