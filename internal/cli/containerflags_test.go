@@ -84,6 +84,15 @@ func TestContainerFlags(t *testing.T) {
 				return []any{h.SecurityOpt, h.MaskedPaths, h.ReadonlyPaths}
 			},
 			`[["seccomp={\"defaultAction\":\"SCMP_ACT_ALLOW\"}","no-new-privileges","apparmor=x"],[],[]]`},
+		{"devices", []string{"--device", "/dev/a", "--device", "/dev/b:rw", "--device", "/dev/c:/dev/../x", "--device", "/dev/d:/d:m", "--device", "v.com/c=n", "img"},
+			func(_ *apic.Config, h *apic.HostConfig) any {
+				return []any{h.Devices, h.DeviceRequests}
+			},
+			`[[{"PathOnHost":"/dev/a","PathInContainer":"/dev/a","CgroupPermissions":"rwm"},{"PathOnHost":"/dev/b","PathInContainer":"/dev/b","CgroupPermissions":"rw"},` +
+				`{"PathOnHost":"/dev/c","PathInContainer":"/x","CgroupPermissions":"rwm"},{"PathOnHost":"/dev/d","PathInContainer":"/d","CgroupPermissions":"m"}],` +
+				`[{"Driver":"cdi","Count":0,"DeviceIDs":["v.com/c=n"],"Capabilities":null,"Options":null}]]`},
+		{"gpus", []string{"--gpus", "all", "--gpus", `"device=0,1",driver=nvidia,"options=a=b,c=d"`, "img"}, func(_ *apic.Config, h *apic.HostConfig) any { return h.DeviceRequests },
+			`[{"Driver":"","Count":-1,"DeviceIDs":null,"Capabilities":[["gpu"]],"Options":{}},{"Driver":"nvidia","Count":0,"DeviceIDs":["0","1"],"Capabilities":[["gpu"]],"Options":{"a":"b","c":"d"}}]`},
 		{"some streams", []string{"-a", "STDOUT", "-a", "stdin", "img"}, func(c *apic.Config, _ *apic.HostConfig) any {
 			return []any{c.AttachStdin, c.AttachStdout, c.AttachStderr, c.OpenStdin, c.StdinOnce}
 		}, `[true,true,false,false,false]`},
@@ -150,7 +159,15 @@ func TestContainerFlagErrors(t *testing.T) {
 		{[]string{"--security-opt", "colour=red"}, "invalid --security-opt"},
 		{[]string{"--security-opt", "seccomp=/nonexistent/file"}, "opening seccomp profile"},
 		{[]string{"--network", "name=x,alias=y"}, "not supported yet"},
-		{[]string{"--gpus", "all"}, "--gpus is not supported yet"},
+		{[]string{"--gpus", "some"}, `invalid count (some): value must be either "all" or an integer`},
+		{[]string{"--gpus", "count=1,count=2"}, "'count' can be specified only once"},
+		{[]string{"--gpus", "colour=red"}, "unexpected key 'colour'"},
+		{[]string{"--device", "null"}, "null is not an absolute path"},
+		{[]string{"--device", "/dev/null:null"}, "null is not an absolute path"},
+		{[]string{"--device", "/a:/b:z"}, "bad mode specified: z"},
+		{[]string{"--device", "/a:/b:rr"}, "bad mode specified: rr"},
+		{[]string{"--device", "/a:/b:r:w"}, "bad format for path: /a:/b:r:w"},
+		{[]string{"--device", ""}, "bad format for path"},
 		{[]string{"-a", "stdlog"}, "valid streams are STDIN, STDOUT and STDERR"},
 		{[]string{"--ulimit", "nofile"}, "invalid ulimit argument: nofile"},
 		{[]string{"--ulimit", "colour=1"}, "invalid ulimit type: colour"},

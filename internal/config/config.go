@@ -43,6 +43,8 @@ type Config struct {
 	DNS []string `toml:"dns"`
 	// DNSSearch lists search domains for containers, instead of the host's.
 	DNSSearch []string `toml:"dns-search"`
+	// CDISpecDirs are folders with descriptions of devices, instead of /etc/cdi and /var/run/cdi; Docker's name.
+	CDISpecDirs []string `toml:"cdi-spec-dirs"`
 	// KeepBlobs says what becomes of layers' compressed blobs: KeepAuto, KeepAlways or KeepNever.
 	KeepBlobs string `toml:"keep-blobs"`
 	// GC bounds what is kept for later.

@@ -27,6 +27,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"conex/internal/cdi"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -123,6 +125,8 @@ type StartRequest struct {
 	SystemdCgroup bool `json:"systemdCgroup,omitempty"`
 	// Restarts continues a count that a dead monitor left.
 	Restarts int `json:"restarts,omitempty"`
+	// Edits are what the container's CDI devices change in it; nil without such.
+	Edits *cdi.Edits `json:"edits,omitempty"`
 }
 
 // Name is the monitor's argv[0].

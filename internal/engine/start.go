@@ -96,6 +96,9 @@ func (e *Engine) launch(ctx context.Context, rec *container.Record, lock *disk.L
 	if req.LogDriver == "" { // a record of before the driver was kept in it
 		req.LogDriver, req.LogOptions = e.cfg.Log.Driver, e.cfg.Log.Options
 	}
+	if req.Edits, err = e.deviceEdits(rec.HostConfig); err != nil {
+		return nil, &ExitError{125, err}
+	}
 	if req.Lower, err = ls.Lower(ctx, rec.Layers); err != nil {
 		return nil, &ExitError{125, err}
 	}

@@ -44,6 +44,7 @@ func (e *Engine) validate(ctx context.Context, conf *apic.Config, hc *apic.HostC
 		e.validateModes,
 		validateRestart,
 		validateSecurity,
+		validateDevices,
 		validateHealth,
 		e.validateLogs,
 	} {

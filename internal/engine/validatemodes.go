@@ -35,8 +35,6 @@ func (e *Engine) validateModes(_ context.Context, conf *apic.Config, hc *apic.Ho
 		return bad("volumes-from", hc.VolumesFrom[0])
 	case hc.Runtime != "" && hc.Runtime != "conex" && hc.Runtime != "runc":
 		return bad("runtime", hc.Runtime)
-	case len(hc.DeviceRequests) > 0:
-		return bad("gpus", "")
 	}
 	if _, empty := hc.Annotations[""]; empty {
 		return invalid("invalid Annotations: the empty string is not permitted as an annotation key")

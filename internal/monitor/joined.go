@@ -161,15 +161,19 @@ func (j *joined) open(o *owner, kind specs.LinuxNamespaceType, name string) erro
 	return nil
 }
 
-// apply puts what is joined into the runtime's description. dir is an existing empty folder of the host.
-func (j *joined) apply(c *runtime.Config, dir string) {
+// apply puts what is joined into the runtime's description. dir is a folder of the host for the /dev/shm to be shown on; it is made
+// when there is one.
+func (j *joined) apply(c *runtime.Config, dir string) error {
 	for i, ns := range c.Spec.Linux.Namespaces {
 		if f := j.spaces[ns.Type]; f != nil {
 			c.Spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/self/fd/%d", f.Fd())
 		}
 	}
 	if j.shm == nil {
-		return
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
 	}
 	for i, m := range c.Spec.Mounts {
 		if m.Destination == "/dev/shm" && m.Source == "shm" {
@@ -177,6 +181,7 @@ func (j *joined) apply(c *runtime.Config, dir string) {
 			c.Spec.Mounts[i] = specs.Mount{Destination: m.Destination, Type: "bind", Source: dir, Options: []string{"bind", "nosuid", "noexec", "nodev"}}
 		}
 	}
+	return nil
 }
 
 // bridged reports whether a container has an endpoint of its own on a network.

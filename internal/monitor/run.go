@@ -120,19 +120,18 @@ func (m *monitor) start(first *client) (*run, error) {
 	for _, l := range links { // the container's own variables stand above them
 		cfg.Spec.Process.Env = mergeEnv(l.env(m.rec.Name), cfg.Spec.Process.Env)
 	}
-	if joined.shm != nil {
-		dir := m.store.RunDir(m.rec.ID, "shm")
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return r, err
-		}
-		joined.apply(cfg, dir)
-	} else {
-		joined.apply(cfg, "")
+	if err := joined.apply(cfg, m.store.RunDir(m.rec.ID, "shm")); err != nil {
+		return r, err
 	}
 	cfg.RootFS = runtime.RootFS{Lower: m.req.Lower, Upper: m.store.Dir(m.rec.ID, "upper"), Work: m.store.Dir(m.rec.ID, "work")}
 	cfg.Scratch = m.store.RunDir(m.rec.ID, "root")
 	if err := os.MkdirAll(cfg.Scratch, 0o700); err != nil {
 		return r, err
+	}
+	if e := m.req.Edits; e != nil {
+		if err := inject(cfg, e, m.store.RunDir(m.rec.ID, "bundle")); err != nil {
+			return r, err
+		}
 	}
 	cfg.SeccompCache = m.req.State + "/seccomp"
 	if m.req.Rows > 0 && m.req.Cols > 0 {

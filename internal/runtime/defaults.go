@@ -158,7 +158,7 @@ func DeviceFromPath(path string) (specs.LinuxDevice, error) {
 	case unix.S_IFBLK:
 		d.Type = "b"
 	default:
-		return d, &os.PathError{Op: "device", Path: path, Err: unix.ENODEV}
+		return d, errNoDevice
 	}
 	return d, nil
 }

@@ -316,7 +316,12 @@ func (r *rootfs) makeNode(d specs.LinuxDevice) error {
 	name := filepath.Base(d.Path)
 	err = unix.Mknodat(int(parent.Fd()), name, mode, int(unix.Mkdev(uint32(d.Major), uint32(d.Minor))))
 	if err == unix.EEXIST {
-		return nil
+		// Of an earlier run, outside of /dev. Anything else there would be taken for the device.
+		st, serr := safepath.Lstat(parent, name)
+		if serr == nil && st.Mode&unix.S_IFMT == mode&unix.S_IFMT && st.Rdev == unix.Mkdev(uint32(d.Major), uint32(d.Minor)) {
+			return nil
+		}
+		return fmt.Errorf("device %s: something else has this name already", d.Path)
 	}
 	if err != nil {
 		return fmt.Errorf("device %s: %w", d.Path, err)
