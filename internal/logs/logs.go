@@ -63,6 +63,8 @@ func Open(dir string, c Container, o Options) (Driver, error) {
 		}
 	case Local:
 		d, err = openLocal(dir, o.Files)
+	case Syslog, Journald:
+		d, err = openRemote(dir, c, o)
 	default:
 		err = fmt.Errorf("log driver %q: %w", o.Driver, ErrUnsupported)
 	}
