@@ -2,7 +2,6 @@ package cli
 
 import (
 	"cmp"
-	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -119,21 +118,4 @@ func (a *app) networkLsCommand() *cobra.Command {
 // networkRow is a line of network ls; its fields, in the order of their JSON form, are what templates may name.
 type networkRow struct {
 	CreatedAt, Driver, ID, IPv4, IPv6, Internal, Labels, Name, Scope string
-}
-
-func (a *app) reconcileCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "reconcile", Short: "Settle containers that lost their monitor and start those that should run", Args: a.exactly(0), Hidden: true,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			e, err := a.engine()
-			if err != nil {
-				return err
-			}
-			started, err := e.Reconcile(cmd.Context())
-			for _, name := range started {
-				fmt.Fprintln(a.out, name)
-			}
-			return err
-		},
-	}
 }

@@ -74,7 +74,7 @@ func commands() []command {
 		{name: "update", build: (*app).updateCommand},
 		{name: "wait", build: (*app).waitCommand},
 		{name: "why", build: (*app).whyCommand},
-		{name: "reconcile", build: (*app).reconcileCommand, hidden: true},
+		{name: "reconcile", build: (*app).reconcileCommand},
 	}
 }
 

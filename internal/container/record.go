@@ -63,6 +63,14 @@ type Desired struct {
 	// Stopped says that a user stopped or killed it: no restart policy brings it back before the next start, and
 	// unless-stopped not even a reboot.
 	Stopped bool `json:"stopped"`
+	// Since is when it was started, with Running; restarts by policy leave it. Zero once a monitor was told to end because the machine
+	// goes down. An exit.json from before, and no state.json, mean that the run's end was lost (see Snapshot).
+	Since time.Time `json:"since,omitzero"`
+}
+
+// same says that writing d in the place of old would say nothing new.
+func (d Desired) same(old Desired) bool {
+	return d.Running == old.Running && d.Stopped == old.Stopped && d.Since.IsZero() == old.Since.IsZero()
 }
 
 // Exit says how a container's last run ended.
@@ -183,12 +191,12 @@ func (s *Store) Load(id string) (*Record, error) {
 // Hollow reports whether a container's folder has no record in it: those of --rm are not synced, so a power loss may leave the
 // folder with an empty file, or one of zeros. Such a folder may be removed.
 func (s *Store) Hollow(id string) bool {
-	b, err := os.ReadFile(s.Dir(id, "config.json"))
-	if err != nil {
+	path := s.Dir(id, "config.json")
+	if _, err := os.Lstat(path); err != nil {
 		_, derr := os.Lstat(s.Dir(id))
 		return errors.Is(err, fs.ErrNotExist) && derr == nil
 	}
-	return len(bytes.Trim(b, "\x00")) == 0
+	return blank(path)
 }
 
 // durability is less for what nobody asks for after a reboot, such as a container that goes at its end: no sync on its way.
@@ -209,7 +217,7 @@ func (s *Store) Desired(id string) (Desired, error) {
 // SetDesired replaces desired.json. The caller holds the monitor lock, or asks the monitor to do it. Nothing is written when
 // the file says so already. It survives a power loss if there is a restart policy, which alone asks for it after a reboot.
 func (s *Store) SetDesired(r *Record, d Desired) error {
-	if old, err := s.Desired(r.ID); err == nil && old == d {
+	if old, err := s.Desired(r.ID); err == nil && d.same(old) {
 		return nil
 	}
 	return disk.WriteJSON(s.Dir(r.ID, "desired.json"), d, durability(r.HostConfig.RestartPolicy.IsNone()))
@@ -249,8 +257,14 @@ func (s *Store) ClearState(id string) error {
 
 func readOptional(path string, v any) error {
 	err := disk.ReadJSON(path, v)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || err != nil && blank(path) {
 		return nil
 	}
 	return err
+}
+
+// blank reports whether a file is what a power loss may leave of one that was not synced.
+func blank(path string) bool {
+	b, err := os.ReadFile(path)
+	return err == nil && len(bytes.Trim(b, "\x00")) == 0
 }

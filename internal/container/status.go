@@ -16,6 +16,9 @@ type Snapshot struct {
 	Desired Desired
 	Exit    *Exit
 	State   *State
+	// Lost says that nobody saw the end of the last run: the machine went down, or somebody emptied the state folder. Exit says so then,
+	// exit.json does not.
+	Lost bool
 }
 
 // Snapshot reads everything about a container. ErrNotFound when it is gone.
@@ -40,7 +43,35 @@ func (s *Store) Snapshot(id string) (*Snapshot, error) {
 	if st != nil && st.Status == Exited && st.Exit != nil && (e == nil || e.Finished.Before(st.Exit.Finished)) {
 		e = st.Exit // the disk had no room for it
 	}
-	return &Snapshot{Record: r, Desired: d, Exit: e, State: st}, nil
+	n := &Snapshot{Record: r, Desired: d, Exit: e, State: st}
+	if st == nil && d.Running && !d.Since.IsZero() && (e == nil || e.Finished.Before(d.Since) || !e.Next.IsZero()) {
+		// Unless it was just started, between our looks.
+		if n.State, err = s.State(id); err == nil && n.State == nil {
+			n.lose()
+		}
+	}
+	return n, err
+}
+
+// Errors of ends that nobody saw, as exit.json and inspect have them.
+const (
+	MonitorDied = "monitor died"
+	Rebooted    = "machine rebooted"
+)
+
+// LostCode is the exit code of a run whose end nobody saw: Docker's.
+const LostCode = 255
+
+// lose makes up the end of a run that nobody saw.
+func (n *Snapshot) lose() {
+	x := &Exit{Code: LostCode, Error: Rebooted, Started: n.Desired.Since, Finished: n.Desired.Since}
+	if n.Exit != nil {
+		x.Restarts = n.Exit.Restarts
+		if !n.Exit.Next.IsZero() { // a restart later than that
+			x.Started, x.Finished = n.Exit.Next, n.Exit.Next
+		}
+	}
+	n.Exit, n.Lost = x, true
 }
 
 // Alive returns the state of a container that runs or is about to be restarted, nil otherwise. It trusts the file: settle dead

@@ -31,6 +31,8 @@ import (
 	"conex/internal/cdi"
 	"os"
 
+	"conex/internal/container"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -128,6 +130,9 @@ type StartRequest struct {
 	// Edits are what the container's CDI devices change in it; nil without such.
 	Edits *cdi.Edits `json:"edits,omitempty"`
 }
+
+// ForShutdown is the command of a stop that is not a user's wish: the machine goes down.
+const ForShutdown = container.ByShutdown
 
 // Name is the monitor's argv[0].
 const Name = "conex-monitor"

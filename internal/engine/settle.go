@@ -173,24 +173,18 @@ func killCgroup(path string) error {
 	return nil
 }
 
-// Errors of ends that nobody saw, as exit.json and inspect have them.
-const (
-	MonitorDied = "monitor died"
-	Rebooted    = "machine rebooted"
-)
-
 // deathOf is the end of a container whose monitor left this state behind.
 func deathOf(st *container.State) container.Exit {
 	if st.Status == container.Restarting && st.Exit != nil {
 		return *st.Exit // it was not running: its last end stands
 	}
 	x := container.Exit{
-		Code: 128 + int(syscall.SIGKILL), Signal: int(syscall.SIGKILL), Error: MonitorDied, Started: st.Started,
+		Code: 128 + int(syscall.SIGKILL), Signal: int(syscall.SIGKILL), Error: container.MonitorDied, Started: st.Started,
 		Finished: time.Now().UTC(), Restarts: st.Restarts,
 	}
 	switch {
 	case st.BootID != disk.BootID():
-		x.Error = Rebooted
+		x.Code, x.Signal, x.Error = container.LostCode, 0, container.Rebooted
 	case st.Status == container.Starting:
 		x.Code, x.Signal, x.Error = 125, 0, "monitor died before the command ran"
 	}
@@ -225,72 +219,4 @@ func revivable(n *container.Snapshot) bool {
 	default:
 		return false
 	}
-}
-
-// Reconcile settles what died and starts what should run, after a reboot above all. It returns the names of the containers that it
-// started; an error of one does not keep it from the others.
-//
-// As with Docker: always means also what a user had stopped, unless-stopped does not; on-failure starts what was running.
-func (e *Engine) Reconcile(ctx context.Context) (started []string, err error) {
-	cs := e.Containers()
-	// What a killed process left half deleted is swept by pull, build and import; a machine that only runs containers has us.
-	errs := []error{e.Settle(ctx), e.root.Sweep()}
-	ids, err := cs.List()
-	if err != nil {
-		return nil, err
-	}
-	for _, id := range ids {
-		n, err := cs.Snapshot(id)
-		if errors.Is(err, container.ErrNotFound) {
-			if cs.Hollow(id) {
-				errs = append(errs, e.dropHollow(id))
-			}
-			continue
-		}
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if n.Alive() != nil {
-			continue
-		}
-		if n.Record.HostConfig.AutoRemove && n.State == nil && n.Exit == nil && n.Desired.Running {
-			// It ran when the machine went down, and was not to outlive its run.
-			errs = append(errs, e.discard(ctx, n.Record))
-			continue
-		}
-		should := n.Desired.Running && revivable(n)
-		switch n.Record.HostConfig.RestartPolicy.Name {
-		case apic.RestartPolicyAlways:
-			should = n.Desired.Running || n.Desired.Stopped
-		case apic.RestartPolicyUnlessStopped:
-			should = n.Desired.Running && !n.Desired.Stopped
-		}
-		if !should {
-			continue
-		}
-		if _, err := e.launch(ctx, n.Record, nil, startMonitor(), attachment{}, &Streams{}); err != nil {
-			if !errors.Is(err, container.ErrBusy) {
-				errs = append(errs, fmt.Errorf("start container %s: %w", n.Record.Name, err))
-			}
-			continue
-		}
-		started = append(started, n.Record.Name)
-	}
-	return started, errors.Join(errs...)
-}
-
-// dropHollow removes what a power loss left of a container that was not to survive it.
-func (e *Engine) dropHollow(id string) error {
-	cs := e.Containers()
-	l, err := cs.Lock(id)
-	if err != nil {
-		return err
-	}
-	defer l.Release()
-	trash, err := cs.Remove(id)
-	if err != nil || trash == "" {
-		return err
-	}
-	return errors.Join(os.RemoveAll(trash), cs.RemoveRun(id))
 }

@@ -179,9 +179,9 @@ func (s *sentences) cause(x *container.Exit) {
 			what += fmt.Sprintf(": the machine's, not its own limit; it had %s at most", units.BytesSize(float64(x.PeakMemory)))
 		}
 		s.add("%s.", what)
-	case x.Error == MonitorDied:
+	case x.Error == container.MonitorDied:
 		s.add("Its monitor, the conex process that keeps its output and exit code, died: somebody killed it, or the kernel did for lack of memory. conex ended what was left of the container, since nobody could have said how it ended.")
-	case x.Error == Rebooted:
+	case x.Error == container.Rebooted:
 		s.add("The machine went down while it ran.")
 	case x.Error != "":
 		s.add("The reason: %s.", strings.TrimSuffix(x.Error, "."))

@@ -46,6 +46,9 @@ func exitWords(x *container.Exit, ran bool) string {
 		}
 		return s
 	}
+	if x.Error == container.Rebooted {
+		return fmt.Sprintf("nobody saw how, so its exit code is %d", x.Code)
+	}
 	said := fmt.Sprintf("it ended by itself with exit code %d", x.Code)
 	switch {
 	case x.Code == 0:

@@ -206,7 +206,7 @@ func (m *monitor) start(first *client) (*run, error) {
 // running records that the process is there.
 func (m *monitor) running(r *run) error {
 	r.health = newHealth(r)
-	if err := m.store.SetDesired(m.rec, container.Desired{Running: true}); err != nil {
+	if err := m.store.SetDesired(m.rec, container.Desired{Running: true, Since: r.started}); err != nil {
 		return err
 	}
 	m.mu.Lock()

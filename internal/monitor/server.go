@@ -240,7 +240,7 @@ func (s *server) stop(w http.ResponseWriter, q *http.Request) error {
 			return &control.Error{Status: http.StatusBadRequest, Message: "invalid timeout: " + v}
 		}
 	}
-	s.m.halt(true)
+	s.m.halt(q.FormValue("for") != control.ForShutdown)
 	if r := s.m.present(); r != nil {
 		by := ender(q, cmp.Or(q.FormValue("for"), "stop"), sig)
 		by.Timeout = max(seconds, 0)
