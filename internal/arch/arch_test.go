@@ -54,6 +54,8 @@ var sideways = map[string]string{
 	"registry config":            "the configuration names mirrors",
 	"registry credentials":       "a registry asks for what the user has logged in with",
 	"treecopy layertar":          "names and attributes of a tar are checked in one place",
+	"linux/cgroup linux/dbus":    "one of the drivers asks systemd",
+	"linux/cgroup linux/nsfork":  "a scope of systemd begins with a process, which does nothing but wait",
 	"linux/seccomp disk":         "compiled filters are cached in files, which only disk writes",
 }
 

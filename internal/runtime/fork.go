@@ -117,6 +117,7 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	if err != nil {
 		return nil, startError(err, cfg.Spec.Process.Args[0])
 	}
+	b.cg.Started()
 	var master *os.File
 	if r.console != nil {
 		master = r.console.master

@@ -51,6 +51,9 @@ type Manager interface {
 	// closes it.
 	FD() (*os.File, error)
 
+	// Started says that the container's first process is inside, or will never be.
+	Started()
+
 	// AddProcess moves a process, with all its threads, into the cgroup.
 	AddProcess(pid int) error
 
@@ -147,7 +150,7 @@ func Open(p Place) (Manager, error) {
 	if err != nil || p.Unit == "" {
 		return m, err
 	}
-	return nil, fmt.Errorf("systemd driver: %w", ErrUnsupported)
+	return &systemd{Manager: m, place: p}, nil
 }
 
 // Prune removes the folder at path, the parent of containers' cgroups, from every hierarchy in which nothing is left below

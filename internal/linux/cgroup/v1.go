@@ -187,6 +187,8 @@ func (v *v1) enter(file, value string) error {
 	return nil
 }
 
+func (v *v1) Started() {}
+
 func (v *v1) FD() (*os.File, error) {
 	if v.uni == nil {
 		return nil, nil
