@@ -74,6 +74,7 @@ func runScript(t *testing.T, file string) {
 			}
 			env.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 			env.Setenv("BUSYBOX", image)
+			env.Setenv("CONEX", w.bin)
 			env.Setenv("TERM", "xterm")
 			return nil
 		},

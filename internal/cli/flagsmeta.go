@@ -13,10 +13,10 @@ import (
 
 // metaFlags say what a container is called and when it comes and goes.
 type metaFlags struct {
-	name, platform, pull, cidfile, restart string
-	quiet, rm, trustless                   bool
-	isolation                              string
-	label, labelFile, annotation           list
+	name, platform, pull, cidfile, restart, runtime string
+	quiet, rm, trustless                            bool
+	isolation                                       string
+	label, labelFile, annotation                    list
 }
 
 func (c *metaFlags) register(f *pflag.FlagSet) {
@@ -31,11 +31,9 @@ func (c *metaFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&c.pull, "pull", "missing", `Pull image before running ("always", "missing", "never")`)
 	f.BoolVarP(&c.quiet, "quiet", "q", false, "Suppress the pull output")
 	f.StringVar(&c.restart, "restart", "no", "Restart policy to apply when a container exits")
+	f.StringVar(&c.runtime, "runtime", "", "Runtime to use for this container: conex, runc, crun, a name from the configuration, or a path")
 	f.BoolVar(&c.rm, "rm", false, "Automatically remove the container when it exits")
 	refuse(f, "use-api-socket", "", "bool", "there is no API socket to mount: conex has no daemon")
-	refuseAll(f,
-		"runtime",
-	)
 }
 
 func (c *metaFlags) apply(t *flagTarget) error {
@@ -49,7 +47,7 @@ func (c *metaFlags) apply(t *flagTarget) error {
 	if err := c.setLabels(t); err != nil {
 		return err
 	}
-	t.host.ContainerIDFile, t.host.AutoRemove = c.cidfile, c.rm
+	t.host.ContainerIDFile, t.host.AutoRemove, t.host.Runtime = c.cidfile, c.rm, c.runtime
 	return c.setRestart(t.host)
 }
 

@@ -3,6 +3,8 @@ package cli
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/docker/go-units"
@@ -77,6 +79,7 @@ func printInfo(out io.Writer, i engine.Info, debug bool) {
 	p(" Cgroup Driver: %s", i.CgroupDriver)
 	p(" Cgroup Version: %s", i.CgroupVersion)
 	p("  Controllers: %s", strings.Join(i.CgroupControllers, " "))
+	p(" Runtimes: %s", strings.Join(slices.Sorted(maps.Keys(i.Runtimes)), " "))
 	p(" Default Runtime: %s", i.DefaultRuntime)
 	p(" Security Options:")
 	for _, o := range i.SecurityOptions {

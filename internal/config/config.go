@@ -24,6 +24,9 @@ const (
 	DefaultState = "/run/conex"
 )
 
+// BuiltinRuntime is the name of the runtime that is a part of this program.
+const BuiltinRuntime = "conex"
+
 // Config is the file's content with defaults filled in.
 type Config struct {
 	// Root is the data folder, which survives a reboot.
@@ -51,6 +54,8 @@ type Config struct {
 	GC GC `toml:"gc"`
 	// Build bounds builds.
 	Build Build `toml:"build"`
+	// Runtimes are OCI runtimes that --runtime knows by a name: the paths of their programs.
+	Runtimes map[string]string `toml:"runtimes"`
 	// CgroupDriver says who makes containers' cgroups: CgroupFS (also ""), conex itself, or CgroupSystemd.
 	CgroupDriver string `toml:"cgroup-driver"`
 }
@@ -231,6 +236,14 @@ func (c *Config) check() error {
 			if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.RawQuery != "" || u.Fragment != "" {
 				return bad([]string{"registry", name, "mirrors"}, "registry.%q.mirrors: %q is not of the form http(s)://host[:port][/prefix]", name, m)
 			}
+		}
+	}
+	for name, path := range c.Runtimes {
+		switch {
+		case name == BuiltinRuntime || name == "" || strings.ContainsAny(name, "/ "):
+			return bad([]string{"runtimes", name}, "runtimes.%q: is not a name for another runtime", name)
+		case !strings.HasPrefix(path, "/"):
+			return bad([]string{"runtimes", name}, "runtimes.%q: %q is not an absolute path", name, path)
 		}
 	}
 	if c.Build.MaxParallelism < 0 {

@@ -109,6 +109,8 @@ type StartRequest struct {
 	Root  string `json:"root"`
 	State string `json:"state"`
 	ID    string `json:"id"`
+	// Runtime is the program of an OCI runtime to use instead of the built-in one.
+	Runtime string `json:"runtime,omitempty"`
 	// Lower are the layers' mounted folders, top first.
 	Lower []string `json:"lower"`
 	// Attach says that a client is attached from the start, with AttachStdin to the input too.

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"conex/internal/config"
 	"conex/internal/linux/cgroup"
 	"conex/internal/logs"
 
@@ -36,9 +37,11 @@ type Info struct {
 	Name                                                              string
 	// DockerRootDir is the data folder, State the folder of what a reboot clears.
 	DockerRootDir, State string
-	DefaultRuntime       string
-	SecurityOptions      []string
-	Warnings             []string
+	// Runtimes are those that --runtime takes by name, with the programs of the others.
+	Runtimes        map[string]RuntimeInfo
+	DefaultRuntime  string
+	SecurityOptions []string
+	Warnings        []string
 }
 
 // Info looks at the stores and at the machine.
@@ -47,7 +50,7 @@ func (e *Engine) Info(ctx context.Context) (Info, error) {
 		return Info{}, err
 	}
 	i := Info{
-		OSType: runtime.GOOS, NCPU: runtime.NumCPU(), DockerRootDir: e.root.Path(), State: e.cfg.State, DefaultRuntime: "builtin",
+		OSType: runtime.GOOS, NCPU: runtime.NumCPU(), DockerRootDir: e.root.Path(), State: e.cfg.State, DefaultRuntime: config.BuiltinRuntime, Runtimes: e.runtimes(),
 		SecurityOptions: []string{"name=seccomp,profile=builtin"}, CgroupDriver: "cgroupfs",
 	}
 	all, err := e.snapshots(ctx)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"conex/internal/container"
 	"conex/internal/disk"
 	"conex/internal/linux/cgroup"
+	"conex/internal/runtime"
 	"conex/internal/volume"
 
 	apic "github.com/moby/moby/api/types/container"
@@ -97,6 +99,9 @@ func (e *Engine) settleLocked(ctx context.Context, id string) error {
 		if err := killCgroup(st.Cgroup); err != nil {
 			return fmt.Errorf("settle container %s: %w", id[:12], err)
 		}
+	}
+	if err := runtime.ForgetExternal(filepath.Join(e.cfg.State, "oci"), id); err != nil {
+		return fmt.Errorf("settle container %s: %w", id[:12], err)
 	}
 	// Nobody uses the address any more.
 	if err := e.Networks().Detach(ctx, id); err != nil {

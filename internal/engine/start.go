@@ -93,6 +93,9 @@ func (e *Engine) launch(ctx context.Context, rec *container.Record, lock *disk.L
 		Root: e.root.Path(), State: e.cfg.State, ID: rec.ID, Attach: at.want, AttachStdin: at.stdin,
 		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, SystemdCgroup: e.cfg.CgroupDriver == config.CgroupSystemd, LogDriver: rec.HostConfig.LogConfig.Type, LogOptions: rec.HostConfig.LogConfig.Config,
 	}
+	if req.Runtime, err = e.runtimePath(rec.HostConfig.Runtime); err != nil {
+		return nil, &ExitError{125, err}
+	}
 	if req.LogDriver == "" { // a record of before the driver was kept in it
 		req.LogDriver, req.LogOptions = e.cfg.Log.Driver, e.cfg.Log.Options
 	}

@@ -33,8 +33,9 @@ func (e *Engine) validateModes(_ context.Context, conf *apic.Config, hc *apic.Ho
 		return bad("userns", string(hc.UsernsMode))
 	case len(hc.VolumesFrom) > 0:
 		return bad("volumes-from", hc.VolumesFrom[0])
-	case hc.Runtime != "" && hc.Runtime != "conex" && hc.Runtime != "runc":
-		return bad("runtime", hc.Runtime)
+	}
+	if _, err := e.runtimePath(hc.Runtime); err != nil {
+		return err
 	}
 	if _, empty := hc.Annotations[""]; empty {
 		return invalid("invalid Annotations: the empty string is not permitted as an annotation key")

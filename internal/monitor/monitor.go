@@ -159,6 +159,9 @@ func open(fd int) (*monitor, error) {
 	if req.Attach {
 		m.first = files[2]
 	}
+	if req.Runtime != "" {
+		m.rt = runtime.NewExternal(req.Runtime, req.State+"/oci")
+	}
 	rename(req.ID)
 	if m.root, err = disk.OpenRoot(m.req.Root); err != nil {
 		return nil, err

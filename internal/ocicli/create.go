@@ -191,8 +191,8 @@ func (a *app) make(id string, o *startOptions, hold bool, spec *specs.Spec, bund
 	if err != nil {
 		return nil, nil, err
 	}
-	completeSpec(spec, id, bundle)
-	a.warnCapabilities(spec.Process)
+	completeSpec(spec, id, bundle, a.systemdCgroup)
+	a.allow(spec.Process)
 	if st, err := os.Stat(spec.Root.Path); err != nil {
 		return nil, nil, fmt.Errorf("rootfs: %w", err)
 	} else if !st.IsDir() {
@@ -203,7 +203,7 @@ func (a *app) make(id string, o *startOptions, hold bool, spec *specs.Spec, bund
 		return nil, nil, err
 	}
 	c.spec = spec
-	c.rec = record{Bundle: bundle, RootFS: spec.Root.Path, Created: time.Now().UTC(), NoKeyring: o.noKeyring}
+	c.rec = record{Bundle: bundle, RootFS: spec.Root.Path, Created: time.Now().UTC(), Systemd: a.systemdCgroup, NoKeyring: o.noKeyring}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.remove())
@@ -212,6 +212,7 @@ func (a *app) make(id string, o *startOptions, hold bool, spec *specs.Spec, bund
 	cfg := &runtime.Config{
 		ID: id, Spec: spec, RootFS: runtime.RootFS{Dir: spec.Root.Path}, Scratch: spec.Root.Path, Exact: true,
 		Stdio: [3]*os.File{os.Stdin, os.Stdout, os.Stderr}, State: c.state, NoPivot: o.noPivot, NoKeyring: o.noKeyring, PreserveFDs: preserve,
+		SystemdCgroup: a.systemdCgroup,
 	}
 	if spec.Linux.Seccomp != nil {
 		cfg.SeccompCache = seccompCache(a.root)
@@ -234,10 +235,16 @@ func (a *app) make(id string, o *startOptions, hold bool, spec *specs.Spec, bund
 	return c, p, nil
 }
 
-// warnCapabilities leaves out what the host lacks, and says so.
-func (a *app) warnCapabilities(p *specs.Process) {
+// allow leaves out what this host can't give, capabilities and higher limits, and says so.
+func (a *app) allow(p *specs.Process) {
 	if lacking := heldCapabilities(p.Capabilities); len(lacking) > 0 {
 		a.warn(fmt.Errorf("ignoring unknown or unavailable capabilities: %s", strings.Join(lacking, " ")))
+	}
+	for i, l := range p.Rlimits {
+		if got := runtime.AllowedRlimit(l); got != l {
+			a.warn(fmt.Errorf("%s: this host does not let us raise it from %d to %d", l.Type, got.Hard, l.Hard))
+			p.Rlimits[i] = got
+		}
 	}
 }
 

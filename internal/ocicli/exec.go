@@ -96,7 +96,7 @@ func (a *app) exec(id string, args []string, o *execOptions) error {
 	case !p.Terminal && o.consoleSocket != "":
 		return errors.New("--console-socket: the process has no terminal")
 	}
-	a.warnCapabilities(p)
+	a.allow(p)
 	preserve, err := preserved(o.preserve, p)
 	if err != nil {
 		return err

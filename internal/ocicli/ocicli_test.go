@@ -732,7 +732,7 @@ func FuzzSpec(f *testing.F) {
 			}
 			return
 		}
-		completeSpec(s, "id", "/bundle")
+		completeSpec(s, "id", "/bundle", false)
 		if s.Linux.CgroupsPath == "" || !filepath.IsAbs(s.Root.Path) {
 			t.Errorf("incomplete: %+v", s)
 		}

@@ -90,8 +90,12 @@ func parseSpec(b []byte) (*specs.Spec, error) {
 
 // completeSpec writes down what a spec leaves to the runtime: the cgroup's path, the devices that every container may use, and
 // relative paths, which mean the bundle's folder.
-func completeSpec(s *specs.Spec, id, bundle string) {
-	if s.Linux.CgroupsPath == "" {
+func completeSpec(s *specs.Spec, id, bundle string, systemd bool) {
+	switch {
+	case s.Linux.CgroupsPath != "":
+	case systemd:
+		s.Linux.CgroupsPath = "system.slice:conex:" + id
+	default:
 		s.Linux.CgroupsPath = "/" + Name + "/" + id
 	}
 	if !filepath.IsAbs(s.Root.Path) {

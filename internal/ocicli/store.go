@@ -155,7 +155,7 @@ func (c *container) config() (*specs.Spec, error) {
 	if c.spec, err = parseSpec(b); err != nil {
 		return nil, err
 	}
-	completeSpec(c.spec, c.id, c.rec.Bundle)
+	completeSpec(c.spec, c.id, c.rec.Bundle, c.rec.Systemd)
 	return c.spec, nil
 }
 
@@ -165,7 +165,11 @@ func (c *container) cgroup() (cgroup.Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	return cgroup.New(strings.TrimPrefix(spec.Linux.CgroupsPath, "/"))
+	place, err := cgroup.Parse(spec.Linux.CgroupsPath, c.rec.Systemd)
+	if err != nil {
+		return nil, err
+	}
+	return cgroup.Open(place)
 }
 
 // runtimeConfig is what package runtime wants to know of an existing container.
@@ -174,7 +178,7 @@ func (c *container) runtimeConfig() (*runtime.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &runtime.Config{ID: c.id, Spec: spec, Exact: true, NoKeyring: c.rec.NoKeyring, SeccompCache: seccompCache(filepath.Dir(c.dir))}, nil
+	return &runtime.Config{ID: c.id, Spec: spec, Exact: true, NoKeyring: c.rec.NoKeyring, SystemdCgroup: c.rec.Systemd, SeccompCache: seccompCache(filepath.Dir(c.dir))}, nil
 }
 
 // alive reports whether the first process is there.
