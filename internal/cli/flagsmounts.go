@@ -1,34 +1,46 @@
 package cli
 
 import (
-	apic "github.com/moby/moby/api/types/container"
+	"fmt"
+	"path"
+	"strings"
+
 	"github.com/moby/moby/api/types/mount"
 	"github.com/spf13/pflag"
 )
 
 // mountFlags are what is mounted into the container, and its root.
 type mountFlags struct {
-	volumes, mounts, tmpfs list
-	readOnly               bool
+	volumes, mounts, tmpfs  list
+	volumesFrom, storageOpt list
+	volumeDriver            string
+	readOnly                bool
 }
 
 func (c *mountFlags) register(f *pflag.FlagSet) {
 	f.Var(&c.mounts, "mount", "Attach a filesystem mount to the container")
 	f.BoolVar(&c.readOnly, "read-only", false, "Mount the container's root filesystem as read only")
+	f.Var(&c.storageOpt, "storage-opt", "Storage driver options for the container (size=BYTES)")
 	f.Var(&c.tmpfs, "tmpfs", "Mount a tmpfs directory")
 	f.VarP(&c.volumes, "volume", "v", "Bind mount a folder or file of the host, or a volume")
-	refuseAll(f,
-		"storage-opt",
-		"volume-driver",
-		"volumes-from",
-	)
+	f.StringVar(&c.volumeDriver, "volume-driver", "", "Optional volume driver for the container")
+	f.Var(&c.volumesFrom, "volumes-from", "Mount volumes from the specified container(s)")
 }
 
 func (c *mountFlags) apply(t *flagTarget) error {
 	cfg, host := t.config, t.host
-	host.ReadonlyRootfs = c.readOnly
+	host.ReadonlyRootfs, host.VolumeDriver, host.VolumesFrom = c.readOnly, c.volumeDriver, c.volumesFrom
+	idMap := func(target, owner string) {
+		if owner == "" {
+			return
+		}
+		if t.options.IDMap == nil {
+			t.options.IDMap = map[string]string{}
+		}
+		t.options.IDMap[path.Clean(target)] = owner
+	}
 	for _, v := range c.volumes {
-		bind, anonymous, err := parseVolume(v)
+		bind, anonymous, owner, err := parseVolume(v)
 		if err != nil {
 			return err
 		}
@@ -40,31 +52,38 @@ func (c *mountFlags) apply(t *flagTarget) error {
 			continue
 		}
 		host.Binds = append(host.Binds, bind)
+		idMap(strings.SplitN(bind, ":", 3)[1], owner)
 	}
 	for _, v := range c.tmpfs {
 		target, options, err := parseTmpfs(v)
 		if err != nil {
 			return err
 		}
-		addTmpfs(host, target, options)
+		if host.Tmpfs == nil {
+			host.Tmpfs = map[string]string{}
+		}
+		host.Tmpfs[target] = options
 	}
 	for _, v := range c.mounts {
-		m, tmpfs, err := parseMount(v)
+		m, owner, err := parseMount(v)
 		if err != nil {
-			return err
+			return fmt.Errorf("invalid argument %q for \"--mount\" flag: %w", v, err)
 		}
-		if m.Type == mount.TypeTmpfs {
-			addTmpfs(host, m.Target, tmpfs)
-			continue
+		if owner != "" && m.Type != mount.TypeBind {
+			return fmt.Errorf("invalid argument %q for \"--mount\" flag: cannot mix 'idmap' with mount type '%s'", v, m.Type)
 		}
+		idMap(m.Target, owner)
 		host.Mounts = append(host.Mounts, m)
 	}
-	return nil
-}
-
-func addTmpfs(host *apic.HostConfig, target, options string) {
-	if host.Tmpfs == nil {
-		host.Tmpfs = map[string]string{}
+	for _, o := range c.storageOpt {
+		k, v, ok := strings.Cut(o, "=")
+		if !ok {
+			return fmt.Errorf("invalid storage option")
+		}
+		if host.StorageOpt == nil {
+			host.StorageOpt = map[string]string{}
+		}
+		host.StorageOpt[k] = v
 	}
-	host.Tmpfs[target] = options
+	return nil
 }

@@ -14,6 +14,7 @@ import (
 type namespaceFlags struct {
 	hostname, domainname    string
 	cgroupns, ipc, pid, uts string
+	userns                  string
 	sysctls                 sysctlFlag
 }
 
@@ -25,9 +26,7 @@ func (c *namespaceFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&c.pid, "pid", "", "PID namespace to use (private|host|container:NAME)")
 	f.Var(&c.sysctls, "sysctl", "Sysctl options")
 	f.StringVar(&c.uts, "uts", "", "UTS namespace to use (host)")
-	refuseAll(f,
-		"userns",
-	)
+	f.StringVar(&c.userns, "userns", "", "User namespace to use (host|auto[:size=NUMBER]|nomap)")
 }
 
 func (c *namespaceFlags) apply(t *flagTarget) error {
@@ -45,7 +44,7 @@ func (c *namespaceFlags) apply(t *flagTarget) error {
 	case !h.CgroupnsMode.Valid():
 		return errors.New("--cgroupns: invalid CGROUP mode")
 	}
-	h.Sysctls = c.sysctls
+	h.Sysctls, h.UsernsMode = c.sysctls, apic.UsernsMode(c.userns)
 	return nil
 }
 

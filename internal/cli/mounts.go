@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/csv"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -15,40 +16,51 @@ import (
 )
 
 // parseVolume reads a value of -v: source:target[:options], the source being a path or the name of a volume, comes back as bind with
-// an absolute path, as HostConfig.Binds has it; target alone asks for an anonymous volume.
-func parseVolume(s string) (bind, anonymous string, err error) {
-	fail := func(format string, args ...any) (string, string, error) { return "", "", fmt.Errorf(format, args...) }
-	parts := strings.Split(s, ":")
+// an absolute path, as HostConfig.Binds has it; target alone asks for an anonymous volume. owner is what conex's own option idmap says.
+func parseVolume(s string) (bind, anonymous, owner string, err error) {
+	fail := func(format string, args ...any) (string, string, string, error) {
+		return "", "", "", fmt.Errorf(format, args...)
+	}
+	parts := strings.SplitN(s, ":", 3)
 	switch {
 	case slices.Contains(parts, ""):
 		return fail("invalid spec: %s: empty section between colons", s)
-	case len(parts) > 3:
+	case len(parts) == 3 && strings.Contains(parts[2], ":") && !strings.Contains(parts[2], "idmap="):
 		return fail("invalid spec: %s: too many colons", s)
 	case len(parts) == 1:
-		parts = []string{"", s}
+		if !path.IsAbs(s) {
+			return fail("invalid volume specification: '%s': invalid mount config for type \"volume\": invalid mount path: '%s' mount path must be absolute", s, s)
+		}
+		if path.Clean(s) == "/" {
+			return fail("invalid volume specification: '%s': invalid mount config for type \"volume\": invalid specification: destination can't be '/'", s)
+		}
+		return "", path.Clean(s), "", nil
 	}
 	if src := parts[0]; strings.HasPrefix(src, ".") || strings.HasPrefix(src, "/") {
 		if parts[0], err = filepath.Abs(src); err != nil {
-			return "", "", err
+			return "", "", "", err
 		}
-	}
-	if !path.IsAbs(parts[1]) {
-		return fail("invalid volume specification: '%s': invalid mount path: '%s' mount path must be absolute", s, parts[1])
-	}
-	if path.Clean(parts[1]) == "/" {
-		return fail("invalid volume specification: '%s': invalid specification: destination can't be '/'", s)
-	}
-	if parts[0] == "" {
-		return "", path.Clean(s), nil
 	}
 	if len(parts) == 3 {
+		var rest []string
 		for _, o := range strings.Split(parts[2], ",") {
-			if !slices.Contains([]string{"ro", "rw", "z", "Z", "nocopy", "shared", "slave", "private", "rshared", "rslave", "rprivate"}, o) {
-				return fail("invalid mode: %s", parts[2])
+			k, v, _ := strings.Cut(o, "=")
+			switch {
+			case k == "idmap":
+				if owner = v; v == "" {
+					owner = "auto"
+				}
+			case o == "U":
+				return fail("invalid mode: %s: conex never changes the owners of what it mounts; -v %s:%s:idmap shows them as the container's instead", parts[2], parts[0], parts[1])
+			default:
+				rest = append(rest, o)
 			}
 		}
+		if parts = parts[:2]; len(rest) > 0 {
+			parts = append(parts, strings.Join(rest, ","))
+		}
 	}
-	return strings.Join(parts, ":"), "", nil
+	return strings.Join(parts, ":"), "", owner, nil
 }
 
 // parseTmpfs reads a value of --tmpfs: target[:options].
@@ -60,123 +72,137 @@ func parseTmpfs(s string) (target, options string, err error) {
 	return path.Clean(target), options, nil
 }
 
-// parseMount reads a value of --mount. A tmpfs comes back as target and options for HostConfig.Tmpfs, with m.Type tmpfs.
-func parseMount(s string) (m mount.Mount, tmpfs string, err error) {
+// parseMount reads a value of --mount. owner is what conex's own option idmap says.
+func parseMount(s string) (m mount.Mount, owner string, err error) {
+	if s = strings.TrimSpace(s); s == "" {
+		return m, "", errors.New("value is empty")
+	}
 	fields, err := csv.NewReader(strings.NewReader(s)).Read()
 	if err != nil {
-		return m, "", fmt.Errorf("invalid argument %q for \"--mount\" flag: %w", s, err)
-	}
-	fail := func(format string, args ...any) (mount.Mount, string, error) {
-		return mount.Mount{}, "", fmt.Errorf("invalid argument %q for \"--mount\" flag: "+format, append([]any{s}, args...)...)
+		return m, "", err
 	}
 	m.Type = mount.TypeVolume
-	var tmpfsOptions []string
 	for _, f := range fields {
 		k, v, hasValue := strings.Cut(f, "=")
+		switch {
+		case strings.TrimSpace(k) != k:
+			return m, "", fmt.Errorf("invalid option '%s' in '%s': option should not have whitespace", strings.TrimSpace(k), f)
+		case hasValue && strings.TrimSpace(v) == "":
+			return m, "", fmt.Errorf("invalid value for '%s': value is empty", k)
+		case hasValue && strings.TrimSpace(v) != v:
+			return m, "", fmt.Errorf("invalid value for '%s' in '%s': value should not have whitespace", k, f)
+		}
 		k = strings.ToLower(k)
-		if !hasValue && !slices.Contains([]string{"readonly", "ro", "bind-nonrecursive", "volume-nocopy"}, k) {
-			return fail("invalid field '%s' must be a key=value pair", f)
+		if !hasValue && !slices.Contains([]string{"readonly", "ro", "bind-nonrecursive", "bind-create-src", "volume-nocopy", "idmap"}, k) {
+			return m, "", fmt.Errorf("invalid field '%s' must be a key=value pair", f)
 		}
-		switch k {
-		case "type":
-			m.Type = mount.Type(strings.ToLower(v))
-		case "source", "src":
-			m.Source = v
-		case "target", "dst", "destination":
-			m.Target = v
-		case "readonly", "ro":
-			if m.ReadOnly, err = boolField(v, hasValue); err != nil {
-				return fail("invalid value for %s: %s", k, v)
+		if k == "idmap" {
+			if owner = v; v == "" {
+				owner = "auto"
 			}
-		case "bind-propagation":
-			if !slices.Contains(mount.Propagations, mount.Propagation(v)) {
-				return fail("invalid propagation: %s", v)
-			}
-			bindOptions(&m).Propagation = mount.Propagation(v)
-		case "bind-nonrecursive":
-			if bindOptions(&m).NonRecursive, err = boolField(v, hasValue); err != nil {
-				return fail("invalid value for %s: %s", k, v)
-			}
-		case "bind-recursive":
-			switch v {
-			case "enabled":
-			case "disabled":
-				bindOptions(&m).NonRecursive = true
-			case "writable":
-				bindOptions(&m).ReadOnlyNonRecursive = true
-			case "readonly":
-				bindOptions(&m).ReadOnlyForceRecursive = true
-			default:
-				return fail("invalid value for bind-recursive: %s (must be \"enabled\", \"disabled\", \"writable\", or \"readonly\")", v)
-			}
-		case "bind-create-src":
-			on, err := boolField(v, hasValue)
-			if err != nil {
-				return fail("invalid value for %s: %s", k, v)
-			}
-			bindOptions(&m).CreateMountpoint = on
-		case "consistency":
-			m.Consistency = mount.Consistency(v)
-		case "tmpfs-size":
-			n, err := units.RAMInBytes(v)
-			if err != nil {
-				return fail("invalid value for %s: %s", k, v)
-			}
-			tmpfsOptions = append(tmpfsOptions, "size="+strconv.FormatInt(n, 10))
-		case "tmpfs-mode":
-			if _, err := strconv.ParseUint(v, 8, 32); err != nil {
-				return fail("invalid value for %s: %s", k, v)
-			}
-			tmpfsOptions = append(tmpfsOptions, "mode="+v)
-		case "volume-nocopy":
-			on, err := boolField(v, hasValue)
-			if err != nil {
-				return fail("invalid value for %s: %s", k, v)
-			}
-			m.VolumeOptions = &mount.VolumeOptions{NoCopy: on}
-		case "volume-label", "volume-driver", "volume-opt", "volume-subpath", "image-subpath":
-			return fail("%s is not supported yet", k)
-		default:
-			return fail("unexpected key '%s' in '%s'", k, f)
+			continue
 		}
-	}
-	if m.Target == "" {
-		return fail("target is required")
-	}
-	if !path.IsAbs(m.Target) {
-		return fail("invalid mount path: '%s' mount path must be absolute", m.Target)
-	}
-	if m.BindOptions != nil && m.Type != mount.TypeBind {
-		return fail("cannot mix 'bind-*' options with mount type '%s'", m.Type)
-	}
-	if tmpfsOptions != nil && m.Type != mount.TypeTmpfs {
-		return fail("cannot mix 'tmpfs-*' options with mount type '%s'", m.Type)
-	}
-	switch m.Type {
-	case mount.TypeBind:
-		if m.Source == "" {
-			return fail("source is required when specifying type=bind")
-		}
-		if m.Source, err = filepath.Abs(m.Source); err != nil {
+		if err := mountField(&m, k, v, f, hasValue); err != nil {
 			return m, "", err
 		}
-		if !bindOptions(&m).CreateMountpoint {
-			if _, err := os.Stat(m.Source); err != nil {
-				return fail("bind source path does not exist: %s", m.Source)
-			}
-		}
-	case mount.TypeTmpfs:
-		if m.Source != "" {
-			return fail("source can't be set for type=tmpfs")
-		}
-		if m.ReadOnly {
-			tmpfsOptions = append(tmpfsOptions, "ro")
-		}
-	case mount.TypeVolume:
-	default:
-		return fail("mount type %s is not supported yet", m.Type)
 	}
-	return m, strings.Join(tmpfsOptions, ","), nil
+	return m, owner, checkMount(&m)
+}
+
+// mountField takes one key of --mount.
+func mountField(m *mount.Mount, k, v, field string, hasValue bool) (err error) {
+	switch k {
+	case "type":
+		m.Type = mount.Type(strings.ToLower(v))
+	case "source", "src":
+		m.Source = v
+		if strings.HasPrefix(v, ".") {
+			m.Source, err = filepath.Abs(v)
+		}
+	case "target", "dst", "destination":
+		m.Target = v
+	case "readonly", "ro":
+		m.ReadOnly, err = boolField(k, v, hasValue)
+	case "consistency":
+		m.Consistency = mount.Consistency(strings.ToLower(v))
+	case "bind-propagation":
+		bindOptions(m).Propagation = mount.Propagation(strings.ToLower(v))
+	case "bind-nonrecursive": // what bind-recursive=disabled was called before
+		bindOptions(m).NonRecursive, err = boolField(k, v, hasValue)
+	case "bind-recursive":
+		switch v {
+		case "enabled":
+		case "disabled":
+			bindOptions(m).NonRecursive = true
+		case "writable":
+			bindOptions(m).ReadOnlyNonRecursive = true
+		case "readonly":
+			bindOptions(m).ReadOnlyForceRecursive = true
+		default:
+			return fmt.Errorf("invalid value for bind-recursive: %s (must be \"enabled\", \"disabled\", \"writable\", or \"readonly\")", v)
+		}
+	case "bind-create-src":
+		bindOptions(m).CreateMountpoint, err = boolField(k, v, hasValue)
+	case "volume-subpath":
+		volumeOptions(m).Subpath = v
+	case "volume-nocopy":
+		volumeOptions(m).NoCopy, err = boolField(k, v, hasValue)
+	case "volume-label":
+		o := volumeOptions(m)
+		o.Labels = setPair(o.Labels, v)
+	case "volume-driver":
+		volumeDriver(m).Name = v
+	case "volume-opt":
+		d := volumeDriver(m)
+		d.Options = setPair(d.Options, v)
+	case "image-subpath":
+		if m.ImageOptions == nil {
+			m.ImageOptions = &mount.ImageOptions{}
+		}
+		m.ImageOptions.Subpath = v
+	case "tmpfs-size":
+		n, err := units.RAMInBytes(v)
+		if err != nil {
+			return fmt.Errorf("invalid value for %s: %s", k, v)
+		}
+		tmpfsOptions(m).SizeBytes = n
+	case "tmpfs-mode":
+		n, err := strconv.ParseUint(v, 8, 32)
+		if err != nil {
+			return fmt.Errorf("invalid value for %s: %s", k, v)
+		}
+		tmpfsOptions(m).Mode = os.FileMode(n)
+	default:
+		return fmt.Errorf("unknown option '%s' in '%s'", k, field)
+	}
+	return err
+}
+
+// checkMount refuses options that don't go together.
+func checkMount(m *mount.Mount) error {
+	for _, o := range []struct {
+		of  mount.Type
+		set bool
+	}{
+		{mount.TypeBind, m.BindOptions != nil}, {mount.TypeVolume, m.VolumeOptions != nil}, {mount.TypeImage, m.ImageOptions != nil}, {mount.TypeTmpfs, m.TmpfsOptions != nil},
+	} {
+		if o.set && m.Type != o.of {
+			return fmt.Errorf("cannot mix '%s-*' options with mount type '%s'", o.of, m.Type)
+		}
+	}
+	o := m.BindOptions
+	switch {
+	case m.Type == "":
+		return errors.New("type is required")
+	case o == nil:
+	case o.ReadOnlyNonRecursive && !m.ReadOnly:
+		return errors.New("option 'bind-recursive=writable' requires 'readonly' to be specified in conjunction")
+	case o.ReadOnlyForceRecursive && !m.ReadOnly:
+		return errors.New("option 'bind-recursive=readonly' requires 'readonly' to be specified in conjunction")
+	case o.ReadOnlyForceRecursive && o.Propagation != mount.PropagationRPrivate:
+		return errors.New("option 'bind-recursive=readonly' requires 'bind-propagation=rprivate' to be specified in conjunction")
+	}
+	return nil
 }
 
 func bindOptions(m *mount.Mount) *mount.BindOptions {
@@ -186,9 +212,50 @@ func bindOptions(m *mount.Mount) *mount.BindOptions {
 	return m.BindOptions
 }
 
-func boolField(v string, hasValue bool) (bool, error) {
+func volumeOptions(m *mount.Mount) *mount.VolumeOptions {
+	if m.VolumeOptions == nil {
+		m.VolumeOptions = &mount.VolumeOptions{}
+	}
+	return m.VolumeOptions
+}
+
+func volumeDriver(m *mount.Mount) *mount.Driver {
+	o := volumeOptions(m)
+	if o.DriverConfig == nil {
+		o.DriverConfig = &mount.Driver{}
+	}
+	return o.DriverConfig
+}
+
+func tmpfsOptions(m *mount.Mount) *mount.TmpfsOptions {
+	if m.TmpfsOptions == nil {
+		m.TmpfsOptions = &mount.TmpfsOptions{}
+	}
+	return m.TmpfsOptions
+}
+
+// setPair sets key=value in a map that may be nil.
+func setPair(in map[string]string, pair string) map[string]string {
+	k, v, _ := strings.Cut(pair, "=")
+	if k == "" {
+		return in
+	}
+	if in == nil {
+		in = map[string]string{}
+	}
+	in[k] = v
+	return in
+}
+
+func boolField(key, v string, hasValue bool) (bool, error) {
 	if !hasValue {
 		return true, nil
 	}
-	return strconv.ParseBool(v)
+	switch v {
+	case "1", "true":
+		return true, nil
+	case "0", "false":
+		return false, nil
+	}
+	return false, fmt.Errorf(`invalid value for '%s': invalid boolean value (%q): must be one of "true", "1", "false", or "0" (default "true")`, key, v)
 }

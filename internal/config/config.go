@@ -48,6 +48,8 @@ type Config struct {
 	DNSSearch []string `toml:"dns-search"`
 	// CDISpecDirs are folders with descriptions of devices, instead of /etc/cdi and /var/run/cdi; Docker's name.
 	CDISpecDirs []string `toml:"cdi-spec-dirs"`
+	// UsernsRange is FIRST:SIZE, the host's ids that `--userns auto` takes from; "" for DefaultUsernsRange.
+	UsernsRange string `toml:"userns-range"`
 	// KeepBlobs says what becomes of layers' compressed blobs: KeepAuto, KeepAlways or KeepNever.
 	KeepBlobs string `toml:"keep-blobs"`
 	// GC bounds what is kept for later.
@@ -213,6 +215,9 @@ func (c *Config) check() error {
 	case "", CgroupFS, CgroupSystemd:
 	default:
 		return bad([]string{"cgroup-driver"}, "cgroup-driver: %q is none of cgroupfs, systemd", c.CgroupDriver)
+	}
+	if _, err := ParseIDRange(c.UsernsRange); err != nil {
+		return bad([]string{"userns-range"}, "%s", err)
 	}
 	switch c.KeepBlobs {
 	case "", KeepAuto, KeepAlways, KeepNever:

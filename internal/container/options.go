@@ -7,6 +7,12 @@ type Options struct {
 	HealthOnFailure string `json:"healthOnFailure,omitempty"`
 	// Links are HostConfig.Links resolved: a name may mean another container later.
 	Links []Link `json:"links,omitempty"`
+	// IDMap says of binds, by destination, whom files of the container's user belong to: "auto" whoever owns the source, or "UID:GID".
+	IDMap map[string]string `json:"idMap,omitempty"`
+	// Users are the host's ids that are the container's own (--userns auto), nil without a user namespace.
+	Users *IDs `json:"users,omitempty"`
+	// Project is the number under which the file system counts what the container writes (--storage-opt size), 0 for none.
+	Project uint32 `json:"project,omitempty"`
 }
 
 // Link is another container that is known by a further name (--link).

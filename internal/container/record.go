@@ -44,8 +44,9 @@ type Record struct {
 	// Path and Args are the command: entrypoint and cmd in one.
 	Path string   `json:"path"`
 	Args []string `json:"args"`
-	// Mounts are binds, volumes and tmpfs, in the order in which they are mounted.
+	// Mounts are binds, volumes, images and tmpfs; More says more about some of them, by destination.
 	Mounts []apic.MountPoint `json:"mounts,omitempty"`
+	More   map[string]Mount  `json:"more,omitempty"`
 	// Anonymous names the volumes that were made for this container and go with it on `rm -v` and --rm.
 	Anonymous []string `json:"anonymous,omitempty"`
 	// Platform is the image's, as in "linux/amd64".

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"conex/internal/disk"
+	"conex/internal/linux/quota"
 )
 
 var (
@@ -143,6 +144,17 @@ func (s *Store) Create(r *Record, files map[string][]byte) error {
 	// The upper folder's own mode is that of the container's "/".
 	if err := os.Chmod(filepath.Join(dir, "upper"), 0o755); err != nil {
 		return fmt.Errorf("create container: %w", err)
+	}
+	if r.Options.Project != 0 {
+		size, err := StorageSize(r.HostConfig)
+		if err != nil {
+			return err
+		}
+		for _, sub := range []string{"upper", "work"} {
+			if err := quota.Limit(filepath.Join(dir, sub), r.Options.Project, size); err != nil {
+				return fmt.Errorf("create container: %w", err)
+			}
+		}
 	}
 	for name, data := range files {
 		// No sync: their content is made anew at every start.

@@ -113,6 +113,8 @@ type StartRequest struct {
 	Runtime string `json:"runtime,omitempty"`
 	// Lower are the layers' mounted folders, top first.
 	Lower []string `json:"lower"`
+	// Images are those of images that are mounted into the container, by destination.
+	Images map[string][]string `json:"images,omitempty"`
 	// Attach says that a client is attached from the start, with AttachStdin to the input too.
 	Attach      bool `json:"attach,omitempty"`
 	AttachStdin bool `json:"attachStdin,omitempty"`

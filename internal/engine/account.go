@@ -19,6 +19,7 @@ import (
 	"conex/internal/volume"
 
 	apic "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -84,7 +85,8 @@ func (a *account) read(ctx context.Context) error {
 		}
 	}
 	for _, n := range a.containers {
-		for _, l := range n.Record.Layers {
+		_, layers := n.Record.Digests()
+		for _, l := range layers {
 			a.ofContainer[l] = true
 		}
 	}
@@ -282,12 +284,13 @@ func (a *account) addContainers(context.Context) error {
 		a.u.Containers.add(all.Disk, alive)
 		cu := ContainerUsage{ID: r.ID, Name: r.Name, Image: r.Image, Command: commandText(r), Created: r.Created, Status: n.StatusText(time.Now()), Size: upper.Size, Disk: all.Disk}
 		for _, m := range r.Mounts {
-			if m.Name != "" {
+			if m.Type == mount.TypeVolume {
 				cu.LocalVolumes++
 			}
 		}
 		a.u.ContainerList = append(a.u.ContainerList, cu)
-		for _, l := range r.Layers {
+		_, layers := r.Digests()
+		for _, l := range layers {
 			running[l] = running[l] || alive
 		}
 	}
@@ -333,7 +336,7 @@ func (a *account) addVolumes(context.Context) error {
 	links := map[string]int{}
 	for _, n := range a.containers {
 		for _, m := range n.Record.Mounts {
-			if m.Name != "" {
+			if m.Type == mount.TypeVolume {
 				links[m.Name]++
 			}
 		}
@@ -617,8 +620,11 @@ func (a *account) total() {
 			stopped += a.u.ContainerList[i].Disk
 			continue
 		}
-		keepImages[n.Record.ImageID] = true
-		for _, l := range n.Record.Layers {
+		images, layers := n.Record.Digests()
+		for _, id := range images {
+			keepImages[id] = true
+		}
+		for _, l := range layers {
 			keepLayers[l] = true
 		}
 		for _, m := range n.Record.Mounts {

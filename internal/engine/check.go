@@ -249,7 +249,8 @@ func (c *checker) users() map[ocispec.Digest]string {
 	ids, _ := c.e.Containers().List()
 	for _, id := range ids {
 		if r, err := c.e.Containers().Load(id); err == nil {
-			add("container "+r.Name, r.Layers...)
+			_, layers := r.Digests()
+			add("container "+r.Name, layers...)
 		}
 	}
 	out := map[ocispec.Digest]string{}

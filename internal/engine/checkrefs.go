@@ -18,6 +18,8 @@ import (
 	"conex/internal/layers"
 	"conex/internal/ocispec"
 	"conex/internal/volume"
+
+	"github.com/moby/moby/api/types/mount"
 )
 
 func deadLeases(root *disk.Root) ([]string, error) { return collect.Dead(root) }
@@ -153,11 +155,12 @@ func (c *checker) containerRecords() error {
 				Advice: "bring config.json back from a backup; or copy what you need from " + cs.Dir(id, "upper") + ", then move " + cs.Dir(id) + " away"})
 			continue
 		}
-		if wrong := c.missing(r.Layers); len(wrong) > 0 {
+		_, layers := r.Digests()
+		if wrong := c.missing(layers); len(wrong) > 0 {
 			c.add(Finding{Severity: Damaged, Kind: "container", Name: r.Name, Problem: strings.Join(wrong, "; ") + ": it can't start",
 				Advice: "pull, load or build " + r.Image + " again, as it was; the container's own files are in " + cs.Dir(id, "upper"),
 				fix: func(context.Context) (string, error) {
-					for _, l := range r.Layers {
+					for _, l := range layers {
 						if _, err := c.layers.Peek(l); err != nil {
 							return "", err
 						}
@@ -174,7 +177,7 @@ func (c *checker) containerRecords() error {
 			}
 		}
 		for _, m := range r.Mounts {
-			if _, err := os.Lstat(vols.Data(m.Name)); m.Name != "" && errors.Is(err, os.ErrNotExist) {
+			if _, err := os.Lstat(vols.Data(m.Name)); m.Type == mount.TypeVolume && errors.Is(err, os.ErrNotExist) {
 				c.add(Finding{Severity: Damaged, Kind: "container", Name: r.Name, Problem: "its volume " + m.Name + " is gone: it can't start",
 					Advice: "bring it back from a backup, or remove the container"})
 			}

@@ -121,9 +121,16 @@ func (e *Engine) create(ctx context.Context, req CreateRequest, hold bool) (rec 
 	defer vols.Release()
 	var back undo.Stack
 	defer back.Run()
-	if err := e.addMounts(ctx, rec, &back); err != nil {
+	mounted, err := e.addMounts(ctx, rec, &back)
+	if err != nil {
 		return nil, nil, nil, err
 	}
+	defer mounted()
+	numbers, err := e.giveNumbers(ctx, rec)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	defer numbers.Release()
 	if hold {
 		if hc.AutoRemove {
 			lock, err = e.lease(ctx, rec)

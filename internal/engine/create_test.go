@@ -11,7 +11,6 @@ import (
 	"conex/internal/ocispec"
 
 	apic "github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/mount"
 	mnet "github.com/moby/moby/api/types/network"
 )
 
@@ -61,29 +60,6 @@ func TestMergeImage(t *testing.T) {
 	}
 	if len(labels) != 1 {
 		t.Errorf("the caller's labels were changed: %v", labels)
-	}
-}
-
-func TestParseBind(t *testing.T) {
-	dir := t.TempDir()
-	m, err := parseBind(dir + ":/x:ro,rslave")
-	if err != nil || m.Type != mount.TypeBind || m.Source != dir || m.Destination != "/x" || m.RW || m.Propagation != "rslave" {
-		t.Errorf("%+v %v", m, err)
-	}
-	// Docker makes the folder.
-	if _, err := parseBind(dir + "/new:/x"); err != nil {
-		t.Error(err)
-	}
-	if st, err := os.Stat(filepath.Join(dir, "new")); err != nil || !st.IsDir() {
-		t.Errorf("%v", err)
-	}
-	if m, err := parseBind("vol:/x"); err != nil || m.Type != mount.TypeVolume || m.Name != "vol" || !m.RW {
-		t.Errorf("%+v %v", m, err)
-	}
-	for _, bad := range []string{"", ":", "a", "/a:", ":/a", "/a:/b:ro:x", "/a:/b:nonsense", "./a:/b", "-v:/b"} {
-		if m, err := parseBind(bad); !errors.Is(err, ErrInvalid) {
-			t.Errorf("parseBind(%q) = %+v, %v", bad, m, err)
-		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"conex/internal/collect"
 	"conex/internal/disk"
 	"conex/internal/image"
+	"conex/internal/layers"
 	"conex/internal/linux/mount"
 	"conex/internal/ocispec"
 
@@ -82,19 +83,12 @@ func (e *Engine) imageTree(ctx context.Context, img image.Image) (*os.File, erro
 	if err != nil {
 		return nil, err
 	}
-	lower, err := ls.Lower(ctx, img.Layers())
-	if err != nil {
-		return nil, err
-	}
-	if len(lower) == 0 {
+	if len(img.Layers()) == 0 {
 		return mount.New("tmpfs", []mount.Param{{Key: "mode", Value: "755"}}, attr)
 	}
-	if len(lower) == 1 { // a single folder would be shown as it is, with its marks of deleted files
-		empty := filepath.Join(e.cfg.State, "mounts", "empty")
-		if err := os.MkdirAll(empty, 0o700); err != nil {
-			return nil, err
-		}
-		lower = append(lower, empty)
+	lower, err := e.imageLower(ctx, ls, img.Layers())
+	if err != nil {
+		return nil, err
 	}
 	tree, err := mount.Overlay(mount.OverlayOptions{Lower: lower})
 	if err != nil {
@@ -105,6 +99,20 @@ func (e *Engine) imageTree(ctx context.Context, img image.Image) (*os.File, erro
 		return nil, err
 	}
 	return tree, nil
+}
+
+// imageLower are the mounted folders of an image's layers, top first, with an empty one below where they are fewer than two: a single
+// folder would be shown as it is, with its marks of deleted files.
+func (e *Engine) imageLower(ctx context.Context, ls *layers.Store, ids []ocispec.Digest) ([]string, error) {
+	lower, err := ls.Lower(ctx, ids)
+	if err != nil || len(lower) > 1 {
+		return lower, err
+	}
+	empty := filepath.Join(e.cfg.State, "mounts", "empty")
+	if err := os.MkdirAll(empty, 0o755); err != nil {
+		return nil, err
+	}
+	return append(lower, empty), nil
 }
 
 // MountedImages lists the images that are mounted, by name.

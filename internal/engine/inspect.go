@@ -33,16 +33,13 @@ func (e *Engine) InspectContainer(ctx context.Context, name string, size bool) (
 	out := ContainerDetail{InspectResponse: apic.InspectResponse{
 		ID: r.ID, Created: r.Created.Format(time.RFC3339Nano), Path: r.Path, Args: r.Args, State: stateOf(n), Image: string(r.ImageID),
 		ResolvConfPath: files + "/resolv.conf", HostnamePath: files + "/hostname", HostsPath: files + "/hosts",
-		Name: "/" + r.Name, Driver: r.Driver, Platform: strings.SplitN(r.Platform, "/", 2)[0], HostConfig: host, Config: r.Config, Mounts: r.Mounts,
+		Name: "/" + r.Name, Driver: r.Driver, Platform: strings.SplitN(r.Platform, "/", 2)[0], HostConfig: host, Config: r.Config, Mounts: shownMounts(r),
 		GraphDriver: &storage.DriverData{Name: r.Driver, Data: map[string]string{
 			"UpperDir": cs.Dir(r.ID, "upper"), "WorkDir": cs.Dir(r.ID, "work"),
 		}},
 	}, NetworkSettings: networkDetail(portMap(n), networks(n))}
 	if out.Args == nil {
 		out.Args = []string{}
-	}
-	if out.Mounts == nil {
-		out.Mounts = []apic.MountPoint{}
 	}
 	if path := logs.CurrentPath(cs.Dir(r.ID, "log")); exists(path) {
 		out.LogPath = path
@@ -90,6 +87,17 @@ func (e *Engine) shownHost(r *container.Record) (*apic.HostConfig, error) {
 		h.Links = append(h.Links, "/"+other.Name+":/"+r.Name+"/"+l.Alias)
 	}
 	return &h, nil
+}
+
+// shownMounts are the mounts that Docker lists: all but those of --tmpfs.
+func shownMounts(r *container.Record) []apic.MountPoint {
+	out := []apic.MountPoint{}
+	for _, m := range r.Mounts {
+		if !r.More[m.Destination].Flag {
+			out = append(out, m)
+		}
+	}
+	return out
 }
 
 func exists(path string) bool {

@@ -4,91 +4,122 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"conex/internal/collect"
 	"conex/internal/container"
 	"conex/internal/disk"
+	"conex/internal/layers"
 	"conex/internal/undo"
 	"conex/internal/volume"
 
 	apic "github.com/moby/moby/api/types/container"
-	mevents "github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 )
 
-// addMounts turns -v, --mount, --tmpfs and the image's VOLUMEs into the record's mounts. It makes the volumes that are new, and
-// registers how to take that back.
-func (e *Engine) addMounts(ctx context.Context, rec *container.Record, back *undo.Stack) error {
-	taken := map[string]bool{}
-	add := func(m apic.MountPoint) error {
-		if !path.IsAbs(m.Destination) {
-			return invalid("invalid mount path: '%s' mount path must be absolute", m.Destination)
-		}
-		m.Destination = path.Clean(m.Destination)
-		if m.Destination == "/" {
-			return invalid("invalid specification: destination can't be '/'")
-		}
-		if taken[m.Destination] {
-			return invalid("Duplicate mount point: %s", m.Destination)
-		}
-		taken[m.Destination] = true
-		rec.Mounts = append(rec.Mounts, m)
-		return nil
+// mounter turns -v, --mount, --tmpfs, --volumes-from and the image's VOLUMEs into a record's mounts.
+type mounter struct {
+	e      *Engine
+	rec    *container.Record
+	back   *undo.Stack
+	leases []*collect.Lease
+	// taken are the destinations of what was asked for by name.
+	taken map[string]bool
+	// noCopy are volumes that stay as they are, by destination.
+	noCopy map[string]bool
+	labels map[string]map[string]string
+}
+
+// close ends the leases on mounted images, once the record names them.
+func (m *mounter) close() {
+	for _, l := range m.leases {
+		l.Close()
 	}
-	hc := rec.HostConfig
-	var all []apic.MountPoint
+}
+
+// addMounts fills in the record's mounts. It makes the volumes that are new, and registers how to take that back. The caller calls
+// done when the record is written, or given up.
+func (e *Engine) addMounts(ctx context.Context, rec *container.Record, back *undo.Stack) (done func(), err error) {
+	m := &mounter{e: e, rec: rec, back: back, taken: map[string]bool{}, noCopy: map[string]bool{}, labels: map[string]map[string]string{}}
+	if err := m.add(ctx); err != nil {
+		m.close()
+		return nil, err
+	}
+	return m.close, nil
+}
+
+func (m *mounter) add(ctx context.Context) error {
+	hc := m.rec.HostConfig
+	if err := m.volumesFrom(hc.VolumesFrom); err != nil {
+		return err
+	}
 	for i, b := range hc.Binds {
 		if slices.Contains(hc.Binds[:i], b) {
 			continue // said twice; Docker's client drops it as well
 		}
-		m, err := parseBind(b)
+		p, err := m.bind(b)
 		if err != nil {
 			return err
 		}
-		all = append(all, m)
+		if _, tmpfs := hc.Tmpfs[p.Destination]; tmpfs {
+			return invalid("Duplicate mount point: %s", p.Destination)
+		}
+		if err := m.take(p); err != nil {
+			return err
+		}
 	}
-	for _, m := range hc.Mounts {
-		p, err := mountPoint(m)
+	for _, s := range hc.Mounts {
+		p, err := m.mountPoint(ctx, s)
 		if err != nil {
 			return err
 		}
-		all = append(all, p)
+		if err := m.take(p); err != nil {
+			return err
+		}
 	}
 	for dst, opts := range hc.Tmpfs {
 		if err := checkTmpfs(opts); err != nil {
 			return err
 		}
-		all = append(all, apic.MountPoint{Type: mount.TypeTmpfs, Destination: dst, Mode: opts, RW: true})
-	}
-	for _, m := range all {
-		if err := add(m); err != nil {
+		if err := checkTarget(mount.TypeTmpfs, dst); err != nil {
+			return err
+		}
+		p := apic.MountPoint{Type: mount.TypeTmpfs, Destination: path.Clean(dst), RW: true}
+		m.more(p.Destination, func(d *container.Mount) { d.Options, d.Flag = opts, true })
+		if err := m.take(p); err != nil {
 			return err
 		}
 	}
 	// The image's and -v's volumes without a name, where nothing else is mounted.
 	var anonymous []string
-	for dst := range rec.Config.Volumes {
-		if !taken[path.Clean(dst)] {
+	for dst := range m.rec.Config.Volumes {
+		if err := checkTarget(mount.TypeVolume, dst); err != nil {
+			return invalid("invalid volume specification: '%s': %w", dst, err)
+		}
+		if dst = path.Clean(dst); !slices.ContainsFunc(m.rec.Mounts, func(p apic.MountPoint) bool { return p.Destination == dst }) && !slices.Contains(anonymous, dst) {
 			anonymous = append(anonymous, dst)
 		}
 	}
 	slices.Sort(anonymous)
 	for _, dst := range anonymous {
-		if err := add(apic.MountPoint{Type: mount.TypeVolume, Destination: dst, RW: true}); err != nil {
-			return err
-		}
+		m.put(apic.MountPoint{Type: mount.TypeVolume, Destination: dst, RW: true})
 	}
-	vols := volume.Open(e.root)
-	for i := range rec.Mounts {
-		m := &rec.Mounts[i]
-		if m.Type == mount.TypeVolume {
-			if err := e.makeVolume(ctx, vols, rec, m, back); err != nil {
+	if err := m.idMaps(); err != nil {
+		return err
+	}
+	m.rec.Anonymous = slices.DeleteFunc(m.rec.Anonymous, func(name string) bool { // what was replaced
+		return !slices.ContainsFunc(m.rec.Mounts, func(p apic.MountPoint) bool { return p.Name == name })
+	})
+	vols := volume.Open(m.e.root)
+	for i := range m.rec.Mounts {
+		if p := &m.rec.Mounts[i]; p.Type == mount.TypeVolume {
+			if err := m.volume(ctx, vols, p); err != nil {
 				return err
 			}
 		}
@@ -96,126 +127,408 @@ func (e *Engine) addMounts(ctx context.Context, rec *container.Record, back *und
 	return nil
 }
 
-// makeVolume fills in a volume's name and folder, and makes it when it does not exist, with what the image has in its place.
-func (e *Engine) makeVolume(ctx context.Context, vols *volume.Store, rec *container.Record, m *apic.MountPoint, back *undo.Stack) error {
-	v := volume.Volume{Name: m.Name, Created: time.Now().UTC()}
+// take adds a mount that was asked for at its place; a second one there is an error, one of another container gives way.
+func (m *mounter) take(p apic.MountPoint) error {
+	if m.taken[p.Destination] {
+		return invalid("Duplicate mount point: %s", p.Destination)
+	}
+	m.taken[p.Destination] = true
+	m.put(p)
+	return nil
+}
+
+// put adds a mount in the place of what was there.
+func (m *mounter) put(p apic.MountPoint) {
+	at := slices.IndexFunc(m.rec.Mounts, func(o apic.MountPoint) bool { return o.Destination == p.Destination })
+	if at < 0 {
+		m.rec.Mounts = append(m.rec.Mounts, p)
+		return
+	}
+	m.rec.Mounts[at] = p
+}
+
+// more changes what the record has about the mount at dst.
+func (m *mounter) more(dst string, change func(*container.Mount)) {
+	d := m.rec.More[dst]
+	change(&d)
+	if m.rec.More == nil {
+		m.rec.More = map[string]container.Mount{}
+	}
+	m.rec.More[dst] = d
+}
+
+// volumesFrom takes over the mounts of other containers, as they were resolved for them.
+func (m *mounter) volumesFrom(from []string) error {
+	cs := m.e.Containers()
+	for _, spec := range from {
+		if spec == "" {
+			return invalid("volumes-from specification cannot be an empty string")
+		}
+		name, mode, _ := strings.Cut(spec, ":")
+		readOnly := false
+		for _, o := range strings.Split(mode, ",") {
+			switch o {
+			case "ro":
+				readOnly = true
+			case "", "rw", "z", "Z":
+			default:
+				return invalid("invalid mode: %s", mode)
+			}
+		}
+		id, err := m.e.containerID(name)
+		if err != nil {
+			return err
+		}
+		other, err := cs.Load(id)
+		if err != nil {
+			return classify(err)
+		}
+		for _, p := range other.Mounts {
+			d, known := other.More[p.Destination]
+			if d.Flag {
+				continue // Docker's list does not have it either
+			}
+			p.RW = p.RW && !readOnly
+			p.Mode = ""
+			delete(m.rec.More, p.Destination)
+			if known {
+				m.more(p.Destination, func(own *container.Mount) { *own = d })
+			}
+			m.noCopy[p.Destination] = true
+			m.put(p)
+			if slices.Contains(other.Anonymous, p.Name) {
+				m.rec.Anonymous = append(m.rec.Anonymous, p.Name) // whoever is the last to have it takes it along
+			}
+			if d.Image != "" {
+				l, err := collect.Hold(m.e.root, append(slices.Clone(d.Layers), d.Image)...)
+				if err != nil {
+					return err
+				}
+				m.leases = append(m.leases, l)
+			}
+		}
+	}
+	return nil
+}
+
+// volume fills in a volume's name and folder, and makes it when it does not exist. One that is empty gets what the image has in its
+// place.
+func (m *mounter) volume(ctx context.Context, vols *volume.Store, p *apic.MountPoint) error {
+	v := volume.Volume{Name: p.Name, Created: time.Now().UTC(), Labels: m.labels[p.Destination]}
 	if v.Name == "" {
 		v.Name, v.Anonymous = disk.RandomID(), true
-		rec.Anonymous = append(rec.Anonymous, v.Name)
+		m.rec.Anonymous = append(m.rec.Anonymous, v.Name)
 	}
-	m.Name, m.Driver, m.Source = v.Name, "local", vols.Data(v.Name)
-	made, err := vols.Create(v, func(data string) error { return e.copyUp(ctx, rec, m.Destination, data) })
-	if made {
-		e.volumeEvent(mevents.ActionCreate, v.Name)
+	if m.noCopy[p.Destination] && p.Driver != "" { // another container's
+		if _, err := os.Lstat(vols.Data(v.Name)); err != nil {
+			return fmt.Errorf("volume %s: %w", v.Name, err)
+		}
+		return nil
 	}
+	p.Name, p.Driver, p.Source = v.Name, "local", vols.Data(v.Name)
+	var fill func(string) error
+	if !m.noCopy[p.Destination] {
+		fill = func(data string) error { return m.e.copyUp(ctx, m.rec, p.Destination, data) }
+	}
+	made, err := vols.Create(v, fill)
 	if err != nil {
 		return err
 	}
 	if made {
 		// A volume is easily made again; one that stays behind is only found by looking.
-		back.Add(func() { _ = vols.Remove(v.Name) })
+		m.back.Add(func() { _ = vols.Remove(v.Name) })
+		return nil
+	}
+	return vols.Fill(v.Name, fill)
+}
+
+// bindModes are the words of -v's options by kind; of each kind one may be given.
+var bindModes = map[string]int{
+	"ro": 1, "rw": 1, "z": 2, "Z": 2, "nocopy": 3, "consistent": 4, "cached": 4, "delegated": 4,
+	"private": 5, "rprivate": 5, "slave": 5, "rslave": 5, "shared": 5, "rshared": 5,
+}
+
+func validMode(mode string) bool {
+	var had [6]bool
+	for _, o := range strings.Split(mode, ",") {
+		kind := bindModes[o]
+		if kind == 0 || had[kind] {
+			return false
+		}
+		had[kind] = true
+	}
+	return true
+}
+
+// bind reads -v's "source:destination[:options]". A source that is no path is a volume's name.
+func (m *mounter) bind(spec string) (apic.MountPoint, error) {
+	parts := strings.SplitN(spec, ":", 4)
+	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || parts[1] == "" || len(parts) == 2 && validMode(parts[1]) {
+		return apic.MountPoint{}, invalid("invalid volume specification: '%s'", spec)
+	}
+	mode := ""
+	if len(parts) == 3 {
+		if mode = parts[2]; !validMode(mode) {
+			return apic.MountPoint{}, invalid("invalid mode: %s", mode)
+		}
+	}
+	p := apic.MountPoint{Type: mount.TypeBind, Source: path.Clean(parts[0]), Destination: path.Clean(parts[1]), Mode: mode, RW: true, Propagation: mount.PropagationRPrivate}
+	if !path.IsAbs(parts[0]) {
+		p.Type, p.Name, p.Source, p.Propagation = mount.TypeVolume, parts[0], "", ""
+	}
+	if err := checkTarget(p.Type, parts[1]); err != nil {
+		return p, invalid("invalid volume specification: '%s': %w", spec, err)
+	}
+	noCopy := false
+	for _, o := range strings.Split(mode, ",") {
+		switch bindModes[o] {
+		case 1:
+			p.RW = o == "rw"
+		case 3:
+			noCopy = true
+		case 5:
+			p.Propagation = mount.Propagation(o)
+		}
+	}
+	wrong := func(field string) error {
+		return invalid("invalid volume specification: '%s': invalid mount config for type %q: field %s must not be specified", spec, p.Type, field)
+	}
+	switch {
+	case p.Type == mount.TypeBind && noCopy:
+		return p, wrong("VolumeOptions")
+	case p.Type == mount.TypeVolume && p.Propagation != "":
+		return p, wrong("BindOptions")
+	case p.Type == mount.TypeBind:
+		return p, nil
+	}
+	if err := volume.CheckName(p.Name); err != nil {
+		return p, invalid("%w. If you intended to pass a host directory, use absolute path", err)
+	}
+	if d := m.rec.HostConfig.VolumeDriver; d != "" {
+		if err := checkVolumeDriver(&mount.Driver{Name: d}); err != nil {
+			return p, err
+		}
+	}
+	if p.Mode == "" {
+		p.Mode = "z"
+	}
+	m.noCopy[p.Destination] = noCopy
+	return p, nil
+}
+
+// mountPoint reads --mount.
+func (m *mounter) mountPoint(ctx context.Context, s mount.Mount) (apic.MountPoint, error) {
+	p := apic.MountPoint{Type: s.Type, Source: s.Source, Destination: path.Clean(s.Target), RW: !s.ReadOnly}
+	fail := func(format string, args ...any) (apic.MountPoint, error) {
+		return p, invalid("invalid mount config for type %q: %w", s.Type, fmt.Errorf(format, args...))
+	}
+	for _, o := range []struct {
+		of   mount.Type
+		set  bool
+		name string
+	}{
+		{mount.TypeBind, s.BindOptions != nil, "BindOptions"}, {mount.TypeVolume, s.VolumeOptions != nil, "VolumeOptions"},
+		{mount.TypeImage, s.ImageOptions != nil, "ImageOptions"}, {mount.TypeTmpfs, s.TmpfsOptions != nil, "TmpfsOptions"},
+		{mount.TypeCluster, s.ClusterOptions != nil, "ClusterOptions"},
+	} {
+		if o.set && s.Type != o.of {
+			return fail("field %s must not be specified", o.name)
+		}
+	}
+	if err := checkTarget(s.Type, s.Target); err != nil {
+		return p, invalid("%w", err)
+	}
+	switch s.Type {
+	case mount.TypeBind:
+		return m.bindMount(s, p)
+	case mount.TypeTmpfs:
+		if s.Source != "" {
+			return fail("field Source must not be specified")
+		}
+		opts, err := tmpfsOptions(s)
+		if err != nil {
+			return p, err
+		}
+		m.more(p.Destination, func(d *container.Mount) { d.Options = opts })
+	case mount.TypeVolume:
+		return m.volumeMount(s, p)
+	case mount.TypeImage:
+		return m.imageMount(ctx, s, p)
+	default:
+		return fail("mount type unknown")
+	}
+	return p, nil
+}
+
+func (m *mounter) bindMount(s mount.Mount, p apic.MountPoint) (apic.MountPoint, error) {
+	fail := func(format string, args ...any) (apic.MountPoint, error) {
+		return p, invalid("invalid mount config for type %q: %w", s.Type, fmt.Errorf(format, args...))
+	}
+	if s.Source == "" {
+		return fail("field Source must not be empty")
+	}
+	o := mount.BindOptions{}
+	if s.BindOptions != nil {
+		o = *s.BindOptions
+	}
+	switch {
+	case o.Propagation != "" && !slices.Contains(mount.Propagations, o.Propagation):
+		return fail("invalid propagation mode: %s", o.Propagation)
+	case !path.IsAbs(s.Source):
+		return fail("invalid mount path: '%s' mount path must be absolute", s.Source)
+	case !s.ReadOnly && o.ReadOnlyNonRecursive:
+		return p, invalid("mount options conflict: !ReadOnly && BindOptions.ReadOnlyNonRecursive")
+	case !s.ReadOnly && o.ReadOnlyForceRecursive:
+		return p, invalid("mount options conflict: !ReadOnly && BindOptions.ReadOnlyForceRecursive")
+	case o.ReadOnlyNonRecursive && o.ReadOnlyForceRecursive:
+		return p, invalid("mount options conflict: ReadOnlyNonRecursive && BindOptions.ReadOnlyForceRecursive")
+	}
+	if _, err := os.Stat(s.Source); err != nil && !o.CreateMountpoint {
+		if errors.Is(err, os.ErrNotExist) {
+			return fail("bind source path does not exist: %s", s.Source)
+		}
+		return fail("%w", err)
+	}
+	p.Source, p.Propagation = path.Clean(s.Source), mount.PropagationRPrivate
+	if o.Propagation != "" {
+		p.Propagation = o.Propagation
+	}
+	m.more(p.Destination, func(d *container.Mount) {
+		d.NonRecursive, d.WritableBelow, d.MustExist = o.NonRecursive, o.ReadOnlyNonRecursive, !o.CreateMountpoint
+	})
+	return p, nil
+}
+
+func (m *mounter) volumeMount(s mount.Mount, p apic.MountPoint) (apic.MountPoint, error) {
+	p.Name, p.Source, p.Mode = s.Source, "", "z"
+	if s.Source != "" {
+		if err := volume.CheckName(s.Source); err != nil {
+			return p, invalid("%w", err)
+		}
+	}
+	o := s.VolumeOptions
+	if o == nil {
+		return p, nil
+	}
+	if err := checkVolumeDriver(o.DriverConfig); err != nil {
+		return p, err
+	}
+	m.noCopy[p.Destination] = o.NoCopy
+	m.labels[p.Destination] = o.Labels
+	if o.Subpath != "" {
+		m.noCopy[p.Destination] = true // what the image has is not the whole volume's
+		if s.Source == "" {
+			return p, invalid("invalid mount config for type %q: must not set Subpath when using anonymous volumes", s.Type)
+		}
+		return p, m.subpath(p, o.Subpath)
+	}
+	return p, nil
+}
+
+// subpath notes a path in a volume or image.
+func (m *mounter) subpath(p apic.MountPoint, sub string) error {
+	if !filepath.IsLocal(sub) {
+		return invalid("invalid mount config for type %q: subpath must be a relative path within the volume", p.Type)
+	}
+	m.more(p.Destination, func(d *container.Mount) { d.Subpath = sub })
+	return nil
+}
+
+// checkVolumeDriver refuses drivers and options that are not there.
+func checkVolumeDriver(d *mount.Driver) error {
+	if d == nil {
+		return nil
+	}
+	if d.Name != "" && d.Name != "local" {
+		return invalid("error looking up volume plugin %s: plugin %q not found", d.Name, d.Name)
+	}
+	if len(d.Options) > 0 {
+		return invalid("options of the local volume driver (volume-opt) are not supported yet")
 	}
 	return nil
 }
 
-// parseBind reads -v's "source:destination[:options]". A source that is no path is a volume's name.
-func parseBind(spec string) (apic.MountPoint, error) {
-	parts := strings.Split(spec, ":")
-	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || parts[1] == "" {
-		return apic.MountPoint{}, invalid("invalid volume specification: '%s'", spec)
+// imageMount is a mount of an image, which must be here. Until the record names it, a lease does.
+func (m *mounter) imageMount(ctx context.Context, s mount.Mount, p apic.MountPoint) (apic.MountPoint, error) {
+	if s.Source == "" {
+		return p, invalid("invalid mount config for type %q: field Source must not be empty", s.Type)
 	}
-	m := apic.MountPoint{Type: mount.TypeBind, Source: parts[0], Destination: parts[1], RW: true, Propagation: mount.PropagationRPrivate}
-	if len(parts) == 3 {
-		m.Mode = parts[2]
-		for _, o := range strings.Split(parts[2], ",") {
-			switch o {
-			case "ro":
-				m.RW = false
-			case "rw", "z", "Z", "nocopy", "cached", "delegated", "consistent", "":
-				// SELinux labels and macOS's hints mean nothing here.
-			default:
-				if !slices.Contains(mount.Propagations, mount.Propagation(o)) {
-					return m, invalid("invalid mode: %s", o)
-				}
-				m.Propagation = mount.Propagation(o)
-			}
+	if s.ImageOptions != nil && s.ImageOptions.Subpath != "" {
+		if err := m.subpath(p, s.ImageOptions.Subpath); err != nil {
+			return p, err
 		}
 	}
-	if !path.IsAbs(m.Source) {
-		if err := volume.CheckName(m.Source); err != nil {
-			return m, invalid("%w. If you intended to pass a host directory, use absolute path", err)
-		}
-		m.Type, m.Name, m.Source, m.Propagation = mount.TypeVolume, m.Source, "", ""
-		return m, nil
+	img, lease, err := m.e.imageFor(ctx, CreateRequest{Config: &apic.Config{Image: s.Source}, Pull: "never"})
+	if err != nil {
+		return p, classify(err)
 	}
-	m.Source = path.Clean(m.Source)
-	// Docker makes a missing folder for -v; for --mount it is an error.
-	if _, err := os.Stat(m.Source); errors.Is(err, fs.ErrNotExist) {
-		if err := os.MkdirAll(m.Source, 0o755); err != nil {
-			return m, fmt.Errorf("create bind mount source: %w", err)
-		}
-	}
-	return m, nil
+	m.leases = append(m.leases, lease)
+	p.Name, p.Source, p.RW, p.Propagation = s.Source, string(img.ID), false, mount.PropagationRPrivate
+	m.more(p.Destination, func(d *container.Mount) { d.Image, d.Layers = img.ID, img.Layers() })
+	return p, nil
 }
 
-// mountPoint reads --mount.
-func mountPoint(s mount.Mount) (apic.MountPoint, error) {
-	m := apic.MountPoint{Type: s.Type, Source: s.Source, Destination: s.Target, RW: !s.ReadOnly}
-	if s.Target == "" {
-		return m, invalid("invalid mount config for type %q: field Target must not be empty", s.Type)
+// idMaps reads idmap=.
+func (m *mounter) idMaps() error {
+	for dst, val := range m.rec.Options.IDMap {
+		dst = path.Clean(dst)
+		at := slices.IndexFunc(m.rec.Mounts, func(p apic.MountPoint) bool { return p.Destination == dst })
+		if at < 0 || m.rec.Mounts[at].Type != mount.TypeBind {
+			return invalid("idmap is for bind mounts: %s is none", dst)
+		}
+		if m.rec.HostConfig.UsernsMode == usernsNomap {
+			return invalid("idmap and --userns %s exclude each other: no process of such a container is any user of the host, through no mount", usernsNomap)
+		}
+		own := container.Owner{Source: true}
+		if val != "" && val != "auto" {
+			uid, gid, ok := strings.Cut(val, ":")
+			if !ok {
+				gid = uid
+			}
+			u, err1 := strconv.ParseUint(uid, 10, 31)
+			g, err2 := strconv.ParseUint(gid, 10, 31)
+			if err1 != nil || err2 != nil {
+				return invalid("invalid idmap %q of %s: neither auto nor UID:GID", val, dst)
+			}
+			own = container.Owner{UID: uint32(u), GID: uint32(g)}
+		}
+		m.more(dst, func(d *container.Mount) { d.Owner = &own })
 	}
-	switch s.Type {
-	case mount.TypeBind:
-		if s.Source == "" || !path.IsAbs(s.Source) {
-			return m, invalid("invalid mount config for type \"bind\": invalid mount path: '%s' mount path must be absolute", s.Source)
-		}
-		m.Propagation = mount.PropagationRPrivate
-		if s.BindOptions != nil && s.BindOptions.Propagation != "" {
-			m.Propagation = s.BindOptions.Propagation
-		}
-		if _, err := os.Stat(s.Source); err != nil {
-			if !errors.Is(err, fs.ErrNotExist) {
-				return m, err
-			}
-			if s.BindOptions == nil || !s.BindOptions.CreateMountpoint {
-				return m, invalid("invalid mount config for type \"bind\": bind source path does not exist: %s", s.Source)
-			}
-			if err := os.MkdirAll(s.Source, 0o755); err != nil {
-				return m, err
-			}
-		}
-	case mount.TypeTmpfs:
-		if s.Source != "" {
-			return m, invalid("invalid mount config for type \"tmpfs\": field Source must not be specified")
-		}
-		m.Source = ""
-		if o := s.TmpfsOptions; o != nil {
-			var opts []string
-			if o.SizeBytes > 0 {
-				opts = append(opts, "size="+strconv.FormatInt(o.SizeBytes, 10))
-			}
-			if o.Mode != 0 {
-				opts = append(opts, fmt.Sprintf("mode=%o", o.Mode))
-			}
-			for _, kv := range o.Options {
-				opts = append(opts, strings.Join(kv, "="))
-			}
-			m.Mode = strings.Join(opts, ",")
-			if err := checkTmpfs(m.Mode); err != nil {
-				return m, err
-			}
-		}
-	case mount.TypeVolume:
-		if s.Source != "" {
-			if err := volume.CheckName(s.Source); err != nil {
-				return m, invalid("%w", err)
-			}
-		}
-		m.Name, m.Source = s.Source, ""
-	default:
-		return m, invalid("--mount type=%s is not supported yet, use bind, volume or tmpfs", s.Type)
+	return nil
+}
+
+// checkTarget looks at where something is mounted, in Docker's words and order.
+func checkTarget(t mount.Type, target string) error {
+	switch {
+	case target == "":
+		return fmt.Errorf("invalid mount config for type %q: field Target must not be empty", t)
+	case path.Clean(target) == "/":
+		return fmt.Errorf("invalid mount config for type %q: invalid specification: destination can't be '/'", t)
+	case !path.IsAbs(target):
+		return fmt.Errorf("invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute", t, target)
 	}
-	return m, nil
+	return nil
+}
+
+// tmpfsOptions are those of --mount type=tmpfs in the words of --tmpfs.
+func tmpfsOptions(s mount.Mount) (string, error) {
+	var opts []string
+	if s.ReadOnly {
+		opts = append(opts, "ro")
+	}
+	if o := s.TmpfsOptions; o != nil {
+		if o.Mode != 0 {
+			opts = append(opts, fmt.Sprintf("mode=%o", o.Mode))
+		}
+		if o.SizeBytes > 0 {
+			opts = append(opts, "size="+strconv.FormatInt(o.SizeBytes, 10))
+		}
+		for _, kv := range o.Options {
+			opts = append(opts, strings.Join(kv, "="))
+		}
+	}
+	all := strings.Join(opts, ",")
+	return all, checkTmpfs(all)
 }
 
 // checkTmpfs refuses options of --tmpfs that the kernel's tmpfs or mount(2) doesn't have.
@@ -234,4 +547,23 @@ func checkTmpfs(opts string) error {
 		return invalid("invalid tmpfs option: %q", o)
 	}
 	return nil
+}
+
+// imagesOf are the mounted layers, top first, of the images that are mounted into a container, by destination.
+func (e *Engine) imagesOf(ctx context.Context, ls *layers.Store, rec *container.Record) (map[string][]string, error) {
+	var out map[string][]string
+	for dst, d := range rec.More {
+		if d.Image == "" {
+			continue
+		}
+		lower, err := e.imageLower(ctx, ls, d.Layers)
+		if err != nil {
+			return nil, fmt.Errorf("mount %s: %w", dst, err)
+		}
+		if out == nil {
+			out = map[string][]string{}
+		}
+		out[dst] = lower
+	}
+	return out, nil
 }

@@ -217,7 +217,7 @@ func (e *Engine) pruneVolumes(ctx context.Context, req PruneRequest, f *pruneFil
 		if err != nil {
 			return err
 		}
-		if used[name] || !v.Anonymous && !req.AllVolumes || !f.match(v.Created, nil) {
+		if used[name] || !v.Anonymous && !req.AllVolumes || !f.match(v.Created, v.Labels) {
 			continue
 		}
 		size, err := treeSize(vols.Data(name))
@@ -288,7 +288,10 @@ func (e *Engine) imagesOfContainers(ctx context.Context) (map[ocispec.Digest]boo
 		if err != nil {
 			return nil, err
 		}
-		used[rec.ImageID] = true
+		images, _ := rec.Digests()
+		for _, id := range images {
+			used[id] = true
+		}
 	}
 	return used, nil
 }

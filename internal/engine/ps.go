@@ -114,7 +114,7 @@ func (e *Engine) summary(n *container.Snapshot, now time.Time, names map[string]
 	r := n.Record
 	s := apic.Summary{
 		ID: r.ID, Names: []string{"/" + r.Name}, Image: r.Image, ImageID: string(r.ImageID), Command: commandText(r),
-		Created: r.Created.Unix(), Labels: r.Config.Labels, State: n.Status(), Status: n.StatusText(now), Mounts: r.Mounts,
+		Created: r.Created.Unix(), Labels: r.Config.Labels, State: n.Status(), Status: n.StatusText(now), Mounts: shownMounts(r),
 		Ports: portSummaries(n), NetworkSettings: &apic.NetworkSettingsSummary{Networks: networks(n)},
 	}
 	if s.Labels == nil {

@@ -69,17 +69,20 @@ func (e *Engine) RemoveContainer(ctx context.Context, req RemoveRequest) error {
 	}
 	errs := []error{cs.RemoveRun(rec.ID)}
 	if req.Volumes || rec.HostConfig.AutoRemove {
-		vols := volume.Open(e.root)
-		for _, v := range rec.Anonymous {
-			errs = append(errs, vols.Remove(v))
-			e.volumeEvent(mevents.ActionDestroy, v)
-		}
+		errs = append(errs, e.removeAnonymous(ctx, rec.Anonymous))
 	}
 	if trash != "" {
 		errs = append(errs, os.RemoveAll(trash))
 	}
 	errs = append(errs, e.afterContainer(ctx, rec))
 	return errors.Join(errs...)
+}
+
+// removeAnonymous deletes the volumes that were made for a container which is gone, but for those that another one has.
+func (e *Engine) removeAnonymous(ctx context.Context, names []string) error {
+	return volume.Open(e.root).RemoveAnonymous(context.WithoutCancel(ctx), names, e.Containers().VolumesInUse, func(name string) {
+		e.volumeEvent(mevents.ActionDestroy, name)
+	})
 }
 
 // afterContainer lets the layers of a removed container go whose image is gone already: it was the last that had them.

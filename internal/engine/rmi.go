@@ -101,7 +101,7 @@ func (e *Engine) containersOf(ctx context.Context, id ocispec.Digest) ([]imageUs
 	var users []imageUser
 	for _, cid := range ids {
 		rec, err := cs.Load(cid)
-		if errors.Is(err, container.ErrNotFound) || err == nil && rec.ImageID != id {
+		if errors.Is(err, container.ErrNotFound) || err == nil && !rec.UsesImage(id) {
 			continue
 		}
 		if err != nil {

@@ -15,10 +15,8 @@ import (
 	"conex/internal/disk"
 	"conex/internal/linux/cgroup"
 	"conex/internal/runtime"
-	"conex/internal/volume"
 
 	apic "github.com/moby/moby/api/types/container"
-	mevents "github.com/moby/moby/api/types/events"
 )
 
 // snapshot finds a container by name, id or the beginning of an id, settles it if its monitor is dead, and reads all about it.
@@ -144,11 +142,7 @@ func (e *Engine) settleLocked(ctx context.Context, id string) error {
 				e.event(rec, "destroy", nil)
 			}
 		}
-		vols := volume.Open(e.root)
-		for _, v := range st.Anonymous {
-			errs = append(errs, vols.Remove(v))
-			e.volumeEvent(mevents.ActionDestroy, v)
-		}
+		errs = append(errs, e.removeAnonymous(ctx, st.Anonymous))
 		if err := errors.Join(errs...); err != nil {
 			return err
 		}

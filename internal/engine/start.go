@@ -105,6 +105,9 @@ func (e *Engine) launch(ctx context.Context, rec *container.Record, lock *disk.L
 	if req.Lower, err = ls.Lower(ctx, rec.Layers); err != nil {
 		return nil, &ExitError{125, err}
 	}
+	if req.Images, err = e.imagesOf(ctx, ls, rec); err != nil {
+		return nil, &ExitError{125, err}
+	}
 	if at.want && rec.Config.Tty && streams.Resize != nil {
 		select {
 		case sz := <-streams.Resize:

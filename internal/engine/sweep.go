@@ -59,8 +59,9 @@ func (e *Engine) markContainers(mark func(...ocispec.Digest)) error {
 		if err != nil {
 			return err
 		}
-		mark(r.ImageID)
-		mark(r.Layers...)
+		images, layers := r.Digests()
+		mark(images...)
+		mark(layers...)
 	}
 	return nil
 }

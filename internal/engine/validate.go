@@ -42,6 +42,8 @@ func (e *Engine) validate(ctx context.Context, conf *apic.Config, hc *apic.HostC
 	for _, check := range []func(context.Context, *apic.Config, *apic.HostConfig) error{
 		e.validateNetwork,
 		e.validateModes,
+		validateUsers,
+		e.validateStorage,
 		validateRestart,
 		validateSecurity,
 		validateDevices,

@@ -13,7 +13,6 @@ const containerPrefix = "container:"
 
 // validateModes checks which namespaces are shared, and with whom. Containers that are named become ids, since names can move.
 func (e *Engine) validateModes(_ context.Context, conf *apic.Config, hc *apic.HostConfig) error {
-	bad := func(flag, val string) error { return invalid("--%s %s is not supported yet", flag, val) }
 	switch {
 	case !hc.IpcMode.Valid():
 		return invalid("invalid IPC mode: %s", hc.IpcMode)
@@ -29,10 +28,6 @@ func (e *Engine) validateModes(_ context.Context, conf *apic.Config, hc *apic.Ho
 		return invalid("conflicting options: domainname and the UTS mode")
 	case !hc.Isolation.IsDefault():
 		return invalid("invalid isolation %q: linux only supports 'default'", hc.Isolation)
-	case hc.UsernsMode != "" && !hc.UsernsMode.IsHost():
-		return bad("userns", string(hc.UsernsMode))
-	case len(hc.VolumesFrom) > 0:
-		return bad("volumes-from", hc.VolumesFrom[0])
 	}
 	if _, err := e.runtimePath(hc.Runtime); err != nil {
 		return err

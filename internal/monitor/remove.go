@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"context"
 	"errors"
 	"os"
 
@@ -24,9 +25,8 @@ func (m *monitor) removeRest() error {
 		errs = append(errs, os.RemoveAll(m.trash))
 	}
 	vols := volume.Open(m.root)
-	for _, name := range m.rec.Anonymous {
-		errs = append(errs, vols.Remove(name))
+	errs = append(errs, vols.RemoveAnonymous(context.Background(), m.rec.Anonymous, m.store.VolumesInUse, func(name string) {
 		m.announce(mevents.VolumeEventType, mevents.ActionDestroy, name, map[string]string{"driver": "local"})
-	}
+	}))
 	return errors.Join(errs...)
 }

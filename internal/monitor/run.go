@@ -112,7 +112,10 @@ func (m *monitor) start(first *client) (*run, error) {
 			return r, err
 		}
 	}
-	cfg, err := buildConfig(m.current(), files, m.place)
+	if err := makeSources(m.rec); err != nil {
+		return r, err
+	}
+	cfg, err := buildConfig(m.current(), files, m.place, m.req.Images)
 	if err != nil {
 		return r, err
 	}

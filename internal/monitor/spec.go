@@ -15,8 +15,9 @@ import (
 )
 
 // buildConfig turns a record into what the runtime takes. files is the folder of hosts, hostname and resolv.conf, "" when the
-// container gets none (no network of its own to describe); place is its cgroup.
-func buildConfig(r *container.Record, files string, place cgroup.Place) (*runtime.Config, error) {
+// container gets none (no network of its own to describe); place is its cgroup; images has the layers of images that are mounted, by
+// destination.
+func buildConfig(r *container.Record, files string, place cgroup.Place, images map[string][]string) (*runtime.Config, error) {
 	s := runtime.DefaultSpec()
 	hc := r.HostConfig
 	s.Process.Args = append([]string{r.Path}, r.Args...)
@@ -51,7 +52,10 @@ func buildConfig(r *container.Record, files string, place cgroup.Place) (*runtim
 	if err := resources(s, hc); err != nil {
 		return nil, err
 	}
-	mounts(s, r, files)
+	users(s, r.Options.Users)
+	if err := mounts(c, r, files, images); err != nil {
+		return nil, err
+	}
 	return c, nil
 }
 

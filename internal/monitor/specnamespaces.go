@@ -4,9 +4,21 @@ import (
 	"maps"
 	"slices"
 
+	"conex/internal/container"
+
 	apic "github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
+
+// users gives the container a user namespace with its own ids.
+func users(s *specs.Spec, ids *container.IDs) {
+	if ids == nil {
+		return
+	}
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	m := []specs.LinuxIDMapping{{ContainerID: 0, HostID: ids.First, Size: ids.Size}}
+	s.Linux.UIDMappings, s.Linux.GIDMappings = m, m
+}
 
 // namespaces leaves out those that the container shares with the host.
 func namespaces(s *specs.Spec, hc *apic.HostConfig) {

@@ -9,12 +9,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 
 	"conex/internal/disk"
+
+	"golang.org/x/sys/unix"
 )
 
 var (
@@ -28,6 +31,8 @@ var (
 type Volume struct {
 	Name    string    `json:"name"`
 	Created time.Time `json:"created"`
+	// Labels are --mount's volume-label.
+	Labels map[string]string `json:"labels,omitempty"`
 	// Anonymous volumes were made for one container.
 	Anonymous bool `json:"anonymous,omitempty"`
 }
@@ -88,6 +93,35 @@ func (s *Store) Create(v Volume, fill func(data string) error) (made bool, err e
 	return st.Publish(s.root.Path("volumes", v.Name), "v")
 }
 
+// Fill fills a volume that exists and is empty, as Create would have; who starts a container with it meanwhile sees it come. With fill
+// nil, or something in the volume, nothing is done.
+func (s *Store) Fill(name string, fill func(data string) error) error {
+	if fill == nil {
+		return nil
+	}
+	d, err := os.Open(s.Data(name))
+	if err != nil {
+		return fmt.Errorf("open volume %s: %w", name, err)
+	}
+	defer d.Close()
+	if names, err := d.Readdirnames(1); len(names) > 0 || err != io.EOF {
+		return err
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil { // of several at a time, one fills it
+		return fmt.Errorf("lock volume %s: %w", name, err)
+	}
+	if _, err := d.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	if names, err := d.Readdirnames(1); len(names) > 0 || err != io.EOF {
+		return err
+	}
+	if err := fill(s.Data(name)); err != nil {
+		return fmt.Errorf("fill volume %s: %w", name, err)
+	}
+	return nil
+}
+
 // Get returns one volume.
 func (s *Store) Get(name string) (Volume, error) {
 	var v Volume
@@ -124,6 +158,35 @@ func (s *Store) LockUse() (*disk.Lock, error) {
 // LockUnused is held by who removes volumes that no record names: it waits for whoever holds LockUse.
 func (s *Store) LockUnused(ctx context.Context) (*disk.Lock, error) {
 	return disk.AcquireContext(ctx, s.root.Path("volumes.lock"))
+}
+
+// RemoveAnonymous deletes those of the volumes of a container which is gone that inUse, asked while nobody makes a container, does
+// not know as another one's (--volumes-from). removed, which may be nil, is told of each.
+func (s *Store) RemoveAnonymous(ctx context.Context, names []string, inUse func([]string) (map[string]bool, error), removed func(name string)) error {
+	if len(names) == 0 {
+		return nil
+	}
+	l, err := s.LockUnused(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	used, err := inUse(names)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, n := range names {
+		if used[n] {
+			continue
+		}
+		err := s.Remove(n)
+		if err == nil && removed != nil {
+			removed(n)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // Remove deletes a volume. Idempotent. That nothing uses it is the caller's to know.
