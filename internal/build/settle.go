@@ -67,6 +67,24 @@ func (r *running) release() {
 	r.lock = nil
 }
 
+// Guest is a running process outside of any build that is settled as a RUN step is: conex debug's.
+type Guest struct{ r *running }
+
+// NewGuest makes one. When its process dies, however it dies, the next Settle takes down what is left of it.
+func NewGuest(state string) (*Guest, error) {
+	r, err := own(state, disk.RandomID(), "")
+	if err != nil {
+		return nil, err
+	}
+	return &Guest{r}, nil
+}
+
+// Cgroup is the process's, relative to each hierarchy's root.
+func (p *Guest) Cgroup() string { return p.r.cgroup() }
+
+// Release forgets it, once nothing runs in it.
+func (p *Guest) Release() { p.r.release() }
+
 // Settle ends the RUN steps of builders that are dead: it kills what still runs of them and frees cgroup and address. Their folders lie
 // in staging/, which disk.Root.Sweep clears. nets may be nil. Cheap when there is nothing to do.
 func Settle(ctx context.Context, state string, nets *network.Manager) error {

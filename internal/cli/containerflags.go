@@ -1,9 +1,6 @@
 package cli
 
 import (
-	"fmt"
-	"slices"
-
 	apic "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/spf13/pflag"
@@ -55,8 +52,8 @@ func (c *containerFlags) register(f *pflag.FlagSet) {
 
 // configs turns the flags into Docker's two structs and what these have no field for. args are the image and its command.
 func (c *containerFlags) configs(f *pflag.FlagSet, args []string) (*flagTarget, error) {
-	if !slices.Contains([]string{"always", "missing", "never"}, c.meta.pull) {
-		return nil, fmt.Errorf("invalid pull option: '%s': must be one of \"always\", \"missing\" or \"never\"", c.meta.pull)
+	if err := checkPull(c.meta.pull); err != nil {
+		return nil, err
 	}
 	t := &flagTarget{
 		set:     f,

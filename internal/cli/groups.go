@@ -24,6 +24,7 @@ func (a *app) containerGroup() *cobra.Command {
 		a.commitCommand(),
 		a.cpCommand(),
 		a.createCommand(),
+		a.debugCommand(),
 		a.diffCommand(),
 		a.execCommand(),
 		a.exportCommand(),

@@ -44,6 +44,7 @@ func commands() []command {
 		{name: "commit", build: (*app).commitCommand},
 		{name: "cp", build: (*app).cpCommand},
 		{name: "create", build: (*app).createCommand},
+		{name: "debug", build: (*app).debugCommand},
 		{name: "diff", build: (*app).diffCommand},
 		{name: "events", build: (*app).eventsCommand},
 		{name: "export", build: (*app).exportCommand},
@@ -82,8 +83,6 @@ func commands() []command {
 var notYet = []string{
 	"compose",
 	"context",
-	"cp",
-	"diff",
 }
 
 // notYetIn are notYet's like, by group.

@@ -60,7 +60,18 @@ type Config struct {
 	Runtimes map[string]string `toml:"runtimes"`
 	// CgroupDriver says who makes containers' cgroups: CgroupFS (also ""), conex itself, or CgroupSystemd.
 	CgroupDriver string `toml:"cgroup-driver"`
+	// Debug is for `conex debug`.
+	Debug Debug `toml:"debug"`
 }
+
+// Debug is what `conex debug` takes when the command line doesn't say.
+type Debug struct {
+	// Image is the toolbox; DefaultToolbox by default.
+	Image string `toml:"image"`
+}
+
+// DefaultToolbox is the image whose tools `conex debug` brings.
+const DefaultToolbox = "busybox"
 
 // The values of cgroup-driver, by Docker's names.
 const (
@@ -117,6 +128,9 @@ func Load(path string) (*Config, error) {
 	}
 	if c.State == "" {
 		c.State = DefaultState
+	}
+	if c.Debug.Image == "" {
+		c.Debug.Image = DefaultToolbox
 	}
 	if c.KeepBlobs == "" {
 		c.KeepBlobs = KeepAuto

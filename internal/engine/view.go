@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"conex/internal/collect"
 	"conex/internal/container"
@@ -54,15 +55,25 @@ func (e *Engine) view(ctx context.Context, n *container.Snapshot, write bool) (*
 		}
 		// It has ended or begun since we looked.
 		var err error
-		if n, err = e.snapshot(ctx, id); err != nil {
+		if n, err = e.lookAgain(ctx, id); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// liveView opens what the first process of a running container sees; nil when there is none any more. The monitor's word for its number
-// may be older than the number's next owner, so it is the container's only if it is in its cgroup, held by a pidfd meanwhile.
-func liveView(id string, a *container.State) (*view, error) {
+// lookAgain is snapshot for who has seen a container's process end before its monitor has said so, which it does at once.
+func (e *Engine) lookAgain(ctx context.Context, id string) (*container.Snapshot, error) {
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(time.Millisecond):
+		return e.snapshot(ctx, id)
+	}
+}
+
+// initOf opens the first process of a running container; nil when there is none any more. The monitor's word for its number may be older
+// than the number's next owner, so it is the container's only if it is in its cgroup, held by its descriptor meanwhile.
+func initOf(id string, a *container.State) (*os.File, error) {
 	p, err := pidfd.Open(a.Pid)
 	if errors.Is(err, pidfd.ErrExited) {
 		return nil, nil
@@ -70,16 +81,32 @@ func liveView(id string, a *container.State) (*view, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer p.Close()
 	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", a.Pid))
-	if err == nil && !strings.Contains(string(groups), id) {
+	if gone(p, err) || err == nil && !strings.Contains(string(groups), id) {
+		p.Close()
 		return nil, nil
 	}
-	var root *os.File
-	if err == nil {
-		root, err = safepath.OpenRoot(fmt.Sprintf("/proc/%d/root", a.Pid))
+	if err != nil {
+		p.Close()
+		return nil, err
 	}
-	if serr := pidfd.SendSignal(p, 0); errors.Is(serr, pidfd.ErrExited) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+	return p, nil
+}
+
+// gone reports whether a process has ended, and err, if any, comes of that: one that nobody has waited for yet has nothing left in /proc.
+func gone(p *os.File, err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(pidfd.SendSignal(p, 0), pidfd.ErrExited)
+}
+
+// liveView opens what the first process of a running container sees; nil when there is none any more.
+func liveView(id string, a *container.State) (*view, error) {
+	p, err := initOf(id, a)
+	if p == nil {
+		return nil, err
+	}
+	defer p.Close()
+	root, err := safepath.OpenRoot(fmt.Sprintf("/proc/%d/root", a.Pid))
+	if gone(p, err) {
 		if root != nil {
 			root.Close()
 		}

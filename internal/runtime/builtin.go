@@ -262,6 +262,12 @@ func (b *box) Delete() error {
 	b.user.close()
 	b.user = nil
 	b.mu.Unlock()
+	if b.cfg.InCgroup {
+		if b.init != nil {
+			_ = b.init.Signal(unix.SIGKILL) // it has ended if this fails
+		}
+		return nil
+	}
 	if err := b.cg.Kill(); err != nil && !errors.Is(err, cgroup.ErrNotExist) {
 		return fmt.Errorf("delete container: %w", err)
 	}
@@ -285,7 +291,11 @@ func (b *box) thread() {
 		b.named <- err
 		return
 	}
-	go func() { made <- b.cg.Create(b.cfg.Spec.Linux.Resources) }() // on another thread, beside the mounts
+	if b.cfg.InCgroup {
+		made <- nil
+	} else {
+		go func() { made <- b.cg.Create(b.cfg.Spec.Linux.Resources) }() // on another thread, beside the mounts
+	}
 	b.named <- nil
 	if err := r.build(); err != nil {
 		r.joinCgroup() // Delete removes it: it must not appear after that

@@ -95,6 +95,9 @@ type Config struct {
 	// Exact takes the spec as it stands, as an OCI runtime must: the user and groups by their numbers, sysctls for namespaces that are
 	// joined too, device nodes without a mount on /dev. Otherwise Docker's rules complete it.
 	Exact bool
+	// InCgroup says that the spec's cgroup is another container's: the process goes into it, and nothing of it is made, changed or removed.
+	// Delete ends that process alone.
+	InCgroup bool
 	// Hold keeps the first process from executing its command until it is released; Start returns once it waits.
 	Hold *Hold
 	// State describes the container to the hooks of the spec that belong to its creation: they run only with it.
