@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"conex/internal/engine"
@@ -36,6 +38,10 @@ func (a *app) execCommand() *cobra.Command {
 				req.Streams = s.streams
 			}
 			code, err := e.Exec(cmd.Context(), req)
+			var ge *engine.ExitError
+			if req.Detach && errors.As(err, &ge) && ge.Err != nil {
+				return ge.Err // 126 and 127 are for attached ones
+			}
 			if err != nil {
 				return err
 			}

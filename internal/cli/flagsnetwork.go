@@ -13,7 +13,8 @@ import (
 
 // networkFlags are the container's network, its names and its ports.
 type networkFlags struct {
-	network, ip                                string
+	ip                                         string
+	networks                                   list
 	publishAll                                 bool
 	addHost, dns, dnsOption, dnsSearch, expose list
 	link, publish                              list
@@ -30,8 +31,8 @@ func (c *networkFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&c.ip, "ip", "", "IPv4 address (e.g., 172.30.100.104)")
 	f.Lookup("ip").Hidden = true
 	f.Var(&c.link, "link", "Add link to another container")
-	f.StringVar(&c.network, "network", "", `Connect a container to a network ("bridge", "none", "host", "container:NAME")`)
-	f.StringVar(&c.network, "net", "", "")
+	f.Var(&c.networks, "network", `Connect a container to a network ("bridge", "none", "host", "container:NAME")`)
+	f.Var(&c.networks, "net", "")
 	f.Lookup("net").Hidden = true
 	f.VarP(&c.publish, "publish", "p", "Publish a container's port(s) to the host")
 	f.BoolVarP(&c.publishAll, "publish-all", "P", false, "Publish all exposed ports to random ports")
@@ -66,10 +67,15 @@ func (c *networkFlags) setNetwork(host *apic.HostConfig) error {
 		}
 		return errors.New("user specified IP address is supported on user defined networks only")
 	}
-	if strings.Contains(c.network, "=") {
-		return fmt.Errorf("--network %s: options of a network are not supported yet", c.network)
+	// The networks that there are, are one or the other.
+	if len(c.networks) > 1 {
+		return fmt.Errorf("Container cannot be connected to network endpoints: %s", strings.Join(c.networks, ", "))
 	}
-	host.NetworkMode = apic.NetworkMode(cmp.Or(c.network, "default"))
+	name := strings.Join(c.networks, "")
+	if strings.Contains(name, "=") {
+		return fmt.Errorf("--network %s: options of a network are not supported yet", name)
+	}
+	host.NetworkMode = apic.NetworkMode(cmp.Or(name, "default"))
 	return nil
 }
 

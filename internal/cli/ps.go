@@ -181,6 +181,17 @@ func displayPorts(ports []apic.PortSummary) string {
 			open[key] = r
 		}
 	}
+	// What is not published, or on the same port, comes first.
+	slices.SortStableFunc(runs, func(x, y *run) int {
+		other := func(r *run) bool { return r.from.PublicPort != 0 && r.from.PublicPort != r.from.PrivatePort }
+		switch {
+		case other(x) == other(y):
+			return 0
+		case other(x):
+			return 1
+		}
+		return -1
+	})
 	text := make([]string, len(runs))
 	for i, r := range runs {
 		span := func(a, b uint16) string {

@@ -137,10 +137,16 @@ func TestResolve(t *testing.T) {
 	if _, err := s.Resolve("a"); !errors.Is(err, ErrAmbiguous) {
 		t.Errorf("Resolve(a) = %v, want ambiguous", err)
 	}
-	for _, in := range []string{"", "nobody", "/", "../web", strings.Repeat("0", 64)} {
+	for _, in := range []string{"nobody", "/", "../web", strings.Repeat("0", 64)} {
 		if _, err := s.Resolve(in); !errors.Is(err, ErrNotFound) || err.Error() != "No such container: "+in {
 			t.Errorf("Resolve(%q) = %v", in, err)
 		}
+	}
+}
+
+func TestResolveNothing(t *testing.T) {
+	if _, err := newStore(t).Resolve(""); !errors.Is(err, ErrName) || errors.Is(err, ErrNotFound) {
+		t.Errorf("Resolve of an empty word = %v: `rm -f $UNSET` must not succeed", err)
 	}
 }
 

@@ -55,6 +55,9 @@ func (sameNameError) Error() string {
 // Is makes errors.Is(err, ErrNameTaken) true.
 func (sameNameError) Is(target error) bool { return target == ErrNameTaken }
 
+// errNoName is what an empty word gets, in the words of Docker's client: often a variable that is not set.
+var errNoName = fmt.Errorf("%w or ID: value is empty", ErrName)
+
 // NameError is ErrName, in Docker's words.
 type NameError struct{ Name string }
 
@@ -238,7 +241,7 @@ func (s *Store) ListRun() ([]string, error) {
 // Docker's. A leading slash of a name is ignored.
 func (s *Store) Resolve(nameOrID string) (string, error) {
 	if nameOrID == "" {
-		return "", &NotFoundError{nameOrID}
+		return "", errNoName
 	}
 	if isID(nameOrID) {
 		if _, err := os.Lstat(s.Dir(nameOrID)); err == nil {

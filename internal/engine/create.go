@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"conex/internal/collect"
@@ -63,8 +64,9 @@ func (e *Engine) Create(ctx context.Context, req CreateRequest) (CreateResult, e
 // dies before the start. Without hold the lock is nil.
 func (e *Engine) create(ctx context.Context, req CreateRequest, hold bool) (rec *container.Record, lock *disk.Lock, warnings []string, err error) {
 	if req.Config == nil || req.Config.Image == "" {
-		return nil, nil, nil, invalid("no image specified")
+		return nil, nil, nil, invalid("invalid reference format: no image specified")
 	}
+	req.Name = strings.TrimPrefix(req.Name, "/") // as inspect shows it
 	conf := *req.Config
 	hc := apic.HostConfig{}
 	if req.HostConfig != nil {

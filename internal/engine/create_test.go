@@ -72,7 +72,7 @@ func TestValidate(t *testing.T) {
 		"unknown policy 'sometimes'":                              {RestartPolicy: apic.RestartPolicy{Name: "sometimes"}},
 		"maximum retry count can only be used with 'on-failure'":  {RestartPolicy: apic.RestartPolicy{Name: "always", MaximumRetryCount: 1}},
 		"can't create 'AutoRemove' container with restart policy": {AutoRemove: true, RestartPolicy: apic.RestartPolicy{Name: "always"}},
-		`unknown capability to add: "CAP_NONSENSE"`:               {CapAdd: []string{"nonsense"}},
+		`invalid CapAdd: unknown capability: "CAP_NONSENSE"`:      {CapAdd: []string{"nonsense"}},
 		`invalid --security-opt: "what=ever"`:                     {SecurityOpt: []string{"what=ever"}},
 		"opening seccomp profile (/nosuch) failed":                {SecurityOpt: []string{"seccomp=/nosuch"}},
 		"bad format for add-host":                                 {ExtraHosts: []string{"nonsense"}},

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"path/filepath"
 
 	"conex/internal/container"
 	"conex/internal/control"
@@ -24,6 +25,9 @@ type ExecRequest struct {
 // Exec runs a command in a running container and returns its exit code; 0 with Detach, and when the user detaches. A command that
 // can't be executed is an *ExitError with 126 or 127.
 func (e *Engine) Exec(ctx context.Context, req ExecRequest) (exitCode int, err error) {
+	if req.WorkingDir != "" && !filepath.IsAbs(req.WorkingDir) {
+		return 0, &ExitError{126, errors.New("OCI runtime exec failed: exec failed: Cwd must be an absolute path")}
+	}
 	n, err := e.snapshot(ctx, req.Container)
 	if err != nil {
 		return 0, err

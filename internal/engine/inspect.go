@@ -9,6 +9,7 @@ import (
 
 	"conex/internal/container"
 	"conex/internal/logs"
+	"conex/internal/runtime"
 
 	apic "github.com/moby/moby/api/types/container"
 	mnet "github.com/moby/moby/api/types/network"
@@ -38,6 +39,21 @@ func (e *Engine) InspectContainer(ctx context.Context, name string, size bool) (
 			"UpperDir": cs.Dir(r.ID, "upper"), "WorkDir": cs.Dir(r.ID, "work"),
 		}},
 	}, NetworkSettings: networkDetail(portMap(n), networks(n))}
+	if h := r.HostConfig; h != nil && !h.Privileged && (h.MaskedPaths == nil || h.ReadonlyPaths == nil) {
+		filled := *h
+		if filled.MaskedPaths == nil {
+			filled.MaskedPaths = runtime.MaskedPaths()
+		}
+		if filled.ReadonlyPaths == nil {
+			filled.ReadonlyPaths = runtime.ReadonlyPaths()
+		}
+		out.HostConfig = &filled
+	}
+	for _, opt := range r.HostConfig.SecurityOpt {
+		if profile, ok := strings.CutPrefix(opt, "apparmor="); ok {
+			out.AppArmorProfile = profile
+		}
+	}
 	if out.Args == nil {
 		out.Args = []string{}
 	}

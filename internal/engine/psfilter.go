@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 	"conex/internal/ocispec"
 
 	apic "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	mnet "github.com/moby/moby/api/types/network"
 )
 
@@ -94,7 +96,7 @@ func (e *Engine) containerTest(key string, values []string, all []*container.Sna
 	case "volume":
 		return either(func(n *container.Snapshot) bool {
 			return slices.ContainsFunc(n.Record.Mounts, func(m apic.MountPoint) bool {
-				return m.Name != "" && slices.Contains(values, m.Name) || slices.Contains(values, m.Destination)
+				return m.Name != "" && slices.Contains(values, m.Name) || slices.Contains(values, m.Destination) || m.Type == mount.TypeBind && slices.Contains(values, m.Source)
 			})
 		}), nil
 	case "publish", "expose":
@@ -143,7 +145,7 @@ func healthOf(n *container.Snapshot) apic.HealthStatus {
 	return apic.NoHealthcheck
 }
 
-// ancestorTest takes images by name or id: a container matches that was made of it, or of an image with all its layers below.
+// ancestorTest takes images by name or id: a container matches that was made of it, or of an image that was built on it.
 func (e *Engine) ancestorTest(values []string) (containerTest, error) {
 	images, err := e.Images()
 	if err != nil {
@@ -162,9 +164,21 @@ func (e *Engine) ancestorTest(values []string) (containerTest, error) {
 	}
 	return either(func(n *container.Snapshot) bool {
 		return slices.ContainsFunc(bases, func(b image.Image) bool {
-			return n.Record.ImageID == b.ID || beginsWith(n.Record.Layers, b.Layers())
+			return n.Record.ImageID == b.ID || beginsWith(n.Record.Layers, b.Layers()) &&
+				(len(n.Record.Layers) > len(b.Layers()) || continues(images, n.Record.ImageID, b))
 		})
 	}), nil
+}
+
+// continues reports whether the image of that id, which has base's layers and no more, was built on base: of two such, an image and
+// one that changes its configuration, the history tells which was first.
+func continues(images *image.Store, id ocispec.Digest, base image.Image) bool {
+	img, err := images.Get(id)
+	if err != nil {
+		return false // it is gone: nobody can tell
+	}
+	h, b := img.Config.History, base.Config.History
+	return len(h) > len(b) && slices.EqualFunc(h[:len(b)], b, func(x, y ocispec.History) bool { return reflect.DeepEqual(x, y) })
 }
 
 func beginsWith(layers, base []ocispec.Digest) bool {

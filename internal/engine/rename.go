@@ -1,9 +1,13 @@
 package engine
 
-import "context"
+import (
+	"context"
+	"strings"
+)
 
 // Rename gives a container another name.
 func (e *Engine) Rename(ctx context.Context, name, newName string) error {
+	newName = strings.TrimPrefix(newName, "/")
 	n, err := e.snapshot(ctx, name)
 	if err != nil {
 		return err

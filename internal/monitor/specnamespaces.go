@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"maps"
+	"os"
 	"slices"
 
 	"conex/internal/container"
@@ -45,6 +46,9 @@ func namespaces(s *specs.Spec, hc *apic.HostConfig) {
 		s.Mounts = slices.DeleteFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/dev/shm" })
 	}
 	if shared[specs.IPCNamespace] {
+		if _, err := os.Lstat("/dev/mqueue"); err != nil { // not every host mounts it
+			s.Mounts = slices.DeleteFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/dev/mqueue" })
+		}
 		for i, m := range s.Mounts {
 			if m.Destination == "/dev/shm" || m.Destination == "/dev/mqueue" {
 				s.Mounts[i] = specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Destination, Options: []string{"rbind", "rprivate"}}

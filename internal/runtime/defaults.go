@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"conex/internal/linux/caps"
 
@@ -39,13 +40,8 @@ func DefaultSpec() *specs.Spec {
 				{Type: specs.MountNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.UTSNamespace},
 				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.CgroupNamespace},
 			},
-			// What the kernel shows there is either about the whole host or lets its reader act on it.
-			MaskedPaths: []string{
-				"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-				"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
-				"/sys/devices/virtual/powercap", "/sys/firmware",
-			},
-			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+			MaskedPaths:   MaskedPaths(),
+			ReadonlyPaths: ReadonlyPaths(),
 			Resources:     &specs.LinuxResources{Devices: deviceRules()},
 			// Docker's network sysctls: a container's root may bind low ports and ping without a capability.
 			Sysctl: map[string]string{
@@ -54,6 +50,27 @@ func DefaultSpec() *specs.Spec {
 			},
 		},
 	}
+}
+
+// MaskedPaths are what a container does not see: what the kernel shows there is either about the whole host or lets its reader act on it.
+func MaskedPaths() []string {
+	paths := []string{
+		"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+		"/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+	}
+	// Machines of metal count there how often each processor was too hot, which tells what others compute.
+	for cpu := 0; ; cpu++ {
+		p := "/sys/devices/system/cpu/cpu" + strconv.Itoa(cpu) + "/thermal_throttle"
+		if unix.Access(p, unix.F_OK) != nil {
+			return paths
+		}
+		paths = append(paths, p)
+	}
+}
+
+// ReadonlyPaths are what a container sees and can't change.
+func ReadonlyPaths() []string {
+	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 }
 
 // device is one node of a container's /dev.

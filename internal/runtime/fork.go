@@ -102,7 +102,7 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	if hooks != nil {
 		defer hooks.close()
 	}
-	if b.flags&unix.CLONE_NEWCGROUP != 0 && cgroup.Probe().Version == "2" {
+	if b.flags&unix.CLONE_NEWCGROUP != 0 {
 		prog.Call("make cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
 	r.enter(&prog)

@@ -62,6 +62,9 @@ func ResolveUser(root *os.File, user string, groupAdd []string) (User, error) {
 	default:
 		id, err := parseID(name)
 		if err != nil {
+			if _, err := strconv.ParseInt(name, 10, 64); err == nil {
+				return User{}, fmt.Errorf("user %s: uids and gids must be in range 0-2147483647", name)
+			}
 			return User{}, fmt.Errorf("unable to find user %s: no matching entries in passwd file", name)
 		}
 		u.UID = id

@@ -128,11 +128,11 @@ func Resolve(base, add, drop []string, privileged bool) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	addMask, addAll, err := parse(add, "add")
+	addMask, addAll, err := parse(add, "Add")
 	if err != nil {
 		return nil, err
 	}
-	dropMask, dropAll, err := parse(drop, "drop")
+	dropMask, dropAll, err := parse(drop, "Drop")
 	if err != nil {
 		return nil, err
 	}
@@ -176,7 +176,7 @@ func (e *unknownError) Error() string {
 	if e.verb == "" {
 		return fmt.Sprintf("unknown capability: %q", e.name)
 	}
-	return fmt.Sprintf("unknown capability to %s: %q", e.verb, e.name)
+	return fmt.Sprintf("invalid Cap%s: unknown capability: %q", e.verb, e.name)
 }
 
 func (e *unknownError) Is(target error) bool { return target == ErrUnknown }

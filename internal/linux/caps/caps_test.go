@@ -87,11 +87,11 @@ func TestResolve(t *testing.T) {
 
 func TestResolveErrors(t *testing.T) {
 	_, err := caps.Resolve(caps.Default(), []string{"foo"}, nil, false)
-	if !errors.Is(err, caps.ErrUnknown) || err.Error() != `unknown capability to add: "CAP_FOO"` {
+	if !errors.Is(err, caps.ErrUnknown) || err.Error() != `invalid CapAdd: unknown capability: "CAP_FOO"` {
 		t.Errorf("add foo: %v", err)
 	}
 	_, err = caps.Resolve(caps.Default(), nil, []string{"CAP_BAR"}, false)
-	if !errors.Is(err, caps.ErrUnknown) || err.Error() != `unknown capability to drop: "CAP_BAR"` {
+	if !errors.Is(err, caps.ErrUnknown) || err.Error() != `invalid CapDrop: unknown capability: "CAP_BAR"` {
 		t.Errorf("drop bar: %v", err)
 	}
 	missing := caps.Names(^caps.Available())
