@@ -27,7 +27,7 @@ func TestDockerfiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rows := compatRows(t)
+	rows := compatRows(t, "../docs/compat.md")
 	w := newWorld(t)
 	w.serveCases(cases)
 	r, base := w.built(t, w.write("base/Dockerfile", "FROM busybox\n"))
@@ -115,16 +115,18 @@ func (w *world) serveCases(cases []*dockerfiles.Case) {
 	w.t.Cleanup(func() { srv.Close(); <-done })
 }
 
-// compatRows are the first cells of the tables in docs/compat.md.
-func compatRows(t *testing.T) map[string]bool {
-	data, err := os.ReadFile("../docs/compat.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+// compatRows are the first cells of the tables in the given documents.
+func compatRows(t *testing.T, names ...string) map[string]bool {
 	rows := map[string]bool{}
-	for line := range strings.Lines(string(data)) {
-		if cells := strings.Split(line, "|"); len(cells) > 2 {
-			rows[strings.TrimSpace(cells[1])] = true
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(data)) {
+			if cells := strings.Split(line, "|"); len(cells) > 2 {
+				rows[strings.TrimSpace(cells[1])] = true
+			}
 		}
 	}
 	return rows

@@ -69,7 +69,7 @@ func (c *networkFlags) setNetwork(host *apic.HostConfig) error {
 	}
 	// The networks that there are, are one or the other.
 	if len(c.networks) > 1 {
-		return fmt.Errorf("Container cannot be connected to network endpoints: %s", strings.Join(c.networks, ", "))
+		return fmt.Errorf("container cannot be connected to network endpoints: %s", strings.Join(c.networks, ", "))
 	}
 	name := strings.Join(c.networks, "")
 	if strings.Contains(name, "=") {
