@@ -111,7 +111,7 @@ func attributes(prog *nsfork.Program, p *specs.Process) error {
 			}
 			a.flags |= bit
 		}
-		prog.Call("set scheduler", unix.SYS_SCHED_SETATTR, 0, unsafe.Pointer(a), 0)
+		prog.Call("set scheduler", unix.SYS_SCHED_SETATTR, 0, a, 0)
 	}
 	if io := p.IOPriority; io != nil {
 		class, ok := ioClasses[io.Class]
@@ -169,7 +169,7 @@ func containerAttributes(prog *nsfork.Program, l *specs.Linux) error {
 			prog.Call("set memory policy", unix.SYS_SET_MEMPOLICY, mode, 0, 0)
 		} else {
 			const bits = 1024
-			prog.Call("set memory policy", unix.SYS_SET_MEMPOLICY, mode, unsafe.Pointer(nodes), bits)
+			prog.Call("set memory policy", unix.SYS_SET_MEMPOLICY, mode, nodes, bits)
 		}
 	}
 	return nil

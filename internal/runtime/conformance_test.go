@@ -13,6 +13,7 @@ import (
 
 	"conex/internal/disk"
 	"conex/internal/linux/cgroup"
+	"conex/internal/linux/nsfork"
 	"conex/internal/ocicli" // makes this test's binary an OCI runtime under another name
 	"conex/internal/runtime"
 
@@ -26,6 +27,11 @@ func TestConformance(t *testing.T) {
 		t.Skip("needs root")
 	}
 	t.Run("builtin", func(t *testing.T) { conform(t, func(*testing.T) runtime.Runtime { return runtime.New() }) })
+	t.Run("builtin by the stage", func(t *testing.T) {
+		nsfork.Staged.Store(true)
+		defer nsfork.Staged.Store(false)
+		conform(t, func(*testing.T) runtime.Runtime { return runtime.New() })
+	})
 	t.Run("conex-runtime", func(t *testing.T) {
 		self, err := os.Executable()
 		if err != nil {

@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"unsafe"
 
 	"conex/internal/linux/caps"
 	"conex/internal/linux/cgroup"
@@ -248,7 +247,7 @@ func (r *rootfs) lateMounts(prog *nsfork.Program) {
 	attr := &mount.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC}
 	for _, p := range r.procReadonly {
 		tree := prog.Call("protect "+p, unix.SYS_OPEN_TREE, unix.AT_FDCWD, p, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
-		prog.Call("protect "+p, unix.SYS_MOUNT_SETATTR, tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, unsafe.Pointer(attr), int(mount.MountAttrSize))
+		prog.Call("protect "+p, unix.SYS_MOUNT_SETATTR, tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr, int(mount.MountAttrSize))
 		attach(tree, unix.AT_FDCWD, p)
 	}
 }
@@ -356,7 +355,7 @@ func setOOMScore(prog *nsfork.Program, dir *os.File, path string, adj int) {
 }
 
 // rlimitPointer is the argument of prlimit64(2).
-func rlimitPointer(l unix.Rlimit) unsafe.Pointer { return unsafe.Pointer(&l) }
+func rlimitPointer(l unix.Rlimit) *unix.Rlimit { return &l }
 
 // ownPipe gives a pipe to the user, who could otherwise not open /dev/stdout again, as daemons do that log to it. Files and
 // devices keep their owner.
@@ -379,7 +378,7 @@ func (l *launch) seccomp(prog *nsfork.Program) {
 		return
 	}
 	fprog := &unix.SockFprog{Len: uint16(len(l.filter.program)), Filter: &l.filter.program[0]}
-	prog.Call("load seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, l.filter.flags, unsafe.Pointer(fprog))
+	prog.Call("load seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, l.filter.flags, fprog)
 }
 
 // privileges sets capabilities and ids (capabilities(7)).
@@ -426,7 +425,7 @@ func (l *launch) privileges(prog *nsfork.Program) error {
 		{Effective: uint32(effective), Permitted: uint32(permitted), Inheritable: uint32(inheritable)},
 		{Effective: uint32(effective >> 32), Permitted: uint32(permitted >> 32), Inheritable: uint32(inheritable >> 32)},
 	}
-	prog.Call("set capabilities", unix.SYS_CAPSET, unsafe.Pointer(header), unsafe.Pointer(data))
+	prog.Call("set capabilities", unix.SYS_CAPSET, header, data)
 	prog.Call("clear ambient capabilities", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 	for bit := range 64 {
 		if ambient&(1<<bit) != 0 {
@@ -455,7 +454,7 @@ func rlimits(prog *nsfork.Program, limits []specs.POSIXRlimit) error {
 		}
 		files = files || n == unix.RLIMIT_NOFILE
 		v := &unix.Rlimit{Cur: l.Soft, Max: l.Hard}
-		prog.Call("set limit "+l.Type, unix.SYS_PRLIMIT64, 0, n, unsafe.Pointer(v), 0)
+		prog.Call("set limit "+l.Type, unix.SYS_PRLIMIT64, 0, n, v, 0)
 	}
 	if files {
 		return nil
@@ -466,7 +465,7 @@ func rlimits(prog *nsfork.Program, limits []specs.POSIXRlimit) error {
 		return err
 	}
 	hard := min(own.Max, maxFiles)
-	prog.Call("set limit RLIMIT_NOFILE", unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, unsafe.Pointer(&unix.Rlimit{Cur: hard, Max: hard}), 0)
+	prog.Call("set limit RLIMIT_NOFILE", unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: hard, Max: hard}, 0)
 	return nil
 }
 
@@ -532,7 +531,10 @@ func (b *box) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
 	return r.p, nil
 }
 
-// execThread joins the container's namespaces and forks there.
+// joinCall names the call by which a process of an exec joins the container's namespaces.
+const joinCall = "join the container's namespaces"
+
+// execThread prepares a process that joins the container's namespaces, and forks it.
 func (b *box) execThread(init *process, root *os.File, cfg *ExecConfig, l *launch) (p *process, err error) {
 	host, err := hostNull() // while /proc is the host's
 	if err != nil {
@@ -554,10 +556,31 @@ func (b *box) execThread(init *process, root *os.File, cfg *ExecConfig, l *launc
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return nil, fmt.Errorf("exec: %w", err)
 	}
-	var prog nsfork.Program
-	if hasNamespace(b.cfg.Spec, specs.TimeNamespace) { // only a process of one thread can
-		prog.Call("join time namespace", unix.SYS_SETNS, init.pidfd, unix.CLONE_NEWTIME)
+	// Whatever is done below is done through root: the thread stays where it is, and its child joins the namespaces.
+	rc, err := init.pidfd.SyscallConn()
+	if err != nil {
+		return nil, errors.New("exec: the container is not running")
 	}
+	var serr error
+	pidfd := -1
+	cerr := rc.Control(func(fd uintptr) {
+		if serr = unix.Setns(int(fd), unix.CLONE_NEWPID); serr == nil { // for the child
+			pidfd, serr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3)
+		}
+	})
+	if cerr != nil || serr == unix.ESRCH {
+		return nil, errors.New("exec: the container is not running")
+	}
+	if serr != nil {
+		return nil, fmt.Errorf("exec: join the container's process ids: %w", serr)
+	}
+	defer unix.Close(pidfd)
+	var prog nsfork.Program
+	join := unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+	if hasNamespace(b.cfg.Spec, specs.TimeNamespace) {
+		join |= unix.CLONE_NEWTIME
+	}
+	prog.Call(joinCall, unix.SYS_SETNS, nsfork.FD(pidfd), join)
 	if l.users != nil {
 		proc, err := os.OpenFile("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -568,28 +591,10 @@ func (b *box) execThread(init *process, root *os.File, cfg *ExecConfig, l *launc
 			return nil, err
 		}
 	}
-	rc, err := init.pidfd.SyscallConn()
-	if err != nil {
-		return nil, errors.New("exec: the container is not running")
-	}
-	var serr error
-	cerr := rc.Control(func(fd uintptr) {
-		serr = unix.Setns(int(fd), unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWNET|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS|unix.CLONE_NEWCGROUP)
-	})
-	if cerr != nil || serr == unix.ESRCH {
-		return nil, errors.New("exec: the container is not running")
-	}
-	if serr != nil {
-		return nil, fmt.Errorf("exec: join the container's namespaces: %w", serr)
-	}
 	// From here on paths mean the container's files, which are not ours to trust.
-	unix.Umask(0)
-	if err := unix.Fchdir(int(root.Fd())); err != nil {
-		return nil, fmt.Errorf("exec: enter root file system: %w", err)
-	}
-	if err := unix.Chroot("."); err != nil {
-		return nil, fmt.Errorf("exec: enter root file system: %w", err)
-	}
+	prog.Call("umask", unix.SYS_UMASK, 0)
+	prog.Call("enter root file system", unix.SYS_FCHDIR, root)
+	prog.Call("enter root file system", unix.SYS_CHROOT, ".")
 	null, err := containerNull(root, host)
 	if err != nil {
 		return nil, err
@@ -631,14 +636,17 @@ func (b *box) execThread(init *process, root *os.File, cfg *ExecConfig, l *launc
 	if err := l.program(&prog, null); err != nil {
 		return nil, err
 	}
-	pid, pidfd, err := prog.Start(nsfork.Attr{Cgroup: into})
+	pid, child, err := prog.Start(nsfork.Attr{Cgroup: into})
 	var fe *nsfork.Error
 	if errors.As(err, &fe) && fe.Call == "clone3" && fe.Errno == unix.ENOMEM {
 		// What the kernel says of a pid namespace whose first process is ending (pid_namespaces(7)).
 		return nil, fmt.Errorf("exec: the container is not running, or memory is short: %w", fe.Errno)
 	}
+	if errors.As(err, &fe) && fe.Call == joinCall && fe.Errno == unix.ESRCH {
+		return nil, errors.New("exec: the container is not running")
+	}
 	if err != nil {
 		return nil, startError(err, cfg.Process.Args[0])
 	}
-	return newProcess(pid, pidfd, master), nil
+	return newProcess(pid, child, master), nil
 }

@@ -50,6 +50,9 @@ func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
 	if p.ops == nil {
 		return 0, nil, fmt.Errorf("fork: empty program")
 	}
+	if Staged.Load() {
+		return p.startStaged(a)
+	}
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
 		return 0, nil, fmt.Errorf("fork: %w", err)
@@ -94,6 +97,12 @@ func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
 	runtime.KeepAlive(args)
 	runtime.KeepAlive(init)
 	unix.Close(pipe[1])
+	if errno == unix.ENOSYS {
+		// A kernel before 5.3, or a filter of somebody's around us that does not know the call.
+		Staged.Store(true)
+		unix.Close(pipe[0])
+		return p.startStaged(a)
+	}
 	if errno != 0 {
 		unix.Close(pipe[0])
 		return 0, nil, &Error{"clone3", errno}
@@ -246,7 +255,9 @@ func run(ops *op, n, pipe uintptr, report *[2]uint32, init *initState) {
 		switch o.nr {
 		case closeOthers:
 			// The report pipe stays until execve closes it.
-			closeRanges(o.args[0], pipe, o.args[1], o.args[2])
+			if errno := closeRanges(o.args[0], pipe, o.args[1], o.args[2]); errno != 0 {
+				fail(uint32(i), errno, pipe, report)
+			}
 			continue
 		case hold:
 			syscall.RawSyscall(unix.SYS_CLOSE, pipe, 0, 0)
@@ -310,7 +321,7 @@ func one(fd, buf uintptr) syscall.Errno {
 //
 //go:norace
 //go:nosplit
-func closeRanges(lo, a, b, c uintptr) {
+func closeRanges(lo, a, b, c uintptr) syscall.Errno {
 	const last = ^uintptr(0) >> 32
 	for {
 		next := last // the least of those to keep that is lo or more
@@ -324,11 +335,13 @@ func closeRanges(lo, a, b, c uintptr) {
 			next = c
 		}
 		if next == last {
-			syscall.RawSyscall(unix.SYS_CLOSE_RANGE, lo, last, 0)
-			return
+			_, _, errno := syscall.RawSyscall(unix.SYS_CLOSE_RANGE, lo, last, 0)
+			return errno
 		}
 		if next > lo {
-			syscall.RawSyscall(unix.SYS_CLOSE_RANGE, lo, next-1, 0)
+			if _, _, errno := syscall.RawSyscall(unix.SYS_CLOSE_RANGE, lo, next-1, 0); errno != 0 {
+				return errno
+			}
 		}
 		lo = next + 1
 	}

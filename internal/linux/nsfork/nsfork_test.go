@@ -28,7 +28,75 @@ func wait(t *testing.T, pid int) unix.WaitStatus {
 	}
 }
 
-func TestExecWithOutput(t *testing.T) {
+// both runs a test with the fork and with the stage.
+func both(t *testing.T, f func(t *testing.T)) {
+	t.Run("fork", f)
+	Staged.Store(true)
+	defer Staged.Store(false)
+	t.Run("stage", f)
+}
+
+// TestWithoutClone3 runs itself behind a filter that does not know the call, as around some containers: the stage takes over, and is
+// remembered.
+func TestWithoutClone3(t *testing.T) {
+	const denied = "NSFORK_TEST_DENIED"
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var p Program
+	p.Call("dup", unix.SYS_DUP3, w, 1, 0)
+	if os.Getenv(denied) != "" {
+		p.Exec("/bin/echo", []string{"echo", "ok"}, nil)
+	} else {
+		filter := []unix.SockFilter{
+			{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS},
+			{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_CLONE3, Jf: 1},
+			{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
+			{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+		}
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Call("no new privileges", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+		p.Call("filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+		p.Exec(self, []string{self, "-test.run=^TestWithoutClone3$"}, append(os.Environ(), denied+"=1"))
+	}
+	pid, pidfd, err := p.Start(Attr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pidfd.Close()
+	w.Close()
+	out, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ws := wait(t, pid); ws.ExitStatus() != 0 {
+		t.Errorf("status %v: %s", ws, out)
+	}
+	if os.Getenv(denied) != "" && (!Staged.Load() || string(out) != "ok\n") {
+		t.Errorf("stage %v, output %q", Staged.Load(), out)
+	}
+}
+
+// TestStageRefuses: what only the fork can do is said, not left out.
+func TestStageRefuses(t *testing.T) {
+	Staged.Store(true)
+	defer Staged.Store(false)
+	for name, a := range map[string]Attr{"init": {Init: true}, "user namespace": {Flags: unix.CLONE_NEWUSER}} {
+		var p Program
+		p.Exec("/bin/true", []string{"true"}, nil)
+		if _, _, err := p.Start(a); !errors.Is(err, ErrStage) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestExecWithOutput(t *testing.T) { both(t, testExecWithOutput) }
+
+func testExecWithOutput(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -51,7 +119,9 @@ func TestExecWithOutput(t *testing.T) {
 	}
 }
 
-func TestFailureNamesTheCall(t *testing.T) {
+func TestFailureNamesTheCall(t *testing.T) { both(t, testFailureNamesTheCall) }
+
+func testFailureNamesTheCall(t *testing.T) {
 	var p Program
 	p.Try("tolerated", unix.SYS_CHDIR, "/no/such")
 	p.Exec("/no/such/program", []string{"x"}, nil)
@@ -62,7 +132,9 @@ func TestFailureNamesTheCall(t *testing.T) {
 	}
 }
 
-func TestRefsAndConditions(t *testing.T) {
+func TestRefsAndConditions(t *testing.T) { both(t, testRefsAndConditions) }
+
+func testRefsAndConditions(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +199,9 @@ func TestNamespacesAndInit(t *testing.T) {
 	}
 }
 
-func TestCloseOthers(t *testing.T) {
+func TestCloseOthers(t *testing.T) { both(t, testCloseOthers) }
+
+func testCloseOthers(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -169,7 +243,9 @@ func TestCloseOthers(t *testing.T) {
 	}
 }
 
-func TestHold(t *testing.T) {
+func TestHold(t *testing.T) { both(t, testHold) }
+
+func testHold(t *testing.T) {
 	dir := t.TempDir()
 	fifo := filepath.Join(dir, "start")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
@@ -239,7 +315,9 @@ func TestHold(t *testing.T) {
 	}
 }
 
-func TestForkedMayRefuse(t *testing.T) {
+func TestForkedMayRefuse(t *testing.T) { both(t, testForkedMayRefuse) }
+
+func testForkedMayRefuse(t *testing.T) {
 	ready, done, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)

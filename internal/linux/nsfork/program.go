@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"reflect"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -19,9 +20,11 @@ import (
 type Program struct {
 	ops   []op
 	names []string
-	keep  []any // what the ops point at, kept alive until the child has its own copy
-	forks bool  // has a second fork
-	inits bool  // says where the init comes to be
+	args  [][]any // the ops' as they were given, for the stage
+	kept  int     // descriptors below it are kept open, CloseOthers' number
+	keep  []any   // what the ops point at, kept alive until the child has its own copy
+	forks bool    // has a second fork
+	inits bool    // says where the init comes to be
 }
 
 // op is one system call. It is read by the child, which may not touch the heap's structure: plain words only.
@@ -39,8 +42,11 @@ type op struct {
 // Ref names the result of an earlier call: a descriptor that the child opens.
 type Ref int
 
+// FD is an open descriptor's number as an argument. The caller keeps it open; unlike *os.File it stays non-blocking.
+type FD int
+
 // Call appends a system call. Arguments may be int, uint, uintptr, uint64, a string (passed as C string), a []byte (its
-// address), *os.File (its descriptor), an unsafe.Pointer or a Ref. name is for the error message.
+// address), *os.File (its descriptor), a pointer to a struct without pointers, *unix.SockFprog or a Ref. name is for the error message.
 func (p *Program) Call(name string, nr uintptr, args ...any) Ref {
 	o := op{nr: nr}
 	for i, a := range args {
@@ -60,21 +66,33 @@ func (p *Program) Call(name string, nr uintptr, args ...any) Ref {
 		case []byte:
 			p.keep = append(p.keep, v)
 			o.args[i] = uintptr(unsafe.Pointer(unsafe.SliceData(v)))
-		case unsafe.Pointer:
+		case *unix.SockFprog:
 			p.keep = append(p.keep, v)
-			o.args[i] = uintptr(v)
+			o.args[i] = uintptr(unsafe.Pointer(v))
+		case list:
+			o.args[i] = uintptr(p.strings(v))
 		case *os.File:
 			p.keep = append(p.keep, v)
 			o.args[i] = v.Fd()
+		case FD:
+			o.args[i] = uintptr(v)
 		case Ref:
 			o.args[i] = uintptr(v)
 			o.refs |= 1 << i
 		default:
-			panic(fmt.Sprintf("nsfork: argument %d of %s is a %T", i, name, a)) // a mistake of the programmer
+			r := reflect.ValueOf(a)
+			if r.Kind() != reflect.Pointer {
+				panic(fmt.Sprintf("nsfork: argument %d of %s is a %T", i, name, a)) // a mistake of the programmer
+			}
+			p.keep = append(p.keep, a)
+			o.args[i] = uintptr(r.UnsafePointer())
 		}
 	}
-	p.ops = append(p.ops, o)
-	p.names = append(p.names, name)
+	return p.add(name, o, args...)
+}
+
+func (p *Program) add(name string, o op, args ...any) Ref {
+	p.ops, p.names, p.args = append(p.ops, o), append(p.names, name), append(p.args, args)
 	return Ref(len(p.ops) - 1)
 }
 
@@ -104,12 +122,13 @@ const (
 func (p *Program) CloseOthers(from int, keep ...*os.File) {
 	o := op{nr: closeOthers}
 	o.args[0] = uintptr(from)
+	args := []any{from}
 	for i, f := range keep {
 		o.args[1+i] = f.Fd()
-		p.keep = append(p.keep, f)
+		p.keep, args = append(p.keep, f), append(args, f)
 	}
-	p.ops = append(p.ops, o)
-	p.names = append(p.names, "close descriptors")
+	p.kept = from
+	p.add("close descriptors", o, args...)
 }
 
 // Await appends a pause until one byte comes from f, a pipe. Its end without one ends the child.
@@ -124,12 +143,12 @@ func (p *Program) pause(nr uintptr, name string, f, report *os.File) {
 	buf := make([]byte, 8)
 	o.args[0], o.args[2] = f.Fd(), uintptr(unsafe.Pointer(&buf[0]))
 	p.keep = append(p.keep, buf, f)
+	args := []any{f}
 	if report != nil {
 		o.args[1] = report.Fd()
-		p.keep = append(p.keep, report)
+		p.keep, args = append(p.keep, report), append(args, report)
 	}
-	p.ops = append(p.ops, o)
-	p.names = append(p.names, name)
+	p.add(name, o, args...)
 }
 
 // ReadReport returns what a held child wrote to its report when something failed after the hold: nil when nothing did. The names
@@ -159,27 +178,24 @@ func (p *Program) Fork(flags uint64) {
 	args := &cloneArgs{flags: flags | unix.CLONE_PARENT}
 	p.keep = append(p.keep, args)
 	p.forks = true
-	p.ops = append(p.ops, op{nr: forkAgain, args: [6]uintptr{uintptr(unsafe.Pointer(args))}})
-	p.names = append(p.names, "fork")
+	p.add("fork", op{nr: forkAgain, args: [6]uintptr{uintptr(unsafe.Pointer(args))}})
 }
 
 // Init appends the place where the child becomes an init, if Attr.Init asks for one; otherwise that is the program's beginning. The init
 // keeps the ids that the child has there.
 func (p *Program) Init() {
 	p.inits = true
-	p.ops = append(p.ops, op{nr: initHere})
-	p.names = append(p.names, "fork init")
+	p.add("fork init", op{nr: initHere})
 }
 
 // Ready appends the end of Start: it returns now, and what fails later ends the child unheard. For children that only wait for us.
 func (p *Program) Ready() {
-	p.ops = append(p.ops, op{nr: ready})
-	p.names = append(p.names, "ready")
+	p.add("ready", op{nr: ready})
 }
 
 // Exec appends execve(2) of path. No string may hold a NUL byte, which would end it there: callers have checked that.
 func (p *Program) Exec(path string, argv, envv []string) {
-	p.Call("execve", unix.SYS_EXECVE, path, p.strings(argv), p.strings(envv))
+	p.Call("execve", unix.SYS_EXECVE, path, list(argv), list(envv))
 }
 
 // Exit appends exit_group(2).
