@@ -86,7 +86,7 @@ func WriteJSON(path string, v any, d Durability) error {
 
 // ReadJSON decodes the file at path into v. The error satisfies errors.Is(err, fs.ErrNotExist) when there is none.
 func ReadJSON(path string, v any) error {
-	data, err := os.ReadFile(path)
+	data, err := readFile(path)
 	if err != nil {
 		return err
 	}
@@ -94,6 +94,38 @@ func ReadJSON(path string, v any) error {
 		return fmt.Errorf("decode %s: %w", path, err)
 	}
 	return nil
+}
+
+// readFile is os.ReadFile for the small files of which `ps` reads thousands: open, read, close, where that asks the poller about each of
+// them first and makes 10 system calls.
+func readFile(path string) ([]byte, error) {
+	var fd int
+	err := retry(func() (err error) { fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0); return err })
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	for data := make([]byte, 0, 4096); ; {
+		var n int
+		err := retry(func() (err error) { n, err = unix.Read(fd, data[len(data):cap(data)]); return err })
+		if err != nil {
+			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+		}
+		// Only the end of a regular file makes a read short.
+		if data = data[:len(data)+n]; len(data) < cap(data) {
+			return data, nil
+		}
+		data = append(data, 0)[:len(data)]
+	}
+}
+
+// retry calls fn again as long as a signal interrupts it.
+func retry(fn func() error) error {
+	for {
+		if err := fn(); err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // Update reads path, gives its content (nil when it does not exist) to fn, and replaces it with what fn returns.

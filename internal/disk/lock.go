@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -78,18 +79,16 @@ func flock(ctx context.Context, path string, how int) (*Lock, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	var fd int
+	err := retry(func() (err error) {
+		fd, err = unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("lock: %w", err)
+		return nil, fmt.Errorf("lock: %w", &fs.PathError{Op: "open", Path: path, Err: err})
 	}
-	for {
-		err = unix.Flock(int(f.Fd()), how)
-		if err != unix.EINTR {
-			break
-		}
-	}
-	if err != nil {
-		f.Close()
+	if err := retry(func() error { return unix.Flock(fd, how) }); err != nil {
+		unix.Close(fd)
 		if err == unix.EWOULDBLOCK {
 			return nil, fmt.Errorf("lock %s: %w", path, ErrLocked)
 		}
@@ -97,11 +96,11 @@ func flock(ctx context.Context, path string, how int) (*Lock, error) {
 	}
 	// Sweep may have unlinked the file between our open and our lock: then this lock guards nothing.
 	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err == nil && st.Nlink == 0 {
-		f.Close()
+	if err := unix.Fstat(fd, &st); err == nil && st.Nlink == 0 {
+		unix.Close(fd)
 		return flock(ctx, path, how)
 	}
-	return &Lock{f}, nil
+	return &Lock{os.NewFile(uintptr(fd), path)}, nil
 }
 
 // Release gives the lock back. Safe on nil and when called twice.

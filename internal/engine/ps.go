@@ -89,17 +89,19 @@ func (e *Engine) snapshots(ctx context.Context) ([]*container.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make([]*container.Snapshot, 0, len(ids))
-	for _, id := range ids {
-		if err := ctx.Err(); err != nil {
-			return nil, err
+	read, errs := make([]*container.Snapshot, len(ids)), make([]error, len(ids))
+	each(len(ids), func(i int) {
+		if errs[i] = ctx.Err(); errs[i] == nil {
+			read[i], errs[i] = cs.Snapshot(ids[i])
 		}
-		n, err := cs.Snapshot(id)
-		if errors.Is(err, container.ErrNotFound) {
+	})
+	out := make([]*container.Snapshot, 0, len(ids))
+	for i, n := range read {
+		if errors.Is(errs[i], container.ErrNotFound) {
 			continue // removed meanwhile
 		}
-		if err != nil {
-			return nil, err
+		if errs[i] != nil {
+			return nil, errs[i]
 		}
 		out = append(out, n)
 	}

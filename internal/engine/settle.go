@@ -44,10 +44,8 @@ func (e *Engine) Settle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
-	for _, id := range ids {
-		errs = append(errs, e.settleOne(ctx, id))
-	}
+	errs := make([]error, len(ids), len(ids)+1)
+	each(len(ids), func(i int) { errs[i] = e.settleOne(ctx, ids[i]) })
 	errs = append(errs, build.Settle(ctx, e.cfg.State, e.Networks()))
 	return errors.Join(errs...)
 }
