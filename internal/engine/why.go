@@ -88,7 +88,7 @@ func (e *Engine) Why(ctx context.Context, name string) (*Reason, error) {
 		s.ended(n, x, now)
 		wait := "at once"
 		if d := x.Next.Sub(now); d > 0 {
-			wait = "in " + units.HumanDuration(d.Round(time.Second))
+			wait = "in " + spoken(d.Round(time.Second))
 			r.NextStart = x.Next
 		}
 		who := "Its restart policy (" + r.RestartPolicy + ")"
@@ -97,9 +97,9 @@ func (e *Engine) Why(ctx context.Context, name string) (*Reason, error) {
 		}
 		s.add("%s starts it again %s, for the %s time; the pause doubles up to a minute, and begins anew after a run of 10 s.", who, wait, ordinal(a.Restarts))
 	case x == nil:
-		s.add("%s was created %s ago and has not been started.", rec.Name, units.HumanDuration(now.Sub(rec.Created)))
+		s.add("%s was created %s ago and has not been started.", rec.Name, spoken(now.Sub(rec.Created)))
 	case x.Started.IsZero():
-		s.add("%s has never run: its start %s ago failed, %s.", rec.Name, units.HumanDuration(now.Sub(x.Finished)), exitWords(x, false))
+		s.add("%s has never run: its start %s ago failed, %s.", rec.Name, spoken(now.Sub(x.Finished)), exitWords(x, false))
 		if x.Error != "" {
 			s.add("The reason: %s.", strings.TrimSuffix(x.Error, "."))
 		}
@@ -144,7 +144,7 @@ func (s *sentences) add(format string, args ...any) {
 func (s *sentences) String() string { return s.b.String() }
 
 func (s *sentences) running(n *container.Snapshot, a *container.State, x *container.Exit, now time.Time) {
-	s.add("%s has been running for %s, as process %d.", n.Record.Name, units.HumanDuration(now.Sub(a.Started)), a.Pid)
+	s.add("%s has been running for %s, as process %d.", n.Record.Name, spoken(now.Sub(a.Started)), a.Pid)
 	if a.Paused {
 		s.add("It is paused: all its processes stand still until `conex unpause`.")
 	}
@@ -152,14 +152,14 @@ func (s *sentences) running(n *container.Snapshot, a *container.State, x *contai
 		s.add("Its restart policy (%s) has started it again %s.", policyText(n.Record), times(a.Restarts))
 	}
 	if x != nil && !x.Started.IsZero() {
-		s.add("Its run before ended %s ago: %s.", units.HumanDuration(now.Sub(x.Finished)), exitWords(x, true))
+		s.add("Its run before ended %s ago: %s.", spoken(now.Sub(x.Finished)), exitWords(x, true))
 		s.cause(x)
 	}
 }
 
 func (s *sentences) ended(n *container.Snapshot, x *container.Exit, now time.Time) {
-	s.add("%s ended %s ago, after it had run for %s: %s.", n.Record.Name, units.HumanDuration(max(0, now.Sub(x.Finished))),
-		units.HumanDuration(max(0, x.Finished.Sub(x.Started))), exitWords(x, !x.Started.IsZero()))
+	s.add("%s ended %s ago, after it had run for %s: %s.", n.Record.Name, spoken(max(0, now.Sub(x.Finished))),
+		spoken(max(0, x.Finished.Sub(x.Started))), exitWords(x, !x.Started.IsZero()))
 	s.cause(x)
 }
 
@@ -376,7 +376,7 @@ func (e *Engine) whyRemoved(ctx context.Context, name string, missing error) (*R
 			}
 			x := container.Exit{Code: code, OOM: oom[id], Started: r.Started, Finished: ended}
 			var s sentences
-			s.add("%s is removed; the events tell that it ended %s ago: %s.", r.Name, units.HumanDuration(time.Since(ended)), exitWords(&x, !r.Started.IsZero()))
+			s.add("%s is removed; the events tell that it ended %s ago: %s.", r.Name, spoken(time.Since(ended)), exitWords(&x, !r.Started.IsZero()))
 			s.cause(&x)
 			if sig, err := strconv.Atoi(kills[id]); err == nil {
 				s.add("conex was told to send %s.", signalName(sig))

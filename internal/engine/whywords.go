@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"strings"
 	"syscall"
+	"time"
 
 	"conex/internal/container"
 
+	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
 )
 
@@ -120,4 +122,10 @@ func enderWords(b *container.Ender) string {
 		s += fmt.Sprintf("; it did not end within %d s, so SIGKILL followed (-t and --stop-timeout set that time)", b.Timeout)
 	}
 	return s + "."
+}
+
+// spoken is a duration inside a sentence: "less than a second", "about an hour", "3 weeks".
+func spoken(d time.Duration) string {
+	s := units.HumanDuration(max(0, d))
+	return strings.ToLower(s[:1]) + s[1:]
 }
