@@ -72,7 +72,7 @@ func (e *Engine) CopyFrom(ctx context.Context, req CopyRequest) (int64, error) {
 	defer dir.Close()
 	size, err := treecopy.Copy(ctx, src.dir, src.name, dir, as, treecopy.Options{
 		// Another owner has what was the container's: what it may do to others stays behind.
-		KeepOwner: req.Archive, SetID: req.Archive, Caps: req.Archive, Devices: req.Archive, LeftOut: req.LeftOut, Progress: req.Progress,
+		From: v.ids, KeepOwner: req.Archive, SetID: req.Archive, Caps: req.Archive, Devices: req.Archive, LeftOut: req.LeftOut, Progress: req.Progress,
 	})
 	return size, inFolder(dst, err)
 }
@@ -95,7 +95,11 @@ func (e *Engine) CopyOut(ctx context.Context, req CopyRequest, w io.Writer) erro
 	if src.contents {
 		as = "."
 	}
-	return layers.WriteEntry(ctx, w, src.dir, src.name, as, func(path string) {
+	var id func(int) int
+	if v.ids != nil {
+		id = v.ids.Inside
+	}
+	return layers.WriteEntry(ctx, w, src.dir, src.name, as, id, func(path string) {
 		if req.Torn != nil {
 			req.Torn(path)
 		}
@@ -201,7 +205,7 @@ func (e *Engine) copyInto(ctx context.Context, req CopyRequest, copy func(v *vie
 	if why := unfit(dst); why != "" {
 		return 0, invalid(`destination "%s:%s" must be a directory or a regular file: %s`, req.Container, req.Path, why)
 	}
-	o := treecopy.Options{KeepOwner: true, Caps: true, Devices: true, SetID: req.Archive, Progress: req.Progress}
+	o := treecopy.Options{To: v.ids, KeepOwner: true, Caps: true, Devices: true, SetID: req.Archive, Progress: req.Progress}
 	if req.Archive && n.Record.Config.User != "" {
 		u, err := runtime.ResolveUser(v.root, n.Record.Config.User, nil)
 		if err != nil {
@@ -209,7 +213,11 @@ func (e *Engine) copyInto(ctx context.Context, req CopyRequest, copy func(v *vie
 		}
 		o.Owner = &treecopy.Owner{UID: int(u.UID), GID: int(u.GID)}
 	}
-	size, err := copy(v, dst, o)
+	var size int64
+	err = v.do(func() (err error) {
+		size, err = copy(v, dst, o)
+		return err
+	})
 	if err != nil {
 		return size, err
 	}

@@ -16,7 +16,9 @@ import (
 	"conex/internal/linux/mount"
 	"conex/internal/linux/pidfd"
 	"conex/internal/linux/thread"
+	"conex/internal/linux/userns"
 	"conex/internal/safepath"
+	"conex/internal/treecopy"
 	"conex/internal/undo"
 
 	apic "github.com/moby/moby/api/types/container"
@@ -29,6 +31,24 @@ import (
 type view struct {
 	root *os.File
 	back undo.Stack
+	// ids are those of the container's user namespace, which owners are seen with in a running one; nil: an id is an id.
+	ids *treecopy.IDs
+}
+
+// do runs f, which makes files in the view, as whoever may.
+func (v *view) do(f func() error) error {
+	if v.ids == nil {
+		return f()
+	}
+	done := make(chan error, 1)
+	thread.Go(func() { // which makes files as the container's root until it ends
+		err := userns.FilesAs(v.ids.First, v.ids.First)
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	})
+	return <-done
 }
 
 func (v *view) Close() { v.back.Run() }
@@ -44,6 +64,9 @@ func (e *Engine) view(ctx context.Context, n *container.Snapshot, write bool) (*
 			return nil, conflict("container %s is restarting, wait until the container is running", id)
 		case a != nil && a.Status != container.Restarting:
 			v, err := liveView(id, a)
+			if v != nil && n.Record.Options.Users != nil {
+				v.ids = (*treecopy.IDs)(n.Record.Options.Users)
+			}
 			if v != nil || err != nil {
 				return v, err
 			}

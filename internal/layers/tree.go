@@ -44,10 +44,10 @@ func WriteTreeAt(ctx context.Context, w io.Writer, root *os.File, when *time.Tim
 }
 
 // WriteEntry is WriteTree for one name in the folder dir, a file or a folder with what is in it, under the name as; "." and "" are dir
-// itself.
-func WriteEntry(ctx context.Context, w io.Writer, dir *os.File, name, as string, changed func(path string)) error {
+// itself. id, unless nil, says what a user's or group's number is to be in the tar.
+func WriteEntry(ctx context.Context, w io.Writer, dir *os.File, name, as string, id func(int) int, changed func(path string)) error {
 	out := bufio.NewWriterSize(w, 256<<10)
-	t := &treeWriter{ctx: ctx, tar: tar.NewWriter(out)}
+	t := &treeWriter{ctx: ctx, tar: tar.NewWriter(out), id: id}
 	u := &treeWalk{write: t.entry, changed: changed, seen: map[[2]uint64]string{}}
 	if err := u.entry(dir, name, as); err != nil {
 		return err
@@ -65,6 +65,8 @@ type treeWriter struct {
 	buf []byte
 	// when, if set, is every entry's time.
 	when *time.Time
+	// id, if set, says what a user's or group's number is to be.
+	id func(int) int
 }
 
 func (t *treeWriter) entry(h *tar.Header, content io.Reader) error {
@@ -74,6 +76,9 @@ func (t *treeWriter) entry(h *tar.Header, content io.Reader) error {
 	}
 	if t.when != nil {
 		n.ModTime = *t.when
+	}
+	if t.id != nil {
+		n.Uid, n.Gid = t.id(n.Uid), t.id(n.Gid)
 	}
 	if err := t.ctx.Err(); err != nil {
 		return err

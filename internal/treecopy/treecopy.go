@@ -27,6 +27,9 @@ type Options struct {
 	KeepOwner bool
 	// Owner, unless nil, owns everything that is copied.
 	Owner *Owner
+	// From says that the source's owners are ids of a user namespace seen from outside, To that the target's are to be. Without them an id
+	// is an id.
+	From, To *IDs
 	// SetID keeps set-user-ID and set-group-ID bits, Caps file capabilities. Both mean something else under another owner.
 	SetID, Caps bool
 	// Devices copies device nodes; without it they are left out.
@@ -35,6 +38,34 @@ type Options struct {
 	LeftOut func(path string)
 	// Progress is told now and then how much has been copied, counted as Size counts. May be nil.
 	Progress func(size int64)
+}
+
+// IDs are the ids of a user namespace, from 0 on, as they are outside of it.
+type IDs struct{ First, Size uint32 }
+
+// nobody is whom the kernel shows in the place of an id that a user namespace does not have.
+const nobody = 65534
+
+// Inside returns what an id is in the namespace.
+func (i *IDs) Inside(id int) int {
+	if i == nil {
+		return id
+	}
+	if n := int64(id) - int64(i.First); n >= 0 && n < int64(i.Size) {
+		return int(n)
+	}
+	return nobody
+}
+
+// Outside returns what an id of the namespace is outside; -1, which leaves an owner as he is, for one that it does not have.
+func (i *IDs) Outside(id int) int {
+	if i == nil {
+		return id
+	}
+	if id < 0 || int64(id) >= int64(i.Size) {
+		return -1
+	}
+	return int(i.First) + id
 }
 
 // Owner is a user and a group.
@@ -325,10 +356,11 @@ func (c *copier) applyHandle(fd int, a attributes, isLink bool) error {
 }
 
 func (c *copier) owner(a attributes) (uid, gid int, ok bool) {
+	uid, gid, ok = c.From.Inside(a.uid), c.From.Inside(a.gid), c.KeepOwner
 	if c.Owner != nil {
-		return c.Owner.UID, c.Owner.GID, true
+		uid, gid, ok = c.Owner.UID, c.Owner.GID, true
 	}
-	return a.uid, a.gid, c.KeepOwner
+	return c.To.Outside(uid), c.To.Outside(gid), ok
 }
 
 func (c *copier) mode(a attributes) uint32 {
