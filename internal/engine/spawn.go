@@ -51,8 +51,9 @@ func executeMonitor() (*os.File, error) {
 		return nil, errors.Join(err, unix.Close(fds[0]))
 	}
 	ours := os.NewFile(uintptr(fds[0]), "monitor")
-	// Few threads: a monitor's memory counts once a container. Its collector is eager, but only once it has calmed down.
-	env := []string{"PATH=" + os.Getenv("PATH"), "GOMAXPROCS=2", "GOGC=400"}
+	// A monitor's memory counts once a container. For a second processor the runtime would keep half-used pages of its own of every size, a
+	// third of a megabyte; what a monitor does at a time is one thing, and waiting. Its collector is eager, but only once it has calmed down.
+	env := []string{"PATH=" + os.Getenv("PATH"), "GOMAXPROCS=1", "GOGC=400"}
 	var stderr *os.File // closed, until it has its log
 	if v := os.Getenv("GODEBUG"); v != "" {
 		env = append(env, "GODEBUG="+v)

@@ -23,6 +23,7 @@ import (
 	goruntime "runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -75,18 +76,19 @@ type monitor struct {
 	next     chan struct{}
 	lastExit container.Exit
 	backoff  time.Duration // the last pause; used by main alone
-	// idle gives memory back to the machine some time after the last start or exec, which need more of it than waiting does.
-	idle  *time.Timer
-	named named         // the record as events show it
-	final chan struct{} // closed when the last run's end is recorded
+	// idle calls rest some time after the last start or exec, which need more memory than waiting does; worked says that there was more than
+	// the first start.
+	idle   *time.Timer
+	worked atomic.Bool
+	named  named         // the record as events show it
+	final  chan struct{} // closed when the last run's end is recorded
 }
 
 // idleAfter is when the monitor has calmed down: late enough for a container that only runs a moment never to pay for it.
 const idleAfter = time.Second
 
-// idlePercent is the collector's GOGC from then on. Until then it is what the engine set, so high that a start never collects: a cycle
-// costs more there than all that it could give back.
-const idlePercent = 25
+// idlePercent is the collector's GOGC from then on: it begins at 2 MB, above what a start takes. Until then it is what the engine set.
+const idlePercent = 50
 
 // Main runs a monitor and returns its exit code. The process has been prepared as package control describes.
 func Main() int {
@@ -178,10 +180,7 @@ func open(fd int) (*monitor, error) {
 		return nil, err
 	}
 	m.nets = network.Open(m.root, m.req.State)
-	m.idle = time.AfterFunc(idleAfter, func() {
-		debug.SetGCPercent(idlePercent)
-		debug.FreeOSMemory()
-	})
+	m.idle = time.AfterFunc(idleAfter, m.rest)
 	m.state = container.State{
 		Status: container.Starting, BootID: disk.BootID(), Monitor: os.Getpid(), Restarts: m.req.Restarts,
 		Cgroup: "/" + m.place.Path, AutoRemove: m.rec.HostConfig.AutoRemove, Anonymous: m.rec.Anonymous,
@@ -234,7 +233,7 @@ func (m *monitor) main(report *os.File) error {
 		if rep != nil {
 			reply(rep, control.Report{Pid: r.proc.Pid()})
 			first = nil
-			m.calm()
+			m.idle.Reset(idleAfter)
 		}
 		e := r.wait()
 		delay, again := m.decide(e)
@@ -259,7 +258,19 @@ func (m *monitor) main(report *os.File) error {
 }
 
 // calm is called after work that took memory.
-func (m *monitor) calm() { m.idle.Reset(idleAfter) }
+func (m *monitor) calm() {
+	m.worked.Store(true)
+	m.idle.Reset(idleAfter)
+}
+
+// rest gives back to the machine what a monitor that waits doesn't need. After a start alone it lets the collector be: a cycle makes two lists of
+// 8 KB for each size that there is anything of, half a megabyte in all, which is more than the garbage of a start.
+func (m *monitor) rest() {
+	debug.SetGCPercent(idlePercent)
+	if m.worked.Load() {
+		debug.FreeOSMemory()
+	}
+}
 
 // pause waits before a restart; false when a stop came.
 func (m *monitor) pause(d time.Duration) bool {
