@@ -37,8 +37,8 @@ func (c *securityFlags) setSecurity(host *apic.HostConfig) error {
 			k, v, ok = strings.Cut(o, ":") // Docker's old form
 		}
 		switch {
-		case k == "no-new-privileges" && !ok:
-		case !ok:
+		case (k == "no-new-privileges" || k == "writable-cgroups") && !ok:
+		case !ok || v == "":
 			return fmt.Errorf("invalid --security-opt: %q", o)
 		case k == "systempaths" && v == "unconfined":
 			host.MaskedPaths, host.ReadonlyPaths = []string{}, []string{}
@@ -53,7 +53,7 @@ func (c *securityFlags) setSecurity(host *apic.HostConfig) error {
 				return fmt.Errorf("compacting json for seccomp profile (%s) failed: %w", v, err)
 			}
 			o = "seccomp=" + compact.String()
-		case k == "seccomp", k == "no-new-privileges", k == "apparmor", k == "label":
+		case k == "seccomp", k == "no-new-privileges", k == "apparmor", k == "label", k == "writable-cgroups":
 			o = k + "=" + v
 		default:
 			return fmt.Errorf("invalid --security-opt: %q", o)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -11,7 +12,9 @@ import (
 	"conex/internal/logs"
 	"conex/internal/runtime"
 
+	"github.com/moby/moby/api/types/blkiodev"
 	apic "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	mnet "github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/storage"
 )
@@ -38,6 +41,7 @@ func (e *Engine) InspectContainer(ctx context.Context, name string, size bool) (
 		GraphDriver: &storage.DriverData{Name: r.Driver, Data: map[string]string{
 			"UpperDir": cs.Dir(r.ID, "upper"), "WorkDir": cs.Dir(r.ID, "work"),
 		}},
+		AppArmorProfile: appArmor(r.HostConfig),
 	}, NetworkSettings: networkDetail(portMap(n), networks(n))}
 	if h := r.HostConfig; h != nil && !h.Privileged && (h.MaskedPaths == nil || h.ReadonlyPaths == nil) {
 		filled := *h
@@ -62,6 +66,10 @@ func (e *Engine) InspectContainer(ctx context.Context, name string, size bool) (
 	}
 	if a := n.Alive(); a != nil {
 		out.RestartCount, out.ExecIDs = a.Restarts, a.ExecIDs
+		if a.Pid != 0 && !r.HostConfig.NetworkMode.IsContainer() {
+			// What `ip netns` and nsenter want; Docker has a file of its own there.
+			out.NetworkSettings.SandboxID, out.NetworkSettings.SandboxKey = r.ID, "/proc/"+strconv.Itoa(a.Pid)+"/ns/net"
+		}
 	} else if n.Exit != nil {
 		out.RestartCount = n.Exit.Restarts
 	}
@@ -85,12 +93,29 @@ func (e *Engine) networkOwner(r *container.Record) string {
 	return id
 }
 
-// shownHost is HostConfig as Docker shows it.
+// shownHost is HostConfig as Docker shows it: with defaults that the record leaves out, and lists that are there though empty.
 func (e *Engine) shownHost(r *container.Record) (*apic.HostConfig, error) {
-	if len(r.Options.Links) == 0 {
-		return r.HostConfig, nil
-	}
 	h := *r.HostConfig
+	for _, list := range []*[]*blkiodev.ThrottleDevice{&h.BlkioDeviceReadBps, &h.BlkioDeviceReadIOps, &h.BlkioDeviceWriteBps, &h.BlkioDeviceWriteIOps} {
+		*list = present(*list)
+	}
+	h.BlkioWeightDevice, h.Devices, h.Ulimits = present(h.BlkioWeightDevice), present(h.Devices), present(h.Ulimits)
+	h.DNS, h.DNSOptions, h.DNSSearch = present(h.DNS), present(h.DNSOptions), present(h.DNSSearch)
+	if !h.Privileged {
+		def := runtime.DefaultSpec().Linux
+		if h.MaskedPaths == nil {
+			h.MaskedPaths = def.MaskedPaths
+		}
+		if h.ReadonlyPaths == nil {
+			h.ReadonlyPaths = def.ReadonlyPaths
+		}
+	}
+	if h.SecurityOpt == nil && (h.Privileged || h.PidMode.IsHost() || h.IpcMode.IsHost()) {
+		h.SecurityOpt = []string{"label=disable"}
+	}
+	if len(r.Options.Links) == 0 {
+		return &h, nil
+	}
 	h.Links = nil
 	for _, l := range r.Options.Links {
 		other, err := e.Containers().Load(l.ID)
@@ -109,11 +134,33 @@ func (e *Engine) shownHost(r *container.Record) (*apic.HostConfig, error) {
 func shownMounts(r *container.Record) []apic.MountPoint {
 	out := []apic.MountPoint{}
 	for _, m := range r.Mounts {
-		if !r.More[m.Destination].Flag {
-			out = append(out, m)
+		if r.More[m.Destination].Flag {
+			continue
 		}
+		if m.Type == mount.TypeVolume && m.Mode == "" {
+			m.Mode = "z"
+		}
+		out = append(out, m)
 	}
 	return out
+}
+
+// present is a list that JSON shows as one.
+func present[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
+
+// appArmor is the profile that a container was given.
+func appArmor(h *apic.HostConfig) string {
+	for _, o := range h.SecurityOpt {
+		if p, ok := strings.CutPrefix(o, "apparmor="); ok {
+			return p
+		}
+	}
+	return ""
 }
 
 func exists(path string) bool {
@@ -148,6 +195,11 @@ func stateOf(n *container.Snapshot) *apic.State {
 	s.Running, s.Paused, s.Restarting, s.Pid = true, a.Paused, a.Status == container.Restarting, a.Pid
 	if a.Status == container.Running {
 		s.ExitCode, s.OOMKilled, s.Error, s.StartedAt, s.Health = 0, false, "", timeText(a.Started), a.Health
+	}
+	if s.Health != nil && s.Health.Log == nil {
+		h := *s.Health
+		h.Log = []*apic.HealthcheckResult{}
+		s.Health = &h
 	}
 	return s
 }

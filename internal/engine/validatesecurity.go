@@ -7,6 +7,7 @@ import (
 
 	"conex/internal/linux/caps"
 	"conex/internal/linux/seccomp"
+	"conex/internal/runtime"
 
 	apic "github.com/moby/moby/api/types/container"
 )
@@ -34,8 +35,21 @@ func validateSecurity(_ context.Context, _ *apic.Config, hc *apic.HostConfig) er
 			if val != "unconfined" {
 				return invalid("invalid --security-opt: %q", opt)
 			}
-		case "apparmor", "label":
-			// Accepted and without effect: conex relies on namespaces, capabilities and seccomp alone.
+		case "apparmor":
+			if val != "unconfined" && !runtime.AppArmor() {
+				return invalid("--security-opt %s: this kernel has no AppArmor; only apparmor=unconfined is possible", opt)
+			}
+			if val == "" || strings.ContainsAny(val, "\x00\n ") {
+				return invalid("invalid --security-opt: %q", opt)
+			}
+		case "label":
+			if val != "disable" {
+				return invalid("--security-opt %s: conex has no SELinux labels; only label=disable is possible", opt)
+			}
+		case "writable-cgroups":
+			if ok && val != "true" && val != "false" {
+				return invalid("invalid --security-opt 2: %q", opt)
+			}
 		case "seccomp":
 			switch {
 			case val == "unconfined" || val == "builtin" || val == "default":

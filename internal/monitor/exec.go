@@ -36,7 +36,7 @@ func (r *run) execProcess(q control.ExecRequest) *runtime.ExecConfig {
 	p := &specs.Process{
 		Args: q.Cmd, Env: mergeEnv(environment(&conf, conf.Hostname), q.Env), Cwd: cmp.Or(q.WorkingDir, base.Cwd),
 		Terminal: q.Tty, Capabilities: base.Capabilities, NoNewPrivileges: base.NoNewPrivileges, Rlimits: base.Rlimits,
-		OOMScoreAdj: base.OOMScoreAdj,
+		OOMScoreAdj: base.OOMScoreAdj, ApparmorProfile: base.ApparmorProfile,
 	}
 	p.User.Umask = base.User.Umask
 	if q.Rows > 0 && q.Cols > 0 {

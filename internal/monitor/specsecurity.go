@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"conex/internal/linux/seccomp"
@@ -20,6 +21,17 @@ func security(c *runtime.Config, hc *apic.HostConfig, capNames []string) error {
 		switch key {
 		case "no-new-privileges":
 			c.Spec.Process.NoNewPrivileges = val == "" || val == "true"
+		case "apparmor":
+			c.Spec.Process.ApparmorProfile = val
+		case "writable-cgroups":
+			if val == "false" {
+				continue
+			}
+			for i, m := range c.Spec.Mounts {
+				if m.Type == "cgroup" {
+					c.Spec.Mounts[i].Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "ro" })
+				}
+			}
 		case "seccomp":
 			switch val {
 			case "unconfined":

@@ -51,7 +51,7 @@ func checkExtras(cfg *Config) error {
 
 // checkProcess is checkExtras for what an exec has too.
 func checkProcess(p *specs.Process) error {
-	if p.ApparmorProfile != "" && p.ApparmorProfile != "unconfined" && !apparmor() {
+	if p.ApparmorProfile != "" && p.ApparmorProfile != "unconfined" && !AppArmor() {
 		return fmt.Errorf("AppArmor profile %s: this host has no AppArmor", p.ApparmorProfile)
 	}
 	var none nsfork.Program
@@ -68,8 +68,8 @@ func checkProcess(p *specs.Process) error {
 	return nil
 }
 
-// apparmor reports whether the kernel enforces AppArmor profiles.
-func apparmor() bool {
+// AppArmor reports whether the kernel enforces AppArmor profiles.
+func AppArmor() bool {
 	b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
 	return err == nil && len(b) > 0 && b[0] == 'Y'
 }
