@@ -20,13 +20,9 @@ func (a *app) diffCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, tty := terminal(a.out)
 			rows := make([]changeRow, len(list))
 			for i, c := range list {
 				rows[i] = changeRow{c.Path, c.Kind.String()}
-				if tty && format != "json" { // the container chose the names
-					rows[i].Path = clean(c.Path)
-				}
 			}
 			if format == "" {
 				format = "{{.Type}} {{.Path}}"

@@ -149,7 +149,7 @@ func (a *app) inspect(ctx context.Context, names []string, format string, find f
 			b.WriteByte('\n') // as Docker
 		}
 	}
-	if _, err := a.out.Write(b.Bytes()); err != nil {
+	if _, err := a.out.Write(harmless(a.out, b.Bytes())); err != nil {
 		return err
 	}
 	return errors.Join(errs...)

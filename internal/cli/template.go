@@ -132,11 +132,11 @@ func writeList[T any](out io.Writer, format, def string, head headings, rows []T
 		b.WriteByte('\n')
 	}
 	if !table {
-		_, err := out.Write(b.Bytes())
+		_, err := out.Write(harmless(out, b.Bytes()))
 		return err
 	}
 	w := tabwriter.NewWriter(out, 10, 1, 3, ' ', 0)
-	if _, err := w.Write(b.Bytes()); err != nil {
+	if _, err := w.Write(harmless(out, b.Bytes())); err != nil {
 		return err
 	}
 	return w.Flush()
@@ -156,8 +156,29 @@ func writeOne(out io.Writer, format string, v any) error {
 		return err
 	}
 	b.WriteByte('\n')
-	_, err = out.Write(b.Bytes())
+	_, err = out.Write(harmless(out, b.Bytes()))
 	return err
+}
+
+// harmless is text as a terminal gets it: images and containers chose labels, commands and names, and get no control over it. What is no
+// terminal gets every byte.
+func harmless(out io.Writer, text []byte) []byte {
+	w := out
+	if r, ok := out.(*repaint); ok {
+		w = r.out
+	}
+	if _, tty := terminal(w); !tty {
+		return text
+	}
+	lines := strings.Split(string(text), "\n")
+	for i, l := range lines {
+		cells := strings.Split(l, "\t") // which the table is made of
+		for k, c := range cells {
+			cells[k] = clean(c)
+		}
+		lines[i] = strings.Join(cells, "\t")
+	}
+	return []byte(strings.Join(lines, "\n"))
 }
 
 // execute runs t over v's Go fields and, if that fails, over its JSON form, whose keys may differ (.Id and .ID).

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"fmt"
 	"strings"
 	"text/tabwriter"
 
@@ -22,7 +21,9 @@ func (a *app) topCommand() *cobra.Command {
 			}
 			w := tabwriter.NewWriter(a.out, 20, 1, 3, ' ', 0)
 			for _, r := range append([][]string{titles}, rows...) {
-				fmt.Fprintln(w, strings.Join(r, "\t"))
+				if _, err := w.Write(harmless(a.out, []byte(strings.Join(r, "\t")+"\n"))); err != nil {
+					return err
+				}
 			}
 			return w.Flush()
 		},
