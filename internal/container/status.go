@@ -22,13 +22,15 @@ type Snapshot struct {
 }
 
 // Snapshot reads everything about a container. ErrNotFound when it is gone.
-func (s *Store) Snapshot(id string) (*Snapshot, error) {
+func (s *Store) Snapshot(id string) (*Snapshot, error) { return s.snapshot(id, s.Load) }
+
+func (s *Store) snapshot(id string, load func(id string) (*Record, error)) (*Snapshot, error) {
 	// The state first: a monitor that ends writes exit.json before it changes the state, so that no reader finds neither.
 	st, err := s.State(id)
 	if err != nil {
 		return nil, err
 	}
-	r, err := s.Load(id)
+	r, err := load(id)
 	if err != nil {
 		return nil, err
 	}

@@ -99,6 +99,9 @@ func (s *Store) Lock(id string) (*disk.Lock, error) {
 	return l, err
 }
 
+// Watched reports whether somebody holds the container's monitor lock.
+func (s *Store) Watched(id string) bool { return disk.Held(s.RunDir(id, "monitor.lock")) }
+
 // LockIdle takes the monitor lock, waiting while it is held by somebody who will soon be done: a monitor that cleans up, a
 // settler. It fails with ErrBusy when a monitor runs the container or is about to.
 //

@@ -117,10 +117,11 @@ func (l *Lock) File() *os.File { return l.f }
 
 // Held reports whether somebody holds path exclusively. Unlike TryAcquire it makes no file; one that does not exist is not held.
 func Held(path string) bool {
-	f, err := os.Open(path)
+	var fd int
+	err := retry(func() (err error) { fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0); return err })
 	if err != nil {
 		return false
 	}
-	defer f.Close()
-	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
+	defer unix.Close(fd)
+	return retry(func() error { return unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB) }) == unix.EWOULDBLOCK
 }

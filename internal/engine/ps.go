@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"conex/internal/build"
 	"conex/internal/container"
 	"conex/internal/image"
 
@@ -38,8 +39,7 @@ type ListRequest struct {
 // ListContainers lists containers, newest first. An error of settling a dead one comes beside the list, which is complete all the
 // same and shows that one as it was.
 func (e *Engine) ListContainers(ctx context.Context, req ListRequest) ([]apic.Summary, error) {
-	unsettled := e.Settle(ctx)
-	all, err := e.snapshots(ctx)
+	all, unsettled, err := e.settledBriefs(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -82,6 +82,46 @@ func (e *Engine) ListContainers(ctx context.Context, req ListRequest) ([]apic.Su
 	return out, unsettled
 }
 
+// settledBriefs is Settle and snapshots in one, with what a list needs alone: for a container that runs, two reads and one try of a lock.
+// The first error is Settle's.
+func (e *Engine) settledBriefs(ctx context.Context) (all []*container.Snapshot, unsettled, err error) {
+	cs := e.Containers()
+	ids, err := cs.List()
+	if err != nil {
+		return nil, nil, err
+	}
+	ran, err := cs.ListRun()
+	if err != nil {
+		return nil, nil, err
+	}
+	slices.Sort(ids)
+	for _, id := range ran { // what a killed rm left
+		if _, ok := slices.BinarySearch(ids, id); !ok {
+			unsettled = errors.Join(unsettled, e.settleOne(ctx, id))
+		}
+	}
+	read, errs, late := make([]*container.Snapshot, len(ids)), make([]error, len(ids)), make([]error, len(ids))
+	each(len(ids), func(i int) {
+		if errs[i] = ctx.Err(); errs[i] != nil {
+			return
+		}
+		st, err := cs.State(ids[i])
+		if err != nil {
+			errs[i] = err
+			return
+		}
+		if st != nil && (&container.Snapshot{State: st}).Alive() != nil && cs.Watched(ids[i]) {
+			read[i], errs[i] = cs.Brief(ids[i], st)
+			return
+		}
+		late[i] = e.settleOne(ctx, ids[i])
+		read[i], errs[i] = cs.Brief(ids[i], nil)
+	})
+	unsettled = errors.Join(unsettled, errors.Join(late...), build.Settle(ctx, e.cfg.State, e.Networks()))
+	all, err = newestFirst(read, errs)
+	return all, unsettled, err
+}
+
 // snapshots reads all containers, newest first.
 func (e *Engine) snapshots(ctx context.Context) ([]*container.Snapshot, error) {
 	cs := e.Containers()
@@ -95,10 +135,15 @@ func (e *Engine) snapshots(ctx context.Context) ([]*container.Snapshot, error) {
 			read[i], errs[i] = cs.Snapshot(ids[i])
 		}
 	})
-	out := make([]*container.Snapshot, 0, len(ids))
+	return newestFirst(read, errs)
+}
+
+// newestFirst sorts what was read of containers, without those that were removed meanwhile; any other error is returned.
+func newestFirst(read []*container.Snapshot, errs []error) ([]*container.Snapshot, error) {
+	out := make([]*container.Snapshot, 0, len(read))
 	for i, n := range read {
 		if errors.Is(errs[i], container.ErrNotFound) {
-			continue // removed meanwhile
+			continue
 		}
 		if errs[i] != nil {
 			return nil, errs[i]
