@@ -230,7 +230,10 @@ func (a *app) make(id string, o *startOptions, hold bool, spec *specs.Spec, bund
 	}
 	p, err := box.Start(context.Background())
 	if err != nil {
-		return nil, nil, errors.Join(err, box.Delete())
+		if derr := box.Delete(); derr != nil && !strings.Contains(derr.Error(), err.Error()) { // else it is the same trouble
+			err = errors.Join(err, derr)
+		}
+		return nil, nil, err
 	}
 	return c, p, nil
 }

@@ -376,6 +376,11 @@ func (a *app) remove(id string, force bool) error {
 		c.lock.Release()
 		return err
 	}
+	if strings.HasPrefix(spec.Linux.CgroupsPath, "/"+Name+"/") { // the folder of those whose spec names none
+		if err := cgroup.Prune(Name); err != nil {
+			a.warn(err)
+		}
+	}
 	if spec.Hooks != nil {
 		// Whatever they say, the container goes (runtime-spec, "Lifecycle").
 		for _, h := range spec.Hooks.Poststop {

@@ -163,6 +163,7 @@ func (a *app) command(c command, args []string) error {
 // report tells the caller of an error: on standard error, and in --log in the form that callers parse.
 func (a *app) report(err error) {
 	now := time.Now()
+	err = errors.New(strings.ReplaceAll(err.Error(), "\n", ": ")) // one line, whatever was joined
 	fmt.Fprintf(os.Stderr, "time=%q level=error msg=%q\n", now.Format(time.RFC3339), err.Error())
 	if a.log == "" {
 		return

@@ -686,6 +686,85 @@ func TestFeatures(t *testing.T) {
 	}
 }
 
+// TestKilledAtAnyMoment kills creators after all kinds of times; delete settles whatever there is then.
+func TestKilledAtAnyMoment(t *testing.T) {
+	m := newMachine(t)
+	b := m.bundle("sleep 1000", func(s *specs.Spec) { s.Linux.CgroupsPath = "/conex-test-oci/moment" })
+	for i := range 25 {
+		c := m.command("create", "-b", b, "box")
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(i) * time.Millisecond) // which moment it hits is chance, and any will do
+		_ = c.Process.Kill()
+		_ = c.Wait()
+		if _, err := os.Stat(filepath.Join(m.root, "box")); err != nil {
+			continue // it had not begun
+		}
+		m.ok("state", "box")
+		m.ok("delete", "--force", "box")
+		for _, dir := range []string{"memory", "pids", "unified"} {
+			if _, err := os.Stat(filepath.Join("/sys/fs/cgroup", dir, "conex-test-oci/moment")); err == nil {
+				t.Errorf("killed after %d ms: the cgroup in %s is left", i, dir)
+			}
+		}
+	}
+}
+
+// TestJoin puts a second container into the namespaces of a first, as pods are made.
+func TestJoin(t *testing.T) {
+	m := newMachine(t)
+	m.ok("run", "-d", "-b", m.bundle("sleep 1000"), "first")
+	var st specs.State
+	if err := json.Unmarshal([]byte(m.ok("state", "first")), &st); err != nil {
+		t.Fatal(err)
+	}
+	b := m.bundle("echo $$; readlink /proc/1/ns/net; readlink /proc/self/ns/net; cat /proc/sys/net/ipv4/ip_forward", func(s *specs.Spec) {
+		for i, n := range s.Linux.Namespaces {
+			if name := map[specs.LinuxNamespaceType]string{"pid": "pid", "network": "net", "ipc": "ipc", "uts": "uts"}[n.Type]; name != "" {
+				s.Linux.Namespaces[i].Path = "/proc/" + itoa(st.Pid) + "/ns/" + name
+			}
+		}
+		s.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1"}
+	})
+	out, errs, code := m.do("run", "-b", b, "second")
+	l := strings.Split(out, "\n")
+	if code != 0 || len(l) != 5 || l[0] == "1" || l[1] != l[2] || l[3] != "1" {
+		t.Errorf("exit %d: %q %s", code, out, errs)
+	}
+	if s := m.status("first"); s != "running" {
+		t.Errorf("the first is %s", s)
+	}
+	// Without process ids of its own the end of the first process is not the end: KILL reaches all.
+	b = m.bundle("sleep 1000 & exec sleep 1000", func(s *specs.Spec) {
+		s.Linux.Namespaces[0] = specs.LinuxNamespace{Type: "pid", Path: "/proc/" + itoa(st.Pid) + "/ns/pid"}
+		for i, n := range s.Linux.Namespaces {
+			if i > 0 && n.Type == "pid" {
+				s.Linux.Namespaces = append(s.Linux.Namespaces[:i], s.Linux.Namespaces[i+1:]...)
+				s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "mount"})
+				break
+			}
+		}
+	})
+	m.ok("run", "-d", "-b", b, "third")
+	m.ok("kill", "third", "KILL")
+	eventually(t, "all of them are gone", func() bool { return strings.TrimSpace(m.ok("ps", "--format", "json", "third")) == "[]" })
+	m.ok("delete", "third")
+}
+
+// TestForegroundTerminal runs a process with a terminal whose other side is ours.
+func TestForegroundTerminal(t *testing.T) {
+	m := newMachine(t)
+	b := m.bundle("test -t 0 && echo terminal; read -r line; echo got $line; exit 4", func(s *specs.Spec) { s.Process.Terminal = true })
+	c := m.command("run", "-b", b, "box")
+	c.Stdin = strings.NewReader("typed\n")
+	out, err := c.Output()
+	var ee *exec.ExitError
+	if !errors.As(err, &ee) || ee.ExitCode() != 4 || !strings.Contains(string(out), "terminal\r\n") || !strings.Contains(string(out), "got typed\r\n") {
+		t.Errorf("%q, %v", out, err)
+	}
+}
+
 // TestOwnProgram: an image that has the kernel execute the runtime's own program, by its process, gets nowhere (CVE-2019-5736).
 func TestOwnProgram(t *testing.T) {
 	m := newMachine(t)

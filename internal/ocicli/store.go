@@ -80,7 +80,7 @@ func (a *app) create(id string, config []byte) (*container, error) {
 	if c.lock, err = disk.TryAcquire(c.file("lock")); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(c.file("config.json"), config, 0o600); err != nil {
+	if err := disk.WriteFile(c.file("config.json"), config, 0o600, disk.Volatile); err != nil {
 		return nil, errors.Join(err, c.remove())
 	}
 	return c, nil
