@@ -13,6 +13,7 @@ import (
 
 	"conex/internal/disk"
 	"conex/internal/linux/nsfork"
+	"conex/internal/linux/pidfd"
 	"conex/internal/ocicli/shield"
 	"conex/internal/runtime"
 
@@ -376,9 +377,25 @@ func (a *app) start(c *container) error {
 		return err
 	}
 	if err := nsfork.ReadReport(b); err != nil {
+		c.awaitEnd()
 		return &runtime.ExecError{Path: spec.Process.Args[0], Err: errors.Unwrap(err)}
 	}
 	return nil
+}
+
+// exitTimeout bounds the wait for a process that is about to end by itself.
+const exitTimeout = 5 * time.Second
+
+// awaitEnd waits until a process that has reported its failure is gone, so that the state is the right one at once.
+func (c *container) awaitEnd() {
+	fd, err := pidfd.Open(c.rec.Pid)
+	if err != nil {
+		return // it is
+	}
+	defer fd.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), exitTimeout)
+	defer cancel()
+	_ = pidfd.Poll(ctx, fd) // without it the state is right a moment later
 }
 
 // startHooks runs hooks inside the container, with what its process will have.
