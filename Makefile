@@ -18,7 +18,7 @@ export CGO_ENABLED = 0
 all: build
 
 help:
-	@echo "build    bin/conex, bin/conex-explore"
+	@echo "build    bin/conex, bin/conex-explore, bin/conex-runtime"
 	@echo "demo     build an image and run it, in under a minute (root)"
 	@echo "test     everything: linters, unit tests, scenarios on the real kernel (root)"
 	@echo "guest    the kernel tests in a virtual machine with cgroup v2 and an older kernel (root, qemu)"
@@ -32,6 +32,7 @@ help:
 build:
 	$(GO) build -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)' -o bin/conex ./cmd/conex
 	$(GO) build -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)' -o bin/conex-explore ./cmd/conex-explore
+	$(GO) build -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)' -o bin/conex-runtime ./cmd/conex-runtime
 
 demo: build
 	@sh images/need +busybox-static curl
@@ -68,6 +69,7 @@ lint:
 install: build
 	install -D -m 0755 bin/conex $(DESTDIR)$(PREFIX)/bin/conex
 	install -D -m 0755 bin/conex-explore $(DESTDIR)$(PREFIX)/bin/conex-explore
+	install -D -m 0755 bin/conex-runtime $(DESTDIR)$(PREFIX)/bin/conex-runtime
 	install -d $(DESTDIR)/etc/systemd/system
 	sed 's|@PREFIX@|$(PREFIX)|' docs/conex-reconcile.service >$(DESTDIR)/etc/systemd/system/conex-reconcile.service
 	@echo "at boot: systemctl enable conex-reconcile; under the name docker: make install-docker-link"
@@ -80,7 +82,7 @@ install-docker-link:
 # Data stays: README.md says how to remove that too.
 uninstall:
 	@if [ "$$(readlink $(DESTDIR)$(PREFIX)/bin/docker)" = conex ]; then rm -f $(DESTDIR)$(PREFIX)/bin/docker; fi
-	rm -f $(DESTDIR)$(PREFIX)/bin/conex $(DESTDIR)$(PREFIX)/bin/conex-explore $(DESTDIR)/etc/systemd/system/conex-reconcile.service
+	rm -f $(DESTDIR)$(PREFIX)/bin/conex $(DESTDIR)$(PREFIX)/bin/conex-explore $(DESTDIR)$(PREFIX)/bin/conex-runtime $(DESTDIR)/etc/systemd/system/conex-reconcile.service
 
 clean:
 	rm -rf bin $(CACHE)

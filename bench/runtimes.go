@@ -113,7 +113,13 @@ func makeBundle(e *engine, dir string) error {
 	}
 	link := os.Remove(filepath.Join(dir, "conex-runtime"))
 	if link == nil || errors.Is(link, os.ErrNotExist) {
-		link = os.Symlink(e.argv[0], filepath.Join(dir, "conex-runtime"))
+		own := filepath.Join(filepath.Dir(e.argv[0]), "conex-runtime") // the small binary, where it lies beside
+		if _, err := os.Stat(own); err != nil {
+			own = e.argv[0]
+		}
+		if own, link = filepath.Abs(own); link == nil {
+			link = os.Symlink(own, filepath.Join(dir, "conex-runtime"))
+		}
 	}
 	err = os.Symlink("busybox", filepath.Join(dir, "rootfs/bin/true"))
 	if errors.Is(err, os.ErrExist) {

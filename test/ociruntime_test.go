@@ -13,11 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runtimeLink makes the name by which others call conex's OCI runtime.
+// runtimeLink makes a name by which others call conex's OCI runtime. Links to conex are for test/scripts/runtime.txt.
 func (w *world) runtimeLink() string {
 	w.t.Helper()
 	link := w.path("conex-runtime")
-	if err := os.Symlink(w.bin, link); err != nil {
+	if err := os.Symlink(filepath.Join(filepath.Dir(w.bin), "conex-runtime"), link); err != nil {
 		w.t.Fatal(err)
 	}
 	return link

@@ -93,7 +93,7 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	bin := filepath.Join(dir, "conex")
-	cmd := exec.Command("go", "build", "-trimpath", "-o", dir, "conex/cmd/conex", "conex/cmd/conex-explore")
+	cmd := exec.Command("go", "build", "-trimpath", "-o", dir, "conex/cmd/conex", "conex/cmd/conex-explore", "conex/cmd/conex-runtime")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)

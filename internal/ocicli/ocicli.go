@@ -68,6 +68,9 @@ type command struct {
 func Main(args []string) int {
 	a := &app{}
 	err := a.unshield()
+	if err == nil && !a.shielded && shield.Wanted(args) {
+		shield.Execute() // here too, whatever the program is called
+	}
 	if err == nil {
 		err = a.main(args)
 	}

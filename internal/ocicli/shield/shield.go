@@ -3,7 +3,7 @@
 // Whoever calls conex-runtime executes the file on the host's disk. A container whose image names /proc/self/exe as its command, or as
 // a script's interpreter, would run that very file inside and find it, writable, behind /proc/<pid>/exe (CVE-2019-5736). So the
 // commands that start a process of a container's execute the program once more, by a descriptor on a read-only mount that nobody else
-// has, which package ocicli then forbids execution on. It costs a millisecond; the monitor is started the same way.
+// has, which package ocicli then forbids execution on. It costs a start of the program; the monitor is started the same way.
 package shield
 
 import (
@@ -22,11 +22,11 @@ const Env = "CONEX_RUNTIME_SELF"
 // starting are the commands that fork into a container.
 var starting = []string{"create", "run", "exec"}
 
-func init() { initstage.TakeoverBefore(wanted, Execute) }
+func init() { initstage.TakeoverBefore(Wanted, Execute) }
 
-// wanted reports whether this process is the command line, for such a command, and not yet executed again. Global options come before
+// Wanted reports whether this process is the command line, for such a command, and not yet executed again. Global options come before
 // the command; a folder called like one among their values costs the millisecond, no more.
-func wanted(args []string) bool {
+func Wanted(args []string) bool {
 	return os.Getenv(Env) == "" && slices.ContainsFunc(args, func(a string) bool { return slices.Contains(starting, a) })
 }
 

@@ -1,0 +1,11 @@
+// Command conex-runtime is conex's OCI runtime command line alone, as containerd, Docker and Podman call it for every container: a third
+// of conex's size and of its start-up. A link of that name to conex does the same.
+package main
+
+import (
+	"os"
+
+	"conex/internal/ocicli"
+)
+
+func main() { os.Exit(ocicli.Main(os.Args[1:])) }
