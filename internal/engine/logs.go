@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -65,23 +66,54 @@ func (e *Engine) Logs(ctx context.Context, req LogsRequest) error {
 			return err
 		}
 	}
-	return logs.Read(ctx, e.Containers().Dir(n.Record.ID, "log"), o, func(r logs.Record) error {
-		w := req.Stdout
-		if r.Stream == "stderr" {
-			w = req.Stderr
+	p := &logPrinter{timestamps: req.Timestamps, details: details}
+	for i, w := range []io.Writer{req.Stdout, req.Stderr} {
+		p.out[i] = bufio.NewWriterSize(w, 64<<10) // a writer that is nil gets nothing
+	}
+	o.CaughtUp = p.flush
+	err = logs.Read(ctx, e.Containers().Dir(n.Record.ID, "log"), o, p.print)
+	return errors.Join(err, p.flush())
+}
+
+// logPrinter writes lines in the order in which they come, in large pieces.
+type logPrinter struct {
+	out        [2]*bufio.Writer
+	timestamps bool
+	details    string
+	// time is the time whose prefix is in prefix: many lines have the same.
+	time   time.Time
+	prefix []byte
+}
+
+func (p *logPrinter) print(r logs.Record) error {
+	w, other := p.out[0], p.out[1]
+	if r.Stream == "stderr" {
+		w, other = other, w
+	}
+	if other.Buffered() > 0 {
+		if err := other.Flush(); err != nil {
+			return err
 		}
-		if !r.Continued && (req.Timestamps || details != "") {
-			prefix := details
-			if req.Timestamps {
-				prefix = r.Time.UTC().Format(timestamp) + " " + details
+	}
+	if !r.Continued && (p.timestamps || p.details != "") {
+		if p.prefix == nil || !r.Time.Equal(p.time) {
+			p.time, p.prefix = r.Time, p.prefix[:0]
+			if p.timestamps {
+				p.prefix = append(r.Time.UTC().AppendFormat(p.prefix, timestamp), ' ')
 			}
-			if _, err := io.WriteString(w, prefix); err != nil {
-				return err
-			}
+			p.prefix = append(p.prefix, p.details...)
 		}
-		_, err := w.Write(r.Line)
-		return err
-	})
+		if _, err := w.Write(p.prefix); err != nil {
+			return err
+		}
+	}
+	_, err := w.Write(r.Line)
+	return err
+}
+
+// flush writes what is kept. Of the two streams only one has something.
+func (p *logPrinter) flush() error {
+	return errors.Join(p.out[0].Flush(), p.out[1].Flush())
 }
 
 // untilEnded returns when the container has ended for good.

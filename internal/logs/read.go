@@ -23,6 +23,8 @@ type ReadOptions struct {
 	Since, Until time.Time
 	// Stdout and Stderr choose streams; neither means both.
 	Stdout, Stderr bool
+	// CaughtUp, if set, is called with Follow before Read waits for more. Its error ends Read.
+	CaughtUp func() error
 }
 
 // errUntil ends a read at the first line after Until.
@@ -148,10 +150,20 @@ func (r *reader) run(ctx context.Context) error {
 		if ended {
 			return r.rest()
 		}
-		if ended, err = r.watch.Wait(ctx, r.o.Done); err != nil {
+		if ended, err = r.wait(ctx); err != nil {
 			return err
 		}
 	}
+}
+
+// wait waits for something to change in the log's folder; ended says that the log has ended.
+func (r *reader) wait(ctx context.Context) (ended bool, err error) {
+	if r.o.CaughtUp != nil {
+		if err := r.o.CaughtUp(); err != nil {
+			return false, err
+		}
+	}
+	return r.watch.Wait(ctx, r.o.Done)
 }
 
 // tail returns the files in which the last lines are, and the first of them where they begin in it.
@@ -259,7 +271,7 @@ func (r *reader) file(ctx context.Context, s source, seqs []uint64) (next []uint
 			// The writer has turned to the next file after its last write to this one; read what came since the drain above.
 			return next, s.drain(ctx, r)
 		}
-		ended, err := r.watch.Wait(ctx, r.o.Done)
+		ended, err := r.wait(ctx)
 		if err != nil {
 			return nil, err
 		}
