@@ -89,23 +89,43 @@ func (c *client) serve() {
 	}
 }
 
+// offer sends one chunk, or queues it, if it need not wait for that.
+func (c *client) offer(kind byte, p []byte) (done bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dead || len(c.queue) > 0 || c.writing {
+		return false
+	}
+	c.pass(kind, p)
+	return true
+}
+
 // write sends one chunk, or queues it. It blocks while the client is slow; false means that the client is gone.
 func (c *client) write(kind byte, p []byte) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if int(kind) < len(c.skip) && c.skip[kind] {
-		return !c.dead
-	}
 	// Much output is worth waiting for the socket: it isn't copied then.
 	most := maxQueue
 	if len(p) >= maxQueue/4 {
 		most = 0
 	}
-	for (len(c.queue) > most || most == 0 && c.writing) && !c.dead && !c.loose {
+	for (len(c.queue) > most || most == 0 && c.writing) && !c.dead && !c.loose && !c.skips(kind) {
 		c.cond.Wait()
 	}
 	if c.dead {
 		return false
+	}
+	c.pass(kind, p)
+	return true
+}
+
+// skips says that the client does not want that stream.
+func (c *client) skips(kind byte) bool { return int(kind) < len(c.skip) && c.skip[kind] }
+
+// pass sends what the socket takes and queues the rest.
+func (c *client) pass(kind byte, p []byte) {
+	if c.skips(kind) {
+		return
 	}
 	var h []byte
 	if c.framed {
@@ -126,7 +146,6 @@ func (c *client) write(kind byte, p []byte) bool {
 	if len(c.queue) > 0 {
 		c.cond.Broadcast()
 	}
-	return true
 }
 
 // send gives the socket what it takes without waiting, and returns how much that was. Whatever keeps it from taking more, serve will see.
@@ -295,16 +314,23 @@ func (s *streams) move(kind byte, r *os.File, f *flow) bool {
 	return n > 0 && rerr == nil // EIO is a terminal's way to say that it has ended
 }
 
+// emit gives output to the log and to all clients: to those first that need no waiting for, so that they work while it is logged.
 func (s *streams) emit(kind byte, p []byte) {
+	s.mu.Lock()
+	cs := s.clients
+	s.mu.Unlock()
+	var slow []*client
+	for _, c := range cs {
+		if !c.offer(kind, p) {
+			slow = append(slow, c)
+		}
+	}
 	if s.log != nil {
 		if err := s.log(kind, p); err != nil {
 			complain("write log", err)
 		}
 	}
-	s.mu.Lock()
-	cs := s.clients
-	s.mu.Unlock()
-	for _, c := range cs {
+	for _, c := range slow {
 		if !c.write(kind, p) {
 			s.drop(c)
 		}
