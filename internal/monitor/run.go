@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -127,6 +128,14 @@ func (m *monitor) start(first *client) (*run, error) {
 		return r, err
 	}
 	cfg.RootFS = runtime.RootFS{Lower: m.req.Lower, Upper: m.store.Dir(m.rec.ID, "upper"), Work: m.store.Dir(m.rec.ID, "work")}
+	if m.rec.HostConfig.AutoRemove {
+		// No crash of the machine leaves anything of it, so nothing is synced for it. Overlayfs marks the work folder against a later
+		// mount, which could find files cut off by a crash; a restart of ours has seen none.
+		cfg.RootFS.Volatile = true
+		if err := os.RemoveAll(filepath.Join(cfg.RootFS.Work, "work", "incompat")); err != nil {
+			return r, err
+		}
+	}
 	cfg.Scratch = m.store.RunDir(m.rec.ID, "root")
 	if err := os.MkdirAll(cfg.Scratch, 0o700); err != nil {
 		return r, err

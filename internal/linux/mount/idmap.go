@@ -21,6 +21,9 @@ func IDMap(f, user *os.File, recursive bool) error {
 		flags |= unix.AT_RECURSIVE
 	}
 	err := unix.MountSetattr(int(f.Fd()), "", flags, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(user.Fd())})
+	if err == unix.EINVAL && recursive {
+		return fmt.Errorf("%s: %w, or that of a mount below it, which bind-recursive=disabled leaves out", f.Name(), ErrNoIDMap)
+	}
 	if err == unix.EINVAL {
 		return fmt.Errorf("%s: %w", f.Name(), ErrNoIDMap)
 	}
