@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -285,6 +286,38 @@ func (a *app) each(names []string, fn func(name string) error) error {
 	}
 	return errors.Join(errs...)
 }
+
+// together is each for what may take long or wait: up to atOnce at a time. What is printed, and the errors, come in the order of names.
+func (a *app) together(names []string, fn func(name string) error) []error {
+	errs := make([]error, len(names))
+	done := make([]chan struct{}, len(names))
+	for i := range done {
+		done[i] = make(chan struct{})
+	}
+	next := make(chan int, len(names))
+	for i := range names {
+		next <- i
+	}
+	close(next)
+	for range min(atOnce, len(names)) {
+		go func() { // ends when all is done, which is waited for
+			for i := range next {
+				errs[i] = fn(names[i])
+				close(done[i])
+			}
+		}()
+	}
+	for i, n := range names {
+		<-done[i]
+		if errs[i] == nil {
+			fmt.Fprintln(a.out, n)
+		}
+	}
+	return slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+}
+
+// atOnce is how many containers a command stops, kills, pauses or removes at a time.
+const atOnce = 16
 
 // Version is the program's version; the build sets it.
 var Version = "0.1.0-dev"

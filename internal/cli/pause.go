@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 
 	"github.com/spf13/cobra"
 
@@ -24,7 +25,7 @@ func (a *app) pauseLike(name, short string, do func(*engine.Engine, context.Cont
 			if err != nil {
 				return err
 			}
-			return a.each(args, func(c string) error { return do(e, cmd.Context(), c) })
+			return errors.Join(a.together(args, func(c string) error { return do(e, cmd.Context(), c) })...)
 		},
 	}
 }

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -20,15 +19,9 @@ func (a *app) rmCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var errs []error
-			for _, c := range args {
-				if err := e.RemoveContainer(cmd.Context(), engine.RemoveRequest{Container: c, Force: force, Volumes: volumes}); err != nil {
-					errs = append(errs, err)
-					continue
-				}
-				fmt.Fprintln(a.out, c)
-			}
-			return a.forgiveMissing(force, errs)
+			return a.forgiveMissing(force, a.together(args, func(c string) error {
+				return e.RemoveContainer(cmd.Context(), engine.RemoveRequest{Container: c, Force: force, Volumes: volumes})
+			}))
 		},
 	}
 	f := cmd.Flags()

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 
 	"github.com/spf13/cobra"
 
@@ -27,7 +28,7 @@ func (a *app) stopLike(name, short string, do func(*engine.Engine, context.Conte
 				return err
 			}
 			req.Timeout = timeout.v
-			return a.each(args, func(c string) error { return do(e, cmd.Context(), c, req) })
+			return errors.Join(a.together(args, func(c string) error { return do(e, cmd.Context(), c, req) })...)
 		},
 	}
 	f := cmd.Flags()
@@ -47,7 +48,7 @@ func (a *app) killCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.each(args, func(c string) error { return e.Kill(cmd.Context(), c, signal) })
+			return errors.Join(a.together(args, func(c string) error { return e.Kill(cmd.Context(), c, signal) })...)
 		},
 	}
 	cmd.Flags().StringVarP(&signal, "signal", "s", "KILL", "Signal to send to the container")
