@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 
 	"conex/internal/config"
+
+	apic "github.com/moby/moby/api/types/container"
 )
 
 // RuntimeInfo describes a runtime; the path is empty for the built-in one.
@@ -39,6 +41,22 @@ func (e *Engine) runtimePath(name string) (string, error) {
 		return filepath.Abs(path)
 	}
 	return "", invalid("unknown or invalid runtime name: %s (name it in [runtimes] of %s, or give its path)", name, config.Path())
+}
+
+// validateRuntime refuses at create what runtimes of other programs are not asked for (runtime.External).
+func (e *Engine) validateRuntime(hc *apic.HostConfig) error {
+	path, err := e.runtimePath(hc.Runtime)
+	if err != nil || path == "" {
+		return err
+	}
+	const only = "%s needs the runtime conex"
+	switch {
+	case hc.Init != nil && *hc.Init:
+		return invalid(only, "--init")
+	case hc.UsernsMode != "" && !hc.UsernsMode.IsHost():
+		return invalid(only, "--userns")
+	}
+	return nil
 }
 
 // runtimes lists what --runtime takes by name.

@@ -29,7 +29,7 @@ func (e *Engine) validateModes(_ context.Context, conf *apic.Config, hc *apic.Ho
 	case !hc.Isolation.IsDefault():
 		return invalid("invalid isolation %q: linux only supports 'default'", hc.Isolation)
 	}
-	if _, err := e.runtimePath(hc.Runtime); err != nil {
+	if err := e.validateRuntime(hc); err != nil {
 		return err
 	}
 	if _, empty := hc.Annotations[""]; empty {

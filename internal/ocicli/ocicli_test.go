@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"conex/internal/linux/cgroup"
+
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +42,9 @@ func newMachine(t *testing.T) *machine {
 	t.Cleanup(func() {
 		for _, id := range strings.Fields(m.ok("list", "-q")) {
 			m.ok("delete", "-f", id)
+		}
+		if err := cgroup.Prune("conex-test-oci"); err != nil {
+			t.Error(err)
 		}
 	})
 	return m
