@@ -40,7 +40,8 @@ const (
 	frameEnd    = 3 // the writer was closed: what comes next doesn't go on with an unfinished line
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// castagnoli is made with the first use, not at every start of the program.
+func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
 // blockHead says what there was before a block, so that a reader can begin with it.
 type blockHead struct {
@@ -64,14 +65,14 @@ func (h *blockHead) append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, h.open[0])
 	b = binary.LittleEndian.AppendUint32(b, h.open[1])
 	b = binary.LittleEndian.AppendUint32(b, 0) // for later
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli()))
 }
 
 // errFormat is a file, or a block, that isn't one.
 var errFormat = errors.New("not a log of the driver local")
 
 func (h *blockHead) decode(b []byte) error {
-	if len(b) < headSize || binary.LittleEndian.Uint32(b) != blockMagic || crc32.Checksum(b[:headSize-4], castagnoli) != binary.LittleEndian.Uint32(b[headSize-4:]) {
+	if len(b) < headSize || binary.LittleEndian.Uint32(b) != blockMagic || crc32.Checksum(b[:headSize-4], castagnoli()) != binary.LittleEndian.Uint32(b[headSize-4:]) {
 		return errFormat
 	}
 	if v := binary.LittleEndian.Uint32(b[4:]); v != blockVersion {
@@ -95,7 +96,7 @@ func appendFrame(b []byte, kind byte, base, t int64, data []byte) []byte {
 	b = append(b, kind)
 	b = binary.AppendUvarint(b, uint64(len(data)))
 	b = binary.AppendVarint(b, t-base)
-	sum := crc32.Update(crc32.Checksum(b[start:], castagnoli), castagnoli, data)
+	sum := crc32.Update(crc32.Checksum(b[start:], castagnoli()), castagnoli(), data)
 	return binary.LittleEndian.AppendUint32(b, sum)
 }
 
@@ -122,7 +123,7 @@ func decodeFrame(b []byte, base int64) (f frame, n int, err error) {
 		return f, 0, io.EOF
 	}
 	f.time, f.data = base+delta, b[head+4:head+4+int(size)]
-	sum := crc32.Update(crc32.Checksum(b[:head], castagnoli), castagnoli, f.data)
+	sum := crc32.Update(crc32.Checksum(b[:head], castagnoli()), castagnoli(), f.data)
 	if sum != binary.LittleEndian.Uint32(b[head:]) {
 		return f, 0, errFormat
 	}

@@ -327,3 +327,32 @@ func FuzzLocal(f *testing.F) {
 		}
 	})
 }
+
+// TestOlderLogs goes on after a log in the format that was the default once.
+func TestOlderLogs(t *testing.T) {
+	dir := t.TempDir()
+	w := newWriter(t, dir, map[string]string{"max-size": "10k"}, JSONFile)
+	fill(t, w, 0, 300)
+	closeLog(t, w)
+	if err := pack(dir, nil); err != nil {
+		t.Fatal(err)
+	}
+	w = newWriter(t, dir, map[string]string{"max-size": "3k", "max-file": "100"}, Local)
+	fill(t, w, 300, 600)
+	closeLog(t, w)
+	for range 2 {
+		for _, n := range []int{1, 299, 300, 301, 450, 600} {
+			if got, want := text(all(t, dir, ReadOptions{Tail: n})), numbered(600-n, 600); got != want {
+				t.Errorf("tail %d: %d bytes, want %d", n, len(got), len(want))
+			}
+		}
+		for _, from := range []int{0, 150, 299, 300, 599} {
+			if got, want := text(all(t, dir, ReadOptions{Tail: -1, Since: t0.Add(time.Duration(from) * time.Second)})), numbered(from, 600); got != want {
+				t.Errorf("since %d: %d bytes, want %d", from, len(got), len(want))
+			}
+		}
+		if err := pack(dir, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -350,7 +350,7 @@ func openPacked(f *os.File) (*packedBlocks, error) {
 	if _, err := f.ReadAt(index, at); err != nil {
 		return nil, err
 	}
-	if crc32.Checksum(index, castagnoli) != binary.LittleEndian.Uint32(tail[4:]) {
+	if crc32.Checksum(index, castagnoli()) != binary.LittleEndian.Uint32(tail[4:]) {
 		return nil, errFormat
 	}
 	p := &packedBlocks{f: f, heads: make([]blockHead, count), ends: make([]int64, count)}
@@ -447,7 +447,7 @@ func packLocal(out io.Writer, in *os.File, stop <-chan struct{}) error {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(index)+packedTail))
 	b = append(b, index...)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(index)/entrySize))
-	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(index, castagnoli))
+	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(index, castagnoli()))
 	b = binary.LittleEndian.AppendUint64(b, packMagic)
 	_, err = out.Write(b)
 	return err

@@ -24,15 +24,25 @@ const (
 	None     = "none"
 )
 
-// elsewhere are Docker's drivers that conex doesn't have, and what to use instead.
-var elsewhere = map[string]string{
-	"fluentd":    "fluentd and Fluent Bit read the driver syslog (their input syslog) and journald (systemd)",
-	"gelf":       "Graylog reads the driver syslog (its inputs Syslog UDP and TCP)",
-	"awslogs":    "Amazon's CloudWatch agent reads the driver journald",
-	"splunk":     "Splunk reads the driver syslog",
-	"gcplogs":    "Google's ops agent reads the driver journald",
-	"logentries": "its service is gone",
-	"etwlogs":    "it is Windows's",
+// elsewhere says of a driver of Docker's that conex doesn't have what to use instead; "" of any other.
+func elsewhere(driver string) string {
+	switch driver {
+	case "fluentd":
+		return "fluentd and Fluent Bit read the driver syslog (their input syslog) and journald (systemd)"
+	case "gelf":
+		return "Graylog reads the driver syslog (its inputs Syslog UDP and TCP)"
+	case "awslogs":
+		return "Amazon's CloudWatch agent reads the driver journald"
+	case "splunk":
+		return "Splunk reads the driver syslog"
+	case "gcplogs":
+		return "Google's ops agent reads the driver journald"
+	case "logentries":
+		return "its service is gone"
+	case "etwlogs":
+		return "it is Windows's"
+	}
+	return ""
 }
 
 // FileOptions are those of a log's files.
@@ -103,20 +113,20 @@ func (o Options) String() string {
 	return s
 }
 
-// The options of each driver, by the names that Docker has.
-var (
-	common     = []string{"mode", "max-buffer-size", "cache-disabled", "cache-max-size", "cache-max-file", "cache-compress"}
-	fileNames  = []string{"max-size", "max-file", "compress"}
-	attributes = []string{"tag", "labels", "labels-regex", "env", "env-regex"}
-	// A default driver has to take what another default one takes, so "local" has the attributes too.
-	known = map[string][]string{
-		Local:    slices.Concat(common, fileNames, attributes),
-		JSONFile: slices.Concat(common, fileNames, attributes),
-		Journald: slices.Concat(common, attributes),
-		Syslog: slices.Concat(common, attributes, []string{"syslog-address", "syslog-facility", "syslog-format",
-			"syslog-tls-ca-cert", "syslog-tls-cert", "syslog-tls-key", "syslog-tls-skip-verify"}),
+// known says whether a driver has an option; the names are Docker's. A default driver has to take what another default one takes, so "local"
+// has attributes too.
+func known(driver, option string) bool {
+	switch option {
+	case "mode", "max-buffer-size", "cache-disabled", "cache-max-size", "cache-max-file", "cache-compress",
+		"tag", "labels", "labels-regex", "env", "env-regex":
+		return true
+	case "max-size", "max-file", "compress":
+		return driver == Local || driver == JSONFile
+	case "syslog-address", "syslog-facility", "syslog-format", "syslog-tls-ca-cert", "syslog-tls-cert", "syslog-tls-key", "syslog-tls-skip-verify":
+		return driver == Syslog
 	}
-)
+	return false
+}
 
 // ParseOptions checks a driver's name ("" is local) and Docker's --log-opt: mode (blocking or non-blocking), max-buffer-size (1m); for
 // files max-size (20m unless given, -1 for no bound), max-file (5), compress (true), with "cache-" before them for the copy of a driver that
@@ -132,14 +142,16 @@ func ParseOptions(driver string, opts map[string]string) (Options, error) {
 		}
 		return o, nil
 	}
-	names, ok := known[o.Driver]
-	if why, docker := elsewhere[driver]; docker {
-		return o, fmt.Errorf("log driver %q: %w: %s", driver, ErrUnsupported, why)
-	} else if !ok {
-		return o, fmt.Errorf("log driver %q: %w, there are %s", driver, ErrUnsupported, strings.Join(slices.Sorted(maps.Keys(known)), ", ")+" and "+None)
+	switch o.Driver {
+	case Local, JSONFile, Journald, Syslog:
+	default:
+		if why := elsewhere(driver); why != "" {
+			return o, fmt.Errorf("log driver %q: %w: %s", driver, ErrUnsupported, why)
+		}
+		return o, fmt.Errorf("log driver %q: %w, there are %s, %s, %s, %s and %s", driver, ErrUnsupported, Journald, JSONFile, Local, Syslog, None)
 	}
 	for _, k := range slices.Sorted(maps.Keys(opts)) {
-		if !slices.Contains(names, k) {
+		if !known(o.Driver, k) {
 			return o, fmt.Errorf("unknown log opt '%s' for %s log driver", k, o.Driver)
 		}
 	}
