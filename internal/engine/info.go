@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -51,7 +52,7 @@ func (e *Engine) Info(ctx context.Context) (Info, error) {
 	}
 	i := Info{
 		OSType: runtime.GOOS, NCPU: runtime.NumCPU(), DockerRootDir: e.root.Path(), State: e.cfg.State, DefaultRuntime: config.BuiltinRuntime, Runtimes: e.runtimes(),
-		SecurityOptions: []string{"name=seccomp,profile=builtin"}, CgroupDriver: "cgroupfs",
+		SecurityOptions: []string{"name=seccomp,profile=builtin"}, CgroupDriver: cmp.Or(e.cfg.CgroupDriver, config.CgroupFS),
 	}
 	all, err := e.snapshots(ctx)
 	if err != nil {

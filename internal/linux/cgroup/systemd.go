@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"conex/internal/linux/dbus"
+	"conex/internal/linux/inotify"
 	"conex/internal/linux/nsfork"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -26,6 +28,9 @@ type systemd struct {
 	mu   sync.Mutex
 	hold *os.File // our end of the pipe that the child reads from; nil without a child
 	wait func()   // reaps it
+	// watch sees the kernel kill for lack of memory, last is what it saw.
+	watch *inotify.Watch
+	last  MemoryStats
 }
 
 // The sockets of systemd: its own, for root and without a bus, and the bus's.
@@ -133,6 +138,9 @@ func (s *systemd) Create(res *specs.LinuxResources) error {
 	if err = s.startUnit(c, props); err == nil {
 		err = s.Manager.Create(res)
 	}
+	if err == nil {
+		err = s.watchMemory()
+	}
 	if err != nil {
 		err = fmt.Errorf("make %s: %w", s.place.Unit, err)
 		s.Started()
@@ -231,6 +239,13 @@ func (s *systemd) properties(res *specs.LinuxResources) []dbus.Property {
 			add("CPUQuotaPerSecUSec", perSec)
 		}
 	}
+	if c := res.CPU; c != nil && v2 {
+		for name, list := range map[string]string{"AllowedCPUs": c.Cpus, "AllowedMemoryNodes": c.Mems} {
+			if mask := bitmask(list); mask != nil {
+				add(name, mask)
+			}
+		}
+	}
 	if p := res.Pids; p != nil && p.Limit != nil {
 		n := *p.Limit
 		if n == 0 {
@@ -242,6 +257,22 @@ func (s *systemd) properties(res *specs.LinuxResources) []dbus.Property {
 		add("IOWeight", ioWeight(*b.Weight))
 	}
 	return l
+}
+
+// bitmask is a list of numbers as systemd takes it: one bit each, the lowest first. Nil for none.
+func bitmask(list string) []byte {
+	set, err := parseList(list)
+	if err != nil {
+		return nil // the kernel says what is wrong with it
+	}
+	var mask []byte
+	for n := range set {
+		for len(mask) <= n/8 {
+			mask = append(mask, 0)
+		}
+		mask[n/8] |= 1 << (n % 8)
+	}
+	return mask
 }
 
 func (s *systemd) Update(res *specs.LinuxResources) error {
@@ -265,6 +296,55 @@ func (s *systemd) Update(res *specs.LinuxResources) error {
 	return s.Manager.Update(res)
 }
 
+// watchMemory remembers what the kernel killed for lack of memory: systemd removes a scope as soon as its last process has ended, before
+// anybody can have asked. On v1 it leaves the controller's folder to us.
+func (s *systemd) watchMemory() error {
+	v, ok := s.Manager.(*v2)
+	if !ok {
+		return nil
+	}
+	w, err := inotify.New(v.unified.dir)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.watch = w
+	s.mu.Unlock()
+	go func() { // ends with the folder, at the latest when Delete closes the watch
+		for {
+			if ended, err := w.Wait(context.Background(), nil); ended || err != nil {
+				return
+			}
+			if n, err := v.OOMKills(); err != nil || n == 0 {
+				continue
+			}
+			if st, err := v.Stats(); err == nil && st.Memory.OOMKills > 0 {
+				s.mu.Lock()
+				s.last = st.Memory
+				s.mu.Unlock()
+			}
+		}
+	}()
+	return nil
+}
+
+func (s *systemd) OOMKills() (uint64, error) {
+	n, err := s.Manager.OOMKills()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(n, s.last.OOMKills), err
+}
+
+func (s *systemd) Stats() (Stats, error) {
+	st, err := s.Manager.Stats()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st.Memory.OOMKills < s.last.OOMKills {
+		st.Memory = s.last
+	}
+	return st, err
+}
+
 // Started lets the child that stood in go.
 func (s *systemd) Started() {
 	s.mu.Lock()
@@ -279,6 +359,13 @@ func (s *systemd) Started() {
 
 func (s *systemd) Delete() error {
 	s.Started()
+	s.mu.Lock()
+	watch := s.watch
+	s.watch = nil
+	s.mu.Unlock()
+	if watch != nil {
+		watch.Close()
+	}
 	if err := s.Manager.Delete(); err != nil {
 		return err
 	}
@@ -304,6 +391,7 @@ func (s *systemd) standIn() (pid int, err error) {
 	buf := make([]byte, 8)
 	prog.Call("hold", unix.SYS_DUP3, r, 0, 0)
 	prog.CloseOthers(3)
+	prog.Ready()
 	prog.Call("hold", unix.SYS_READ, 0, buf, 1)
 	prog.Exit(0)
 	pid, pidfd, err := prog.Start(nsfork.Attr{})

@@ -51,21 +51,12 @@ func TestSystemd(t *testing.T) {
 			t.Errorf("the process is in %s, %v", b, err)
 		}
 		if round == 0 {
-			// What systemd writes at a reload is what the limits are.
 			if err := m.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(128 << 20)), Swap: ptr(int64(128 << 20))}}); err != nil {
 				t.Error(err)
 			}
-			c, err := systemdConn()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := c.Call(systemdName, systemdPath, systemdManager, "Reload", new(dbus.Body)); err != nil {
-				t.Error(err)
-			}
-			c.Close()
 			st, err := m.Stats()
 			if err != nil || st.Memory.Limit != 128<<20 || st.Pids.Limit != 50 {
-				t.Errorf("after a reload: %+v, %v", st, err)
+				t.Errorf("after an update: %+v, %v", st, err)
 			}
 		}
 		p.in.Close()
@@ -141,6 +132,9 @@ func TestSystemdProperties(t *testing.T) {
 	if got := s.properties(res); !slices.Equal(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
 	}
+	if got := bitmask("0-2,9"); string(got) != "\x07\x02" {
+		t.Errorf("0-2,9 is %x", got)
+	}
 	if got := s.properties(nil); got != nil {
 		t.Errorf("no limits: %v", got)
 	}
@@ -159,4 +153,21 @@ func TestWithin(t *testing.T) {
 			t.Errorf("%q in %q: %v, %v", tt.want, tt.have, ok, err)
 		}
 	}
+}
+
+// TestStandIn has the child that holds a scope's place do nothing, and go when it is told.
+func TestStandIn(t *testing.T) {
+	s := &systemd{}
+	pid, err := s.standIn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fds, err := os.ReadDir("/proc/" + itoa(int64(pid)) + "/fd"); err != nil || len(fds) > 3 {
+		t.Errorf("it holds %d descriptors, %v", len(fds), err)
+	}
+	s.Started()
+	if _, err := os.Lstat("/proc/" + itoa(int64(pid))); err == nil {
+		t.Error("it is still there")
+	}
+	s.Started()
 }

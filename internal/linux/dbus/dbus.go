@@ -1,7 +1,7 @@
 // Package dbus is as much of the D-Bus protocol as it takes to ask systemd for something: method calls over a unix socket, their
 // answers, and signals.
 //
-//	client: \0 AUTH EXTERNAL <uid>   server: OK <guid>   client: BEGIN   then messages both ways
+//	client: \0 AUTH EXTERNAL <uid>, BEGIN   server: OK <guid>   then messages both ways
 package dbus
 
 import (
@@ -48,7 +48,8 @@ func (c *Conn) handshake(deadline time.Time) error {
 		return err
 	}
 	uid := hex.EncodeToString([]byte(strconv.Itoa(os.Geteuid())))
-	if _, err := io.WriteString(c.c, "\x00AUTH EXTERNAL "+uid+"\r\n"); err != nil {
+	// BEGIN goes along: a message that systemd reads together with it lies unseen until the next one.
+	if _, err := io.WriteString(c.c, "\x00AUTH EXTERNAL "+uid+"\r\nBEGIN\r\n"); err != nil {
 		return err
 	}
 	line, err := c.r.ReadSlice('\n')
@@ -58,8 +59,7 @@ func (c *Conn) handshake(deadline time.Time) error {
 	if !strings.HasPrefix(string(line), "OK ") {
 		return fmt.Errorf("refused: %q", strings.TrimSpace(string(line)))
 	}
-	_, err = io.WriteString(c.c, "BEGIN\r\n")
-	return err
+	return nil
 }
 
 // Close ends the connection.
