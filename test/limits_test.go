@@ -1,6 +1,7 @@
 package test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+
+	"golang.org/x/sys/unix"
 
 	"conex/internal/linux/cgroup"
 )
@@ -251,4 +254,32 @@ func TestCPUShares(t *testing.T) {
 		t.Errorf("shares of 1024 and 256: processor time %.2f to 1", ratio)
 	}
 	w.conex("rm", "-f", "small", "large")
+}
+
+// TestIOThrottle writes three megabytes at one a second. However busy the machine is, that can't be done faster than in two seconds.
+func TestIOThrottle(t *testing.T) {
+	if !cgroup.Limits().IOThrottle {
+		t.Skip("this kernel has no limits of block I/O")
+	}
+	w := limitsWorld(t)
+	var st unix.Stat_t
+	if err := unix.Stat(w.root, &st); err != nil {
+		t.Fatal(err)
+	}
+	number := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+	b, err := os.ReadFile("/sys/dev/block/" + number + "/uevent")
+	if err != nil || !strings.Contains(string(b), "DEVTYPE=disk") {
+		t.Skipf("%s is on no disk of its own (%s)", w.root, number)
+	}
+	_, name, _ := strings.Cut(string(b), "DEVNAME=")
+	name, _, _ = strings.Cut(name, "\n")
+	dd := []string{"busybox", "dd", "if=/dev/zero", "of=/file", "bs=262144", "count=12", "oflag=direct"}
+	if r := w.try(append([]string{"run", "--rm", "--network", "none"}, dd...)...); r.code != 0 {
+		t.Skipf("no direct writes here: %s", r.stderr)
+	}
+	began := time.Now()
+	w.conex(append([]string{"run", "--rm", "--network", "none", "--device-write-bps", "/dev/" + name + ":1mb"}, dd...)...)
+	if took := time.Since(began); took < 2*time.Second {
+		t.Errorf("3 MB at 1 MB/s took %s", took)
+	}
 }
