@@ -121,6 +121,8 @@ type Ender struct {
 const (
 	ByHealth   = "health check"
 	ByShutdown = "shutdown"
+	// ByAttached is a signal, as Ctrl-C's, that an attached command passed on.
+	ByAttached = "attached"
 )
 
 // Status words of State, Docker's.

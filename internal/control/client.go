@@ -145,6 +145,11 @@ func (c *Client) Kill(ctx context.Context, signal string) error {
 	return c.call(ctx, "POST", "/kill", url.Values{"signal": {signal}}, nil, nil)
 }
 
+// Forward is Kill for a signal that an attached command got and passes on.
+func (c *Client) Forward(ctx context.Context, signal string) error {
+	return c.call(ctx, "POST", "/kill", url.Values{"signal": {signal}, "for": {ForAttached}}, nil, nil)
+}
+
 // Stop sends signal ("": the container's stop signal) and after timeout seconds (nil: the container's, or 10; negative: never)
 // SIGKILL, and returns when the container has ended for good. command is what the user typed: stop, restart, rm.
 func (c *Client) Stop(ctx context.Context, command, signal string, timeout *int) (container.Exit, error) {

@@ -3,7 +3,7 @@
 // It is HTTP/1.1 over the unix socket c/<id>/sock, in the manner of Docker's Engine API:
 //
 //	GET  /wait                                   container.Exit, when the present run has ended
-//	POST /kill?signal=TERM
+//	POST /kill?signal=TERM&for=
 //	POST /stop?signal=&t=10&for=restart          container.Exit
 //	POST /resize?h=&w=[&exec=id]
 //	POST /attach?stdin=1&stdout=1&stderr=1[&framed=1]   101, then streams
@@ -134,6 +134,9 @@ type StartRequest struct {
 	// Edits are what the container's CDI devices change in it; nil without such.
 	Edits *cdi.Edits `json:"edits,omitempty"`
 }
+
+// ForAttached is the command of a signal that came through an attached command's terminal.
+const ForAttached = container.ByAttached
 
 // ForShutdown is the command of a stop that is not a user's wish: the machine goes down.
 const ForShutdown = container.ByShutdown

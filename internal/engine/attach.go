@@ -166,7 +166,7 @@ func (e *Engine) forward(id, execID string, st *Streams, done <-chan struct{}) {
 				continue
 			}
 			if n, ok := sig.(syscall.Signal); ok && execID == "" {
-				_ = c.Kill(ctx, strconv.Itoa(int(n)))
+				_ = c.Forward(ctx, strconv.Itoa(int(n)))
 			}
 		}
 	}

@@ -200,7 +200,12 @@ func (e *Engine) revive(ctx context.Context, id string) error {
 	if !n.Desired.Running || n.Desired.Stopped || !revivable(n) {
 		return nil
 	}
-	if _, err := e.launch(ctx, n.Record, nil, startMonitor(), attachment{}, &Streams{}); err != nil && !errors.Is(err, container.ErrBusy) {
+	mon := startMonitor()
+	mon.restarts = 1
+	if n.Exit != nil {
+		mon.restarts = n.Exit.Restarts + 1
+	}
+	if _, err := e.launch(ctx, n.Record, nil, mon, attachment{}, &Streams{}); err != nil && !errors.Is(err, container.ErrBusy) {
 		return fmt.Errorf("start container %s again: %w", n.Record.Name, err)
 	}
 	return nil

@@ -25,6 +25,8 @@ type startingMonitor struct {
 	ready chan struct{} // closed when sock or err is set
 	sock  *os.File
 	err   error
+	// restarts is the count of restarts that it goes on from.
+	restarts int
 }
 
 // startMonitor executes a monitor. The caller either begins or abandons it.

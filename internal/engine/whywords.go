@@ -110,6 +110,8 @@ func enderWords(b *container.Ender) string {
 		}
 	case container.ByShutdown:
 		s = "The machine was going down, or somebody told its monitor to end: it was stopped"
+	case container.ByAttached:
+		s = fmt.Sprintf("An attached command%s passed %s on, as of a Ctrl-C", who, signalName(b.Signal))
 	case "kill":
 		s = fmt.Sprintf("`conex kill`%s sent %s", who, signalName(b.Signal))
 	default:

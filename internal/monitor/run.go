@@ -53,7 +53,8 @@ type run struct {
 	mu    sync.Mutex
 	execs map[string]*execution
 	ender *container.Ender
-	done  chan struct{} // closed when the process has ended
+	last  *container.Ender // who sent the last signal that was not meant to end it
+	done  chan struct{}    // closed when the process has ended
 }
 
 // endedBy notes who is about to end the run. The first one counts, until somebody kills it outright.
@@ -63,6 +64,23 @@ func (r *run) endedBy(by *container.Ender) {
 	if r.ender == nil || by.Signal == int(unix.SIGKILL) && r.ender.Signal != int(unix.SIGKILL) && !r.ender.Forced {
 		r.ender = by
 	}
+}
+
+// signalled notes who sent a signal that need not end the run.
+func (r *run) signalled(by *container.Ender) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last = by
+}
+
+// endedAs returns who ended the run: whoever wanted to, or whoever sent the signal that it died of, as far as its exit code says so.
+func (r *run) endedAs(code int) *container.Ender {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ender == nil && r.last != nil && code == 128+r.last.Signal {
+		return r.last
+	}
+	return r.ender
 }
 
 // forced notes that the process did not obey whoever wanted to end it.
@@ -259,9 +277,7 @@ func (r *run) wait() container.Exit {
 	if err != nil {
 		e.Code, e.Error = 125, err.Error()
 	}
-	r.mu.Lock()
-	e.By = r.ender
-	r.mu.Unlock()
+	e.By = r.endedAs(e.Code)
 	if n, err := r.ct.Cgroup().OOMKills(); err == nil && n > 0 {
 		e.OOM = true
 		if st, err := r.ct.Cgroup().Stats(); err == nil {

@@ -185,9 +185,12 @@ func (s *server) kill(w http.ResponseWriter, q *http.Request) error {
 		_, err := s.need()
 		return err
 	}
+	by := ender(q, cmp.Or(q.FormValue("for"), "kill"), sig)
 	if last {
 		s.m.halt(true)
-		r.endedBy(ender(q, "kill", sig))
+		r.endedBy(by)
+	} else {
+		r.signalled(by)
 	}
 	if err := r.proc.Signal(sig); err != nil {
 		if errors.Is(err, os.ErrProcessDone) {
