@@ -544,7 +544,7 @@ func checkTmpfs(opts string) error {
 		if hasValue && slices.Contains(keys, k) || !hasValue && slices.Contains(flags, k) {
 			continue
 		}
-		return invalid("invalid tmpfs option: %q", o)
+		return invalid("invalid tmpfs option %q", []string{o})
 	}
 	return nil
 }

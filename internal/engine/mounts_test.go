@@ -77,7 +77,7 @@ func TestMountsThatAreRefused(t *testing.T) {
 		"Duplicate mount point: /b":                     {Binds: []string{"/a:/b", "/c:/b/"}},
 		"Duplicate mount point: /t":                     {Binds: []string{"/a:/t"}, Tmpfs: map[string]string{"/t": ""}},
 		`error looking up volume plugin x: plugin "x"`:  {Binds: []string{"vol:/b"}, VolumeDriver: "x"},
-		`invalid tmpfs option: "uppity"`:                {Tmpfs: map[string]string{"/t": "uppity"}},
+		`invalid tmpfs option ["uppity"]`:               {Tmpfs: map[string]string{"/t": "uppity"}},
 		"field Target must not be empty":                bind(mount.Mount{Type: "bind", Source: dir}),
 		`for type "bind": field Source must not be emp`: bind(mount.Mount{Type: "bind", Target: "/x"}),
 		"bind source path does not exist: /no/such":     bind(mount.Mount{Type: "bind", Source: "/no/such", Target: "/x"}),
