@@ -288,7 +288,8 @@ func TestParseMount(t *testing.T) {
 		{"type=bind,source=/d,target=/x,bind-recursive=writable", "!'bind-recursive=writable' requires 'readonly'"},
 		{"type=bind,source=/d,target=/x,ro,bind-recursive=readonly", "!requires 'bind-propagation=rprivate'"},
 		{"type=tmpfs,target=/x,tmpfs-mode=9", "!invalid value for tmpfs-mode: 9"},
-		{" ", "!value is empty"},
+		{"", "!EOF"},
+		{"type=bind,source=/d", "!target is required"},
 	} {
 		m, _, err := parseMount(tt.in)
 		if want, fails := strings.CutPrefix(tt.want, "!"); fails {

@@ -74,9 +74,6 @@ func parseTmpfs(s string) (target, options string, err error) {
 
 // parseMount reads a value of --mount. owner is what conex's own option idmap says.
 func parseMount(s string) (m mount.Mount, owner string, err error) {
-	if s = strings.TrimSpace(s); s == "" {
-		return m, "", errors.New("value is empty")
-	}
 	fields, err := csv.NewReader(strings.NewReader(s)).Read()
 	if err != nil {
 		return m, "", err
@@ -194,6 +191,8 @@ func checkMount(m *mount.Mount) error {
 	switch {
 	case m.Type == "":
 		return errors.New("type is required")
+	case m.Target == "":
+		return errors.New("target is required")
 	case o == nil:
 	case o.ReadOnlyNonRecursive && !m.ReadOnly:
 		return errors.New("option 'bind-recursive=writable' requires 'readonly' to be specified in conjunction")

@@ -14,7 +14,6 @@ import (
 
 	"github.com/moby/moby/api/types/blkiodev"
 	apic "github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/mount"
 	mnet "github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/storage"
 )
@@ -134,13 +133,9 @@ func (e *Engine) shownHost(r *container.Record) (*apic.HostConfig, error) {
 func shownMounts(r *container.Record) []apic.MountPoint {
 	out := []apic.MountPoint{}
 	for _, m := range r.Mounts {
-		if r.More[m.Destination].Flag {
-			continue
+		if !r.More[m.Destination].Flag {
+			out = append(out, m)
 		}
-		if m.Type == mount.TypeVolume && m.Mode == "" {
-			m.Mode = "z"
-		}
-		out = append(out, m)
 	}
 	return out
 }
