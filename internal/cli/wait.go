@@ -8,8 +8,9 @@ import (
 )
 
 func (a *app) waitCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "wait CONTAINER [CONTAINER...]", Short: "Block until one or more containers stop, then print their exit codes", Args: a.atLeast(1),
+	var condition string
+	cmd := &cobra.Command{
+		Use: "wait [OPTIONS] CONTAINER [CONTAINER...]", Short: "Block until one or more containers stop, then print their exit codes", Args: a.atLeast(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			e, err := a.engine()
 			if err != nil {
@@ -17,7 +18,7 @@ func (a *app) waitCommand() *cobra.Command {
 			}
 			var errs []error
 			for _, c := range args {
-				code, err := e.Wait(cmd.Context(), c)
+				code, err := e.WaitFor(cmd.Context(), c, condition)
 				if err != nil {
 					errs = append(errs, err)
 					continue
@@ -27,6 +28,8 @@ func (a *app) waitCommand() *cobra.Command {
 			return errors.Join(errs...)
 		},
 	}
+	cmd.Flags().StringVar(&condition, "condition", "not-running", `What to wait for ("not-running", "next-exit", "removed", "healthy")`)
+	return cmd
 }
 
 func (a *app) renameCommand() *cobra.Command {
