@@ -84,7 +84,7 @@ type psRow struct {
 }
 
 // Label returns one label's value, "" if it is not set.
-func (r psRow) Label(name string) string { return clean(r.labels[name]) }
+func (r psRow) Label(name string) string { return r.labels[name] }
 
 func newPsRow(c *apic.Summary, trunc bool, now time.Time) psRow {
 	created := time.Unix(c.Created, 0)
@@ -128,10 +128,6 @@ func newPsRow(c *apic.Summary, trunc bool, now time.Time) psRow {
 	r.Size = units.HumanSizeWithPrecision(float64(c.SizeRw), 3)
 	if c.SizeRootFs > 0 {
 		r.Size += fmt.Sprintf(" (virtual %s)", units.HumanSizeWithPrecision(float64(c.SizeRootFs), 3))
-	}
-	// What an image or a label says must not steer the terminal.
-	for _, f := range []*string{&r.Image, &r.Command, &r.Labels, &r.Mounts} {
-		*f = clean(*f)
 	}
 	return r
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -135,11 +136,15 @@ func writeList[T any](out io.Writer, format, def string, head headings, rows []T
 		_, err := out.Write(harmless(out, b.Bytes()))
 		return err
 	}
-	w := tabwriter.NewWriter(out, 10, 1, 3, ' ', 0)
+	lines := bufio.NewWriterSize(out, 32<<10) // the table writes each cell and its padding alone
+	w := tabwriter.NewWriter(lines, 10, 1, 3, ' ', 0)
 	if _, err := w.Write(harmless(out, b.Bytes())); err != nil {
 		return err
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return lines.Flush()
 }
 
 // writeOne prints one object by a template, or as JSON for "json".
