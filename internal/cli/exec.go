@@ -2,6 +2,7 @@ package cli
 
 import (
 	"errors"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -17,6 +18,10 @@ func (a *app) execCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
 			if req.Env, err = environment(envFiles, env); err != nil {
+				var pe *os.PathError
+				if errors.As(err, &pe) { // Docker's is no mistake in the flags either
+					return err
+				}
 				return a.usageError(cmd, err)
 			}
 			req.Container, req.Cmd = args[0], args[1:]

@@ -42,21 +42,6 @@ func (e *Engine) InspectContainer(ctx context.Context, name string, size bool) (
 		}},
 		AppArmorProfile: appArmor(r.HostConfig),
 	}, NetworkSettings: networkDetail(portMap(n), networks(n))}
-	if h := r.HostConfig; h != nil && !h.Privileged && (h.MaskedPaths == nil || h.ReadonlyPaths == nil) {
-		filled := *h
-		if filled.MaskedPaths == nil {
-			filled.MaskedPaths = runtime.MaskedPaths()
-		}
-		if filled.ReadonlyPaths == nil {
-			filled.ReadonlyPaths = runtime.ReadonlyPaths()
-		}
-		out.HostConfig = &filled
-	}
-	for _, opt := range r.HostConfig.SecurityOpt {
-		if profile, ok := strings.CutPrefix(opt, "apparmor="); ok {
-			out.AppArmorProfile = profile
-		}
-	}
 	if out.Args == nil {
 		out.Args = []string{}
 	}
@@ -101,12 +86,11 @@ func (e *Engine) shownHost(r *container.Record) (*apic.HostConfig, error) {
 	h.BlkioWeightDevice, h.Devices, h.Ulimits = present(h.BlkioWeightDevice), present(h.Devices), present(h.Ulimits)
 	h.DNS, h.DNSOptions, h.DNSSearch = present(h.DNS), present(h.DNSOptions), present(h.DNSSearch)
 	if !h.Privileged {
-		def := runtime.DefaultSpec().Linux
 		if h.MaskedPaths == nil {
-			h.MaskedPaths = def.MaskedPaths
+			h.MaskedPaths = runtime.MaskedPaths()
 		}
 		if h.ReadonlyPaths == nil {
-			h.ReadonlyPaths = def.ReadonlyPaths
+			h.ReadonlyPaths = runtime.ReadonlyPaths()
 		}
 	}
 	if h.SecurityOpt == nil && (h.Privileged || h.PidMode.IsHost() || h.IpcMode.IsHost()) {

@@ -70,8 +70,16 @@ func (e *Engine) containerTest(key string, values []string, all []*container.Sna
 			return n.Status() == apic.StateExited && slices.Contains(values, strconv.Itoa(n.Exit.Code))
 		}), nil
 	case "is-task": // there are none: no swarm
+		for _, v := range values {
+			if _, err := strconv.ParseBool(v); err != nil {
+				return nil, invalid("invalid filter 'is-task=%s'", v)
+			}
+		}
 		return either(func(*container.Snapshot) bool {
-			return slices.Contains(values, "false") || slices.Contains(values, "0")
+			return slices.ContainsFunc(values, func(v string) bool {
+				task, _ := strconv.ParseBool(v) // checked above
+				return !task
+			})
 		}), nil
 	case "health":
 		for _, v := range values {

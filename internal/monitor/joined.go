@@ -166,7 +166,8 @@ func (j *joined) open(o *owner, kind specs.LinuxNamespaceType, name string) erro
 func (j *joined) apply(c *runtime.Config, dir string) error {
 	for i, ns := range c.Spec.Linux.Namespaces {
 		if f := j.spaces[ns.Type]; f != nil {
-			c.Spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+			// By our number: the runtime may be another process.
+			c.Spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
 		}
 	}
 	if j.shm == nil {
