@@ -280,8 +280,10 @@ func (a *app) between(lo, hi int) cobra.PositionalArgs {
 			want = "accepts no arguments"
 		case lo == hi:
 			want = "requires " + count(lo)
-		case hi < 0 || len(args) < lo:
+		case hi < 0:
 			want = "requires at least " + count(lo)
+		case lo > 0: // Docker's words for a range
+			want = fmt.Sprintf("requires at least %d and at most %d arguments", lo, hi)
 		default:
 			want = "requires at most " + count(hi)
 		}

@@ -116,6 +116,12 @@ func (e *Engine) Debug(ctx context.Context, req DebugRequest) (code int, err err
 	}
 	for _, m := range t.mounts {
 		bind(m.Source, DebugTarget+m.Destination, "ro")
+		if sub := t.rec.More[m.Destination].Subpath; sub != "" {
+			if cfg.Sources == nil {
+				cfg.Sources = map[string]runtime.Source{}
+			}
+			cfg.Sources[DebugTarget+m.Destination] = runtime.Source{Subpath: sub}
+		}
 	}
 	for file, dst := range map[string]string{"hosts": "/etc/hosts", "hostname": "/etc/hostname", "resolv.conf": "/etc/resolv.conf"} {
 		if t.files == "" {

@@ -78,15 +78,20 @@ func (e *Engine) MountImage(ctx context.Context, name string) (string, error) {
 
 // imageTree makes a detached read-only mount of an image's layers. Nobody is to run or use what lies there: no set-user-ID, no devices.
 func (e *Engine) imageTree(ctx context.Context, img image.Image) (*os.File, error) {
+	return e.layerTree(ctx, img.Layers())
+}
+
+// layerTree is imageTree for layers.
+func (e *Engine) layerTree(ctx context.Context, ids []ocispec.Digest) (*os.File, error) {
 	const attr = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID
 	ls, err := e.Layers()
 	if err != nil {
 		return nil, err
 	}
-	if len(img.Layers()) == 0 {
+	if len(ids) == 0 {
 		return mount.New("tmpfs", []mount.Param{{Key: "mode", Value: "755"}}, attr)
 	}
-	lower, err := e.imageLower(ctx, ls, img.Layers())
+	lower, err := e.imageLower(ctx, ls, ids)
 	if err != nil {
 		return nil, err
 	}

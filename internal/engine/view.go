@@ -156,7 +156,11 @@ func (e *Engine) stillView(ctx context.Context, rec *container.Record, write boo
 			return nil, err
 		}
 	}
-	lease, err := collect.Hold(e.root, rec.Layers...)
+	held := slices.Clone(rec.Layers)
+	for _, m := range rec.More {
+		held = append(held, m.Layers...)
+	}
+	lease, err := collect.Hold(e.root, held...)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +175,7 @@ func (e *Engine) stillView(ctx context.Context, rec *container.Record, write boo
 	}
 	v.back.Add(func() { v.root.Close() })
 	mounts := slices.DeleteFunc(slices.Clone(rec.Mounts), func(m apic.MountPoint) bool {
-		return m.Type != apimount.TypeBind && m.Type != apimount.TypeVolume
+		return m.Type != apimount.TypeBind && m.Type != apimount.TypeVolume && m.Type != apimount.TypeImage
 	})
 	if len(mounts) > 0 {
 		err = e.showMounts(ctx, v, rec, mounts, write)
@@ -233,7 +237,7 @@ func (e *Engine) showMounts(ctx context.Context, v *view, rec *container.Record,
 		}
 	}()
 	for _, m := range mounts {
-		t, err := bindTree(m)
+		t, err := e.mountTree(ctx, rec, m)
 		if err != nil {
 			return fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
@@ -335,14 +339,25 @@ func mountTarget(root *os.File, path string, tree *os.File, make bool) (*os.File
 	return safepath.Open(root, path, unix.O_PATH, 0)
 }
 
-// bindTree is a bind mount or volume as a mount that is attached nowhere.
-func bindTree(m apic.MountPoint) (*os.File, error) {
-	t, err := mount.Clone(unix.AT_FDCWD, m.Source, true)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("bind source path does not exist: %s", m.Source)
-	}
+// mountTree is a bind mount, volume or image as a mount that is attached nowhere. A lease holds the image's layers.
+func (e *Engine) mountTree(ctx context.Context, rec *container.Record, m apic.MountPoint) (*os.File, error) {
+	more := rec.More[m.Destination]
+	t, err := e.mountSource(ctx, m, more)
 	if err != nil {
 		return nil, err
+	}
+	if more.Subpath != "" {
+		at, err := safepath.Open(t, more.Subpath, unix.O_PATH, 0)
+		if err == nil {
+			var part *os.File
+			part, err = mount.Clone(int(at.Fd()), "", true)
+			at.Close()
+			t.Close()
+			t = part
+		}
+		if err != nil {
+			return nil, fmt.Errorf("subpath %s: %w", more.Subpath, err)
+		}
 	}
 	set := uint64(0)
 	if !m.RW {
@@ -353,6 +368,17 @@ func bindTree(m apic.MountPoint) (*os.File, error) {
 		return nil, err
 	}
 	return t, nil
+}
+
+func (e *Engine) mountSource(ctx context.Context, m apic.MountPoint, more container.Mount) (*os.File, error) {
+	if m.Type == apimount.TypeImage {
+		return e.layerTree(ctx, more.Layers)
+	}
+	t, err := mount.Clone(unix.AT_FDCWD, m.Source, !more.NonRecursive)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("bind source path does not exist: %s", m.Source)
+	}
+	return t, err
 }
 
 // makeMountPoints makes in a container's writable layer what its mounts cover. The container does not run.
@@ -368,7 +394,7 @@ func (e *Engine) makeMountPoints(ctx context.Context, rec *container.Record, mou
 	}
 	defer tree.Close()
 	for _, m := range mounts {
-		t, err := bindTree(m)
+		t, err := e.mountTree(ctx, rec, m)
 		if err != nil {
 			return fmt.Errorf("mount %s: %w", m.Destination, err)
 		}

@@ -55,6 +55,7 @@ type box struct {
 	userPath string
 
 	netns    *os.File
+	life     *os.File         // DieWithParent: open as long as this process may be the parent
 	timens   *os.File         // a time namespace for the child to join
 	named    chan error       // the network namespace exists, or why not
 	prepared chan error       // the root file system stands, or why not
@@ -314,6 +315,9 @@ func (b *box) thread() {
 			case <-p.done:
 			case <-b.quit:
 			}
+		}
+		if b.life != nil {
+			b.life.Close()
 		}
 	}
 }

@@ -35,8 +35,9 @@ type launch struct {
 	filter  seccompFilter
 	// users is the container's user namespace, nil without.
 	users *userNamespace
-	// dies says that the process dies with the thread that makes it.
+	// dies says that the process dies with the thread that makes it; life is a pipe that ends with this process then.
 	dies bool
+	life *os.File
 	// hold, preserve and noKeyring are as in Config.
 	hold      *Hold
 	preserve  int
@@ -58,6 +59,12 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	}
 	if l.filter, err = filter(cfg.Spec, cfg.DefaultSeccomp, cfg.SeccompCache); err != nil {
 		return nil, err
+	}
+	if l.dies {
+		if l.life, err = b.openLife(); err != nil {
+			return nil, err
+		}
+		defer l.life.Close()
 	}
 	// All that reads the host's files comes before the new root.
 	into, err := enterCgroup(b.cg)
@@ -154,6 +161,22 @@ func (r *rootfs) enter(prog *nsfork.Program) {
 	if p := rootPropagation(r.cfg.Spec); p == unix.MS_SHARED || p == unix.MS_UNBINDABLE { // not before: pivot_root refuses it
 		prog.Call("set propagation of the root file system", unix.SYS_MOUNT, 0, "/", 0, int(p)|unix.MS_REC, 0)
 	}
+}
+
+// openLife returns the end of a pipe that nothing comes from, not waiting for anything; the other one is closed with the container.
+func (b *box) openLife() (*os.File, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	b.life = w
+	fd, err := unix.FcntlInt(r.Fd(), unix.F_DUPFD_CLOEXEC, 3) // the streams go below
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "life")
+	return f, unix.SetNonblock(fd, true) // only now: a file that knows of it undoes it when it is asked for its descriptor
 }
 
 // enterCgroup moves the thread into the v1 hierarchies and returns the v2 folder for clone3, nil where there is none.
@@ -280,9 +303,12 @@ func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 	}
 	// Before the first path that the image or the user chose: nothing of ours can be named by it. And as early as can be: until
 	// then a container with CAP_SYS_PTRACE can look at our descriptors in the child of an exec.
-	if l.hold != nil {
+	switch {
+	case l.hold != nil:
 		prog.CloseOthers(3+l.preserve, l.hold.FIFO, l.hold.Report)
-	} else {
+	case l.life != nil:
+		prog.CloseOthers(3+l.preserve, l.life)
+	default:
 		prog.CloseOthers(3 + l.preserve)
 	}
 	// Ignored signals survive execve; whoever started conex with nohup does not mean its containers.
@@ -338,6 +364,10 @@ func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 	}
 	if l.dies { // only now: a change of ids takes it away
 		prog.Call("die with the parent", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL), 0, 0, 0)
+		if l.life != nil { // of a parent that is dead by now no signal comes: then its pipe has ended, and reading it doesn't fail
+			ended := prog.Try("parent", unix.SYS_READ, nsfork.FD(int(l.life.Fd())), make([]byte, 8), 1)
+			prog.OnlyIf(prog.Call("end", unix.SYS_EXIT_GROUP, 128+int(unix.SIGKILL)), ended)
+		}
 	}
 	prog.Exec(l.path, p.Args, l.env)
 	return nil
