@@ -69,21 +69,5 @@ func (c *containerFlags) configs(f *pflag.FlagSet, args []string) (*flagTarget, 
 			return nil, err
 		}
 	}
-	emptyLists(t.host)
 	return t, nil
-}
-
-// emptyLists makes the lists that Docker's client always sends lists, so that inspect shows them as it does: [] and not null.
-func emptyLists(h *apic.HostConfig) {
-	h.BlkioWeightDevice, h.Devices, h.Ulimits = list0(h.BlkioWeightDevice), list0(h.Devices), list0(h.Ulimits)
-	h.BlkioDeviceReadBps, h.BlkioDeviceWriteBps = list0(h.BlkioDeviceReadBps), list0(h.BlkioDeviceWriteBps)
-	h.BlkioDeviceReadIOps, h.BlkioDeviceWriteIOps = list0(h.BlkioDeviceReadIOps), list0(h.BlkioDeviceWriteIOps)
-	h.DNS, h.DNSOptions, h.DNSSearch = list0(h.DNS), list0(h.DNSOptions), list0(h.DNSSearch)
-}
-
-func list0[T any](l []T) []T {
-	if l == nil {
-		return []T{}
-	}
-	return l
 }

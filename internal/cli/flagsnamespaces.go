@@ -41,6 +41,8 @@ func (c *namespaceFlags) apply(t *flagTarget) error {
 		return errors.New("--pid: invalid PID mode")
 	case !h.UTSMode.Valid():
 		return errors.New("--uts: invalid UTS mode")
+	case !slices.Contains([]string{"", "host", "nomap", "auto"}, c.userns) && !strings.HasPrefix(c.userns, "auto:"):
+		return errors.New("--userns: invalid USER mode: there are auto[:size=NUMBER], nomap and host")
 	case !h.CgroupnsMode.Valid():
 		return errors.New("--cgroupns: invalid CGROUP mode")
 	}

@@ -177,6 +177,9 @@ func mountField(m *mount.Mount, k, v, field string, hasValue bool) (err error) {
 
 // checkMount refuses options that don't go together.
 func checkMount(m *mount.Mount) error {
+	if m.Target == "" {
+		return errors.New("target is required")
+	}
 	for _, o := range []struct {
 		of  mount.Type
 		set bool

@@ -173,6 +173,7 @@ var (
 		{regexp.MustCompile(`\b([0-9a-f]{2}:){5}[0-9a-f]{2}\b`), "<mac>"},
 		{regexp.MustCompile(`(0\.0\.0\.0|\[?::\]?|127\.0\.0\.1):(3[2-9]|4|5|6)\d{3,4}\b`), "$1:<port>"},
 		{regexp.MustCompile(`/[^\s":,]*/(record|conex-suite|conex-test)\.[^\s":,]*`), "<path>"},
+		{regexp.MustCompile(`/proc/[1-9]\d*/ns/`), "/proc/<pid>/ns/"},
 		{regexp.MustCompile(`(Pid"?: )[1-9]\d*`), "${1}<pid>"},
 	}
 )
