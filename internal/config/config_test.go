@@ -19,7 +19,7 @@ func write(t *testing.T, text string) string {
 
 func TestLoad(t *testing.T) {
 	c, err := Load(filepath.Join(t.TempDir(), "none"))
-	if err != nil || !reflect.DeepEqual(c, &Config{Root: DefaultRoot, State: DefaultState, KeepBlobs: KeepAuto}) {
+	if err != nil || !reflect.DeepEqual(c, &Config{Root: DefaultRoot, State: DefaultState, KeepBlobs: KeepAuto, Debug: Debug{Image: DefaultToolbox}}) {
 		t.Fatalf("defaults: %+v, %v", c, err)
 	}
 	c, err = Load(write(t, `
@@ -35,7 +35,7 @@ driver = "json-file"
 options = {max-size = "10m"}
 `))
 	want := &Config{
-		Root: "/data", State: DefaultState, StorageDriver: "dir", KeepBlobs: KeepAuto, DNS: []string{"9.9.9.9", "::1"},
+		Root: "/data", State: DefaultState, StorageDriver: "dir", KeepBlobs: KeepAuto, Debug: Debug{Image: DefaultToolbox}, DNS: []string{"9.9.9.9", "::1"},
 		Registry: map[string]Registry{
 			"docker.io":    {Mirrors: []string{"http://127.0.0.1:5000", "https://mirror.example.com/hub"}},
 			"reg.lan:5000": {PlainHTTP: true},
