@@ -42,7 +42,7 @@ func (c *namespaceFlags) apply(t *flagTarget) error {
 	case !h.UTSMode.Valid():
 		return errors.New("--uts: invalid UTS mode")
 	case !slices.Contains([]string{"", "host", "nomap", "auto"}, c.userns) && !strings.HasPrefix(c.userns, "auto:"):
-		return errors.New("--userns: invalid USER mode: there are auto[:size=NUMBER], nomap and host")
+		return fmt.Errorf("--userns: invalid USER mode: %s: use auto[:size=NUMBER], nomap or host", c.userns)
 	case !h.CgroupnsMode.Valid():
 		return errors.New("--cgroupns: invalid CGROUP mode")
 	}

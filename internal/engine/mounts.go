@@ -20,6 +20,7 @@ import (
 	"conex/internal/volume"
 
 	apic "github.com/moby/moby/api/types/container"
+	mevents "github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 )
 
@@ -237,6 +238,7 @@ func (m *mounter) volume(ctx context.Context, vols *volume.Store, p *apic.MountP
 	if made {
 		// A volume is easily made again; one that stays behind is only found by looking.
 		m.back.Add(func() { _ = vols.Remove(v.Name) })
+		m.e.volumeEvent(mevents.ActionCreate, v.Name)
 		return nil
 	}
 	return vols.Fill(v.Name, fill)

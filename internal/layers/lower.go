@@ -91,6 +91,15 @@ func (s *Store) chain(ctx context.Context, ids []ocispec.Digest, metas []meta, d
 		return "", err
 	}
 	c = chainInfo{IDs: ids}
+	if t != nil && s.drv.name() == DriverEROFS {
+		// Before the mount, which whoever takes mounts away finds by it: this process may be killed in between.
+		c.Lower = filepath.Join(s.state, key)
+		if err := disk.WriteJSON(record, c, disk.Volatile); err != nil {
+			return "", err
+		}
+		_, err := s.publishChain(ctx, key, t)
+		return c.Lower, err
+	}
 	if t != nil {
 		if c.Lower, err = s.publishChain(ctx, key, t); err != nil {
 			return "", err

@@ -12,9 +12,10 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,11 +40,7 @@ func main() {
 		each(leave)
 	case "fork":
 		fmt.Println("ready")
-		for {
-			for range 100 {
-				_ = exec.Command("/attacker", "fork").Start() // refused at the limit
-			}
-		}
+		bomb()
 	case "ids":
 		b, err := os.ReadFile("/proc/self/status")
 		if err != nil {
@@ -64,6 +61,17 @@ func main() {
 		}
 	}
 	os.Exit(2)
+}
+
+// bomb forks and forks, with system calls alone: Go's runtime would not survive the limit, where it gets no further thread.
+func bomb() {
+	runtime.LockOSThread()
+	pause := &unix.Timespec{Nsec: 1e6}
+	for {
+		if _, _, errno := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0); errno != 0 { // refused at the limit
+			_, _, _ = unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(pause)), 0, 0)
+		}
+	}
 }
 
 // each calls try for every other process, again and again.
