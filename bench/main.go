@@ -2,10 +2,11 @@
 // lines, in turns, with a network namespace and data folders of its own for each engine. It prints medians, ratios and
 // whether conex meets its targets, and stops and removes everything it started.
 //
-//	bench [-conex bin/conex] [-peers docker,podman,buildkit] [-only REGEXP] [-n ROUNDS] [-json FILE]
+//	bench [-conex bin/conex] [-peers docker,podman,buildkit] [-only REGEXP] [-n ROUNDS] [-dir FOLDER] [-json FILE]
 //
 // It needs root, Debian's busybox-static, docker-registry for pushes, and for a fair result a machine that does nothing else. What begins with
-// image- works on an image of 512 MB, which takes a minute to make and 2 GB below /var/tmp.
+// image- works on an image of 512 MB, which takes a minute to make and 2 GB below /var/tmp. ext4 makes files slower for some minutes after many
+// were deleted (it steps around their inodes), so that what ran before is measured too: -dir on a new file system keeps that out.
 package main
 
 import (
@@ -30,6 +31,7 @@ type bench struct {
 	rounds  int
 	results []row
 	image   *bigImage // made when something needs it
+	deleted time.Time // when many files were deleted last
 	// fileSets counts the contexts of many files.
 	fileSets int
 }
@@ -48,6 +50,7 @@ func main() {
 	only := flag.String("only", "", "measure only what matches this expression")
 	rounds := flag.Int("n", 15, "rounds; slow measurements take fewer")
 	out := flag.String("json", "", "write all values to this file")
+	data := flag.String("dir", "/var/tmp", "where the engines' data lies; a new file system is fairest")
 	list := flag.Bool("list", false, "print what can be measured")
 	flag.Parse()
 	if *list {
@@ -56,13 +59,13 @@ func main() {
 		}
 		return
 	}
-	if err := run(*conex, *peers, *only, *rounds, *out); err != nil {
+	if err := run(*conex, *peers, *only, *data, *rounds, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(conex, peers, only string, rounds int, out string) (err error) {
+func run(conex, peers, only, data string, rounds int, out string) (err error) {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("run as root")
 	}
@@ -73,7 +76,7 @@ func run(conex, peers, only string, rounds int, out string) (err error) {
 	if conex, err = filepath.Abs(conex); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("/var/tmp", "conex-bench.")
+	dir, err := os.MkdirTemp(data, "conex-bench.")
 	if err != nil {
 		return err
 	}
