@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -323,5 +324,32 @@ func TestOpenRootMendsFolders(t *testing.T) {
 		if fi, err := os.Lstat(filepath.Join(dir, d)); err != nil || fi.Mode().Perm() != 0o700 {
 			t.Errorf("%s: %v, %v", d, fi, err)
 		}
+	}
+}
+
+// TestRemoveTemps: what a killed writer left of a file goes, the file and those of others stay.
+func TestRemoveTemps(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"a.json", ".tmp-a.json.1", ".tmp-a.json.22", ".tmp-ab.json.1", ".tmp-a.jso.1"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := RemoveTemps(filepath.Join(dir, "a.json")); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if want := []string{".tmp-a.jso.1", ".tmp-ab.json.1", "a.json"}; !slices.Equal(left, want) {
+		t.Errorf("left %q, want %q", left, want)
+	}
+	if err := RemoveTemps(filepath.Join(dir, "none", "a.json")); err != nil {
+		t.Error(err)
 	}
 }

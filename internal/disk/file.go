@@ -75,6 +75,28 @@ const tempPrefix = ".tmp-"
 // IsTemp reports whether a folder entry is a leftover temporary file of WriteFile.
 func IsTemp(name string) bool { return strings.HasPrefix(name, tempPrefix) }
 
+// RemoveTemps removes what writers of path left that were killed. The caller knows that nobody writes it now. No error promises that
+// nothing is left.
+func RemoveTemps(path string) error {
+	dir, base := filepath.Split(path)
+	entries, err := os.ReadDir(filepath.Clean(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove leftovers of %s: %w", path, err)
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), tempPrefix+base+".") {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
 // WriteJSON replaces path atomically with v as indented JSON, mode 0644 less nothing.
 func WriteJSON(path string, v any, d Durability) error {
 	data, err := json.MarshalIndent(v, "", "  ")

@@ -116,13 +116,21 @@ func (erofsDriver) lower(ctx context.Context, s *Store, m meta) (string, error) 
 	if m.Spill > 0 {
 		devices = append(devices, filepath.Join(dir, "sparse.data"))
 	}
-	err = mountIndex(filepath.Join(dir, "index.erofs"), devices, at)
-	if _, serr := os.Lstat(dir); errors.Is(serr, os.ErrNotExist) {
-		// Removed since the caller looked. Remove holds this lock, so it is over: leave nothing in its place.
-		return "", errors.Join(ErrNotFound, unmount(at), os.Remove(at+".lock"))
+	for try := 0; ; try++ {
+		err = mountIndex(filepath.Join(dir, "index.erofs"), devices, at)
+		if _, serr := os.Lstat(dir); errors.Is(serr, os.ErrNotExist) {
+			// Removed since the caller looked. Remove holds this lock, so it is over: leave nothing in its place.
+			return "", errors.Join(ErrNotFound, unmount(at), os.Remove(at+".lock"))
+		}
+		// Removed and imported again, between our looks: importers take no lock. The same name is the same content.
+		if !errors.Is(err, os.ErrNotExist) || try == maxRemounts {
+			return at, err
+		}
 	}
-	return at, err
 }
+
+// maxRemounts bounds the search for a layer that others remove and import.
+const maxRemounts = 3
 
 // isMounted reports whether an EROFS is mounted at path.
 func isMounted(path string) bool {

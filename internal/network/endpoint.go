@@ -213,7 +213,7 @@ func (m *Manager) DetachDead(ctx context.Context, containerID string) error {
 				return err
 			}
 			defer l.Release()
-			return m.reap(Info{ID: id})
+			return errors.Join(m.reap(Info{ID: id}), disk.RemoveTemps(m.recordPath(id, containerID)))
 		}())
 	}
 	return errors.Join(errs...)
