@@ -325,18 +325,7 @@ func mountTarget(root *os.File, path string, tree *os.File, make bool) (*os.File
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		return safepath.MkdirAll(root, path, 0o755)
 	}
-	dir := path[:strings.LastIndexByte(path, '/')]
-	parent, err := safepath.MkdirAll(root, dir, 0o755)
-	if err != nil {
-		return nil, err
-	}
-	parent.Close()
-	f, err := safepath.Open(root, path, unix.O_CREAT|unix.O_WRONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0o755)
-	if err != nil {
-		return nil, err
-	}
-	f.Close()
-	return safepath.Open(root, path, unix.O_PATH, 0)
+	return safepath.MakeFile(root, path, 0o755)
 }
 
 // mountTree is a bind mount, volume or image as a mount that is attached nowhere. A lease holds the image's layers.

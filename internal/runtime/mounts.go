@@ -216,19 +216,7 @@ func mountPoint(root *os.File, path string, isDir bool) (*os.File, error) {
 		}
 		path = target
 	}
-	dir, _ := filepath.Split(path)
-	parent, err := safepath.MkdirAll(root, dir, 0o755)
-	if err != nil {
-		return nil, err
-	}
-	parent.Close()
-	// Non-blocking: somebody who shares a volume with us may put a pipe there just now.
-	f, err := safepath.Open(root, path, unix.O_CREAT|unix.O_WRONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0o755)
-	if err != nil {
-		return nil, err
-	}
-	f.Close()
-	return safepath.Open(root, path, unix.O_PATH, 0)
+	return safepath.MakeFile(root, path, 0o755)
 }
 
 // maxLinks is the kernel's own limit of symbolic links in one resolution.

@@ -13,6 +13,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 
@@ -190,6 +191,24 @@ func readlink(fd int) (string, error) {
 		return "", err
 	}
 	return string(buf[:n]), nil
+}
+
+// MakeFile makes an empty file at path, and its missing parents, inside root, and returns an O_PATH handle of it; what is there already
+// is left as it is. A new file gets mode, new folders 0755. Nothing that somebody puts there meanwhile can make it wait.
+func MakeFile(root *os.File, path string, mode uint32) (*os.File, error) {
+	dir, _ := filepath.Split(path)
+	parent, err := MkdirAll(root, dir, 0o755)
+	if err != nil {
+		return nil, err
+	}
+	parent.Close()
+	// Non-blocking: it may be a pipe by now.
+	f, err := Open(root, path, unix.O_CREAT|unix.O_WRONLY|unix.O_NONBLOCK|unix.O_NOCTTY, mode)
+	if err != nil {
+		return nil, err
+	}
+	f.Close()
+	return Open(root, path, unix.O_PATH, 0)
 }
 
 // MkdirAll makes path and its missing parents inside root and returns an O_PATH handle of the last folder. Existing
