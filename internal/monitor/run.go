@@ -102,18 +102,8 @@ func (m *monitor) start(first *client) (*run, error) {
 	r := &run{m: m, execs: map[string]*execution{}, done: make(chan struct{})}
 	r.freezing.r = r
 	ctx := context.Background() // a start is short, and whoever asked for it may leave
-	hc := m.rec.HostConfig
-	bridged := bridged(hc)
-	if bridged {
-		ports, err := mappings(m.rec)
-		if err != nil {
-			return r, err
-		}
-		if len(ports) > 0 {
-			if r.res, err = m.nets.Reserve(ctx, ports); err != nil {
-				return r, err
-			}
-		}
+	if err := r.reserve(ctx); err != nil {
+		return r, err
 	}
 	joined, err := m.join()
 	if err != nil {
@@ -145,14 +135,8 @@ func (m *monitor) start(first *client) (*run, error) {
 	if err := joined.apply(cfg, m.store.RunDir(m.rec.ID, "shm")); err != nil {
 		return r, err
 	}
-	cfg.RootFS = runtime.RootFS{Lower: m.req.Lower, Upper: m.store.Dir(m.rec.ID, "upper"), Work: m.store.Dir(m.rec.ID, "work")}
-	if m.rec.HostConfig.AutoRemove {
-		// No crash of the machine leaves anything of it, so nothing is synced for it. Overlayfs marks the work folder against a later
-		// mount, which could find files cut off by a crash; a restart of ours has seen none.
-		cfg.RootFS.Volatile = true
-		if err := os.RemoveAll(filepath.Join(cfg.RootFS.Work, "work", "incompat")); err != nil {
-			return r, err
-		}
+	if cfg.RootFS, err = m.rootFS(); err != nil {
+		return r, err
 	}
 	cfg.Scratch = m.store.RunDir(m.rec.ID, "root")
 	if err := os.MkdirAll(cfg.Scratch, 0o700); err != nil {
@@ -188,27 +172,8 @@ func (m *monitor) start(first *client) (*run, error) {
 	if r.ct, err = m.rt.Create(ctx, cfg); err != nil {
 		return r, err
 	}
-	if bridged {
-		r.ep, err = m.nets.Attach(ctx, network.AttachRequest{
-			ContainerID: m.rec.ID, Name: m.rec.Name, Network: string(hc.NetworkMode), NetNS: r.ct.NetNS(),
-			Hostname: m.rec.Config.Hostname, ExtraHosts: hc.ExtraHosts,
-		})
-		if err != nil {
-			return r, err
-		}
-		m.networkEvent(mevents.ActionConnect, r.ep)
-		if r.res != nil {
-			if err := m.nets.Publish(ctx, r.ep, r.res); err != nil {
-				return r, err
-			}
-		}
-		if err := m.writeFiles(files, r.ep, links); err != nil {
-			return r, err
-		}
-	} else if hc.NetworkMode.IsNone() {
-		if err := m.nets.Loopback(r.ct.NetNS()); err != nil {
-			return r, err
-		}
+	if err := r.connect(ctx, files, links); err != nil {
+		return r, err
 	}
 	if first != nil {
 		m.event("attach", nil)
@@ -231,6 +196,55 @@ func (m *monitor) start(first *client) (*run, error) {
 		return r, errors.Join(err, r.proc.Signal(unix.SIGKILL))
 	}
 	return r, nil
+}
+
+// reserve takes the host's ports, before anything is made: that one is taken is the commonest reason why a start fails.
+func (r *run) reserve(ctx context.Context) error {
+	if !bridged(r.m.rec.HostConfig) {
+		return nil
+	}
+	ports, err := mappings(r.m.rec)
+	if err == nil && len(ports) > 0 {
+		r.res, err = r.m.nets.Reserve(ctx, ports)
+	}
+	return err
+}
+
+// rootFS is what the container's root is mounted from.
+func (m *monitor) rootFS() (runtime.RootFS, error) {
+	fs := runtime.RootFS{Lower: m.req.Lower, Upper: m.store.Dir(m.rec.ID, "upper"), Work: m.store.Dir(m.rec.ID, "work")}
+	if !m.rec.HostConfig.AutoRemove {
+		return fs, nil
+	}
+	// No crash of the machine leaves anything of it, so nothing is synced for it. Overlayfs marks the work folder against a later
+	// mount, which could find files cut off by a crash; a restart of ours has seen none.
+	fs.Volatile = true
+	return fs, os.RemoveAll(filepath.Join(fs.Work, "work", "incompat"))
+}
+
+// connect joins the network and publishes the reserved ports, while the runtime makes the root file system.
+func (r *run) connect(ctx context.Context, files string, links []link) (err error) {
+	m, hc := r.m, r.m.rec.HostConfig
+	if !bridged(hc) {
+		if hc.NetworkMode.IsNone() {
+			return m.nets.Loopback(r.ct.NetNS())
+		}
+		return nil
+	}
+	r.ep, err = m.nets.Attach(ctx, network.AttachRequest{
+		ContainerID: m.rec.ID, Name: m.rec.Name, Network: string(hc.NetworkMode), NetNS: r.ct.NetNS(),
+		Hostname: m.rec.Config.Hostname, ExtraHosts: hc.ExtraHosts,
+	})
+	if err != nil {
+		return err
+	}
+	m.networkEvent(mevents.ActionConnect, r.ep)
+	if r.res != nil {
+		if err := m.nets.Publish(ctx, r.ep, r.res); err != nil {
+			return err
+		}
+	}
+	return m.writeFiles(files, r.ep, links)
 }
 
 // running records that the process is there.
