@@ -17,6 +17,7 @@ import (
 	"conex/internal/image"
 	"conex/internal/linux/caps"
 	"conex/internal/linux/mount"
+	"conex/internal/linux/userns"
 	"conex/internal/ocispec"
 	"conex/internal/runtime"
 	"conex/internal/safepath"
@@ -101,9 +102,12 @@ func (e *Engine) Debug(ctx context.Context, req DebugRequest) (code int, err err
 			return 0, fmt.Errorf("make folder: %w", err)
 		}
 	}
+	if err := unix.Fchownat(int(scratch.Fd()), "upper", t.uid, t.gid, 0); err != nil {
+		return 0, fmt.Errorf("make folder: %w", err)
+	}
 	at := filepath.Join(e.cfg.State, "c") // covered in the command's mount namespace alone
 	cfg.Scratch = at + "/root"
-	cfg.RootFS = runtime.RootFS{Lower: lower, Upper: at + "/upper", Work: at + "/work", Volatile: true}
+	cfg.RootFS = runtime.RootFS{Lower: lower, Upper: at + "/upper", Work: at + "/work", Volatile: true, UpperAsIs: true}
 	cfg.Trees = []runtime.Tree{{Mount: scratch, Dir: at}, {Mount: t.tree, Dir: at + "/target"}}
 	bind := func(from, to string, opts ...string) {
 		cfg.Spec.Mounts = append(cfg.Spec.Mounts, specs.Mount{Type: "bind", Source: from, Destination: to, Options: append([]string{"rbind", "rprivate"}, opts...)})
@@ -128,7 +132,11 @@ func (e *Engine) Debug(ctx context.Context, req DebugRequest) (code int, err err
 			break
 		}
 		if _, err := os.Stat(filepath.Join(t.files, file)); err == nil {
-			bind(filepath.Join(t.files, file), dst, "ro")
+			opts := []string{"ro"}
+			if t.ownIDs() {
+				opts = append(opts, "idmap")
+			}
+			bind(filepath.Join(t.files, file), dst, opts...)
 		}
 	}
 	if req.Note != nil {
@@ -158,9 +166,16 @@ type target struct {
 	// spaces are the namespaces to join, cgroup is the one to be in.
 	spaces []specs.LinuxNamespace
 	cgroup string
-	dir    string // the working folder
-	env    []string
-	back   undo.Stack
+	// uid and gid are the host's for the root of a user namespace among them.
+	uid, gid int
+	dir      string // the working folder
+	env      []string
+	back     undo.Stack
+}
+
+// ownIDs reports whether the command runs in a user namespace.
+func (t *target) ownIDs() bool {
+	return slices.ContainsFunc(t.spaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace })
 }
 
 func (e *Engine) debugTarget(ctx context.Context, name string) (_ *target, err error) {
@@ -189,7 +204,7 @@ func (e *Engine) debugTarget(ctx context.Context, name string) (_ *target, err e
 			return t, err
 		}
 		t.back.Run() // what is open of the one that has ended
-		t.spaces, t.shm, t.tree = nil, nil, nil
+		t.spaces, t.shm, t.tree, t.uid, t.gid = nil, nil, nil, 0, 0
 		if n, err = e.lookAgain(ctx, n.Record.ID); err != nil {
 			return nil, err
 		}
@@ -203,18 +218,30 @@ func (t *target) running(id string, a *container.State) (bool, error) {
 		return false, err
 	}
 	t.back.Add(func() { p.Close() })
-	if own, err := sameNamespace(a.Pid, "user"); err != nil || !own {
+	kinds := map[specs.LinuxNamespaceType]string{
+		specs.PIDNamespace: "pid", specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts",
+	}
+	shared, err := sameNamespace(a.Pid, "user")
+	if err != nil {
+		if gone(p, err) {
+			return false, nil
+		}
+		return false, err
+	}
+	if !shared { // the tools run with its ids, as an exec does: its root is the host's nobody
+		uids, gids, err := userns.MapsOf(a.Pid)
 		if gone(p, err) {
 			return false, nil
 		}
 		if err != nil {
 			return false, err
 		}
-		return false, conflict("container %s has a user namespace of its own, which debug can't enter yet: use exec", id)
+		uid, _ := uids.Outside(0) // every one that we make has a root
+		gid, _ := gids.Outside(0)
+		t.uid, t.gid = int(uid), int(gid)
+		kinds[specs.UserNamespace] = "user"
 	}
-	for kind, name := range map[specs.LinuxNamespaceType]string{
-		specs.PIDNamespace: "pid", specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts",
-	} {
+	for kind, name := range kinds {
 		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", a.Pid, name))
 		if err != nil {
 			if gone(p, err) {

@@ -145,7 +145,7 @@ func (r *rootfs) mountRoot() error {
 	} else {
 		tree, err = mount.Overlay(mount.OverlayOptions{
 			Lower: r.cfg.RootFS.Lower, Upper: r.cfg.RootFS.Upper, Work: r.cfg.RootFS.Work, Volatile: r.cfg.RootFS.Volatile,
-			Users: r.users.mapping(),
+			Users: r.users.mapping(), UpperAsIs: r.cfg.RootFS.UpperAsIs,
 		})
 	}
 	if err != nil {

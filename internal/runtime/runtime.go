@@ -122,6 +122,8 @@ type RootFS struct {
 	Upper, Work string
 	// Volatile says that nobody mounts Upper again after this: nothing is synced for it.
 	Volatile bool
+	// UpperAsIs says that what is in Upper has the host's ids, not the image's, where the container has a user namespace.
+	UpperAsIs bool
 	// Dir replaces all of the above with an existing folder.
 	Dir string
 }

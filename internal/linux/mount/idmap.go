@@ -33,7 +33,7 @@ func IDMap(f, user *os.File, recursive bool) error {
 	return nil
 }
 
-// cloneMapped is Clone and IDMap of a folder.
+// cloneMapped is Clone and IDMap of a folder, Clone alone without a user namespace.
 func cloneMapped(path string, user *os.File) (*os.File, error) {
 	m, err := Clone(unix.AT_FDCWD, path, false)
 	if err != nil {
@@ -42,6 +42,9 @@ func cloneMapped(path string, user *os.File) (*os.File, error) {
 	if err := SetAttr(m, 0, 0, unix.MS_PRIVATE, false); err != nil {
 		m.Close()
 		return nil, err
+	}
+	if user == nil {
+		return m, nil
 	}
 	if err := IDMap(m, user, false); err != nil {
 		m.Close()
@@ -71,7 +74,11 @@ func overlayMapped(o OverlayOptions, attr int) (m *os.File, err error) {
 			return nil, errors.New("mount overlay: the upper and the work folder are not siblings")
 		}
 		// One mount has both, as overlayfs wants it.
-		t, err := cloneMapped(filepath.Dir(o.Upper), o.Users)
+		users := o.Users
+		if o.UpperAsIs {
+			users = nil
+		}
+		t, err := cloneMapped(filepath.Dir(o.Upper), users)
 		if err != nil {
 			return nil, err
 		}

@@ -133,6 +133,8 @@ type OverlayOptions struct {
 	// Users is a user namespace: what belongs to an id on disk is shown as belonging to what that id is outside of it, see IDMap. nil:
 	// all as it is. The caller is in a mount namespace of its own where the kernel is older than 6.15.
 	Users *os.File
+	// UpperAsIs leaves Upper out of that: its files have the ids that are shown. A tmpfs can't be mapped before Linux 6.3.
+	UpperAsIs bool
 }
 
 // Overlay makes a detached overlay mount, usable as a root for openat2(2), gone when closed unless attached.
