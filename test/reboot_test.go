@@ -67,7 +67,10 @@ func TestReboot(t *testing.T) {
 			w := newWorld(t)
 			w.conex("pull", "-q", "busybox")
 			run := func(name, policy string, more ...string) {
-				args := append([]string{"run", "-d", "--name", name, "--network", "none", "--restart", policy}, more...)
+				args := append([]string{"run", "-d", "--name", name, "--restart", policy}, more...)
+				if !slices.Contains(more, "--network") {
+					args = append(args, "--network", "none")
+				}
 				w.conex(append(args, "busybox", "sh", "-c", `trap "exit 0" TERM; while :; do sleep 0.02; done`)...)
 			}
 			for _, policy := range []string{"no", "always", "unless-stopped", "on-failure"} {
@@ -77,6 +80,12 @@ func TestReboot(t *testing.T) {
 			}
 			w.conex("run", "-d", "--name", "published", "-p", "8080:80", "--restart", "always", "busybox", "sh", "-c",
 				"mkdir -p /www; echo back > /www/index.html; exec httpd -f -p 80 -h /www")
+			// They run only beside those that they need, in a chain.
+			run("needed", "always", "--ipc", "shareable")
+			run("needs-net", "always", "--network", "container:needed")
+			run("needs-pid", "always", "--pid", "container:needed")
+			run("needs-both", "always", "--pid", "container:needs-pid", "--ipc", "container:needed")
+			run("needs-link", "always", "--network", "bridge", "--link", "published:www")
 			w.conex("run", "-d", "--name", "loops", "--network", "none", "--restart", "always", "busybox", "false")
 			w.conex("run", "-d", "--rm", "--name", "gone", "--network", "none", "-v", "/data", "busybox", "sleep", "1000")
 			w.conex("create", "--name", "created", "--restart", "always", "busybox", "true")
@@ -94,7 +103,7 @@ func TestReboot(t *testing.T) {
 				}
 			}
 			started := strings.Fields(w.conex("reconcile"))
-			want := []string{"always-ran", "always-stopped", "loops", "published", "unless-stopped-ran"}
+			want := []string{"always-ran", "always-stopped", "loops", "needed", "needs-both", "needs-link", "needs-net", "needs-pid", "published", "unless-stopped-ran"}
 			if !orderly { // otherwise it ended with 0, which is no failure
 				want = append(want, "on-failure-ran")
 			}

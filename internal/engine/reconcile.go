@@ -68,8 +68,22 @@ func (e *Engine) Reconcile(ctx context.Context) (started []string, err error) {
 	var mu sync.Mutex
 	var g errgroup.Group
 	g.SetLimit(startAtOnce)
+	start = ownersFirst(start)
+	tried := map[string]chan struct{}{} // closed when it runs, or can't be made to
 	for _, rec := range start {
+		var before []chan struct{}
+		for _, id := range owners(rec) {
+			if c := tried[id]; c != nil {
+				before = append(before, c)
+			}
+		}
+		done := make(chan struct{})
+		tried[rec.ID] = done
 		g.Go(func() error {
+			defer close(done)
+			for _, c := range before { // of those that were begun before this one, so some of them always goes on
+				<-c
+			}
 			_, err := e.launch(ctx, rec, nil, startMonitor(), attachment{}, &Streams{})
 			mu.Lock()
 			defer mu.Unlock()
@@ -85,6 +99,40 @@ func (e *Engine) Reconcile(ctx context.Context) (started []string, err error) {
 	_ = g.Wait() // they return none
 	slices.Sort(started)
 	return started, errors.Join(errs...)
+}
+
+// owners are the containers that must run before one can start: whose namespaces it joins, and to which it has links.
+func owners(rec *container.Record) []string {
+	hc := rec.HostConfig
+	ids := []string{hc.NetworkMode.ConnectedContainer(), hc.PidMode.Container(), hc.IpcMode.Container()}
+	for _, l := range rec.Options.Links {
+		ids = append(ids, l.ID)
+	}
+	return slices.DeleteFunc(ids, func(id string) bool { return id == "" })
+}
+
+// ownersFirst keeps an order but for containers that others need, which come before those.
+func ownersFirst(recs []*container.Record) []*container.Record {
+	byID := map[string]*container.Record{}
+	for _, r := range recs {
+		byID[r.ID] = r
+	}
+	out := make([]*container.Record, 0, len(recs))
+	var add func(r *container.Record)
+	add = func(r *container.Record) {
+		if r == nil || byID[r.ID] == nil {
+			return
+		}
+		delete(byID, r.ID) // before its owners, should a record that somebody has edited make it one of theirs
+		for _, id := range owners(r) {
+			add(byID[id])
+		}
+		out = append(out, r)
+	}
+	for _, r := range recs {
+		add(r)
+	}
+	return out
 }
 
 // shouldStart applies a restart policy to a container that does not run after a boot.
