@@ -10,20 +10,22 @@ import (
 
 // Go runs f on an operating system thread of its own, which ends with f: f may change the thread's namespaces, root,
 // cgroup and whatever else belongs to a thread. It never takes the process's main thread, since /proc/self shows that one.
-func Go(f func()) {
-	go func() {
-		runtime.LockOSThread() // never unlocked, so the thread dies when this goroutine returns
-		if unix.Gettid() == os.Getpid() {
-			// The scheduler gave us the main thread. Holding it here makes the next one another; then let it go unchanged.
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				Go(f)
-			}()
-			<-done
-			runtime.UnlockOSThread()
-			return
-		}
-		f()
-	}()
+func Go(f func()) { go run(f, nil) }
+
+// run is Go's goroutine; it closes locked, if there is one, once it has a thread that is not the main one.
+func run(f func(), locked chan<- struct{}) {
+	runtime.LockOSThread() // never unlocked, so the thread dies when this goroutine returns
+	if unix.Gettid() == os.Getpid() {
+		// The scheduler gave us the main thread. Who holds it and waits leaves another one to the next goroutine. It waits until that one
+		// has its thread: on a single processor it would otherwise be back on the main thread before the next goroutine ever ran, and so on.
+		other := make(chan struct{})
+		go run(f, other)
+		<-other
+		runtime.UnlockOSThread()
+		return
+	}
+	if locked != nil {
+		close(locked)
+	}
+	f()
 }
