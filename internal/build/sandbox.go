@@ -93,7 +93,7 @@ func (x *execution) writeHosts(gateway netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(x.file("hosts"), resolver.Hosts(x.hostname(), netip.AddrFrom4([4]byte{127, 0, 0, 1}), extra), 0o644)
+	return os.WriteFile(x.file("hosts"), resolver.Hosts(x.hostname(), []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, extra), 0o644)
 }
 
 // environment is the step's, with proxies, the agent's socket and the secrets that want to be variables.

@@ -28,6 +28,7 @@ type brief struct {
 	Path       string                                 `json:"path"`
 	Args       []string                               `json:"args"`
 	Mounts     []apic.MountPoint                      `json:"mounts"`
+	Networks   []Attachment                           `json:"networks"`
 }
 
 // loadBrief is Load with the fields of brief alone.
@@ -41,7 +42,7 @@ func (s *Store) loadBrief(id string) (*Record, error) {
 	}
 	return &Record{
 		ID: b.ID, Name: b.Name, Created: b.Created, Image: b.Image, ImageID: b.ImageID, Layers: b.Layers, Path: b.Path, Args: b.Args,
-		Mounts: b.Mounts, Config: &apic.Config{Labels: b.Config.Labels, ExposedPorts: b.Config.ExposedPorts},
+		Mounts: b.Mounts, Networks: b.Networks, Config: &apic.Config{Labels: b.Config.Labels, ExposedPorts: b.Config.ExposedPorts},
 		HostConfig: &apic.HostConfig{NetworkMode: b.HostConfig.NetworkMode},
 	}, nil
 }

@@ -18,6 +18,7 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
+	"net/netip"
 	"os"
 	"time"
 
@@ -55,6 +56,40 @@ type Record struct {
 	Driver string `json:"driver"`
 	// Options is what conex has beside HostConfig.
 	Options Options `json:"options,omitzero"`
+	// Networks are those that it has a place of its own on, in the order of their interfaces; see Attachments.
+	Networks []Attachment `json:"networks,omitempty"`
+}
+
+// Attachment is a container's place on a network, as it was asked for.
+type Attachment struct {
+	// Network is the name that was given. NetworkID is what it meant; another network of that name takes its place when that one is gone.
+	Network   string `json:"network"`
+	NetworkID string `json:"networkID,omitempty"`
+	// Aliases are further names of the container there, Links other containers by a name of this one's own, as "NAME:ALIAS".
+	Aliases []string `json:"aliases,omitempty"`
+	Links   []string `json:"links,omitempty"`
+	// IPv4, IPv6 and MAC are addresses that it must have.
+	IPv4 netip.Addr `json:"ipv4,omitzero"`
+	IPv6 netip.Addr `json:"ipv6,omitzero"`
+	MAC  string     `json:"mac,omitempty"`
+	// LinkLocal are further addresses.
+	LinkLocal  []netip.Addr      `json:"linkLocal,omitempty"`
+	DriverOpts map[string]string `json:"driverOpts,omitempty"`
+	// GwPriority says which network has the way out: the one with the highest, the first by name of equals.
+	GwPriority int `json:"gwPriority,omitempty"`
+}
+
+// Attachments are the container's places on networks. A record without any is in the network that its mode names, if the mode is one.
+func (r *Record) Attachments() []Attachment {
+	mode := r.HostConfig.NetworkMode
+	if len(r.Networks) > 0 || mode.IsHost() || mode.IsNone() || mode.IsContainer() {
+		return r.Networks
+	}
+	name := string(mode)
+	if mode.IsDefault() || name == "" {
+		name = "bridge"
+	}
+	return []Attachment{{Network: name}}
 }
 
 // Desired says whether a container should run, for the case that its monitor or the machine goes down.
@@ -149,8 +184,8 @@ type State struct {
 	Exit     *Exit        `json:"exit,omitempty"`
 	Restarts int          `json:"restarts,omitempty"`
 	Health   *apic.Health `json:"health,omitempty"`
-	// Endpoint is the container's place in the bridge network, nil without.
-	Endpoint *Endpoint `json:"endpoint,omitempty"`
+	// Endpoints are the container's places on networks, the one with its way out first.
+	Endpoints []Endpoint `json:"endpoints,omitempty"`
 	// Paused says that every process stands still for now: somebody commits the container.
 	Paused bool `json:"paused,omitempty"`
 	// ExecIDs are the running execs.
@@ -162,15 +197,43 @@ type State struct {
 	Anonymous  []string `json:"anonymous,omitempty"`
 }
 
-// Endpoint is a container's place in a network, in plain words for state.json.
+// Endpoint is a container's place on a network, in plain words for state.json.
 type Endpoint struct {
-	NetworkName string            `json:"networkName"`
-	NetworkID   string            `json:"networkID"`
-	EndpointID  string            `json:"endpointID"`
-	Address     string            `json:"address"` // 10.0.0.2/16
-	Gateway     string            `json:"gateway"`
-	MAC         string            `json:"mac"`
-	Ports       []portmap.Mapping `json:"ports,omitempty"`
+	NetworkName string `json:"networkName"`
+	NetworkID   string `json:"networkID"`
+	EndpointID  string `json:"endpointID"`
+	// Interface is the name inside, HostInterface the one on the host, where there is one.
+	Interface     string `json:"interface,omitempty"`
+	HostInterface string `json:"hostInterface,omitempty"`
+	Address       string `json:"address,omitempty"` // 10.0.0.2/16
+	Gateway       string `json:"gateway,omitempty"`
+	Address6      string `json:"address6,omitempty"`
+	Gateway6      string `json:"gateway6,omitempty"`
+	MAC           string `json:"mac"`
+	// DefaultRoute says that the way out is here.
+	DefaultRoute bool     `json:"defaultRoute,omitempty"`
+	Names        []string `json:"names,omitempty"`
+	// Ports are the published ones.
+	Ports []portmap.Mapping `json:"ports,omitempty"`
+}
+
+// On returns the endpoint on a network, by its name or id; nil without one.
+func (s *State) On(network string) *Endpoint {
+	for i := range s.Endpoints {
+		if e := &s.Endpoints[i]; e.NetworkName == network || e.NetworkID == network {
+			return e
+		}
+	}
+	return nil
+}
+
+// Ports are the published ports of all endpoints.
+func (s *State) Ports() []portmap.Mapping {
+	var out []portmap.Mapping
+	for _, e := range s.Endpoints {
+		out = append(out, e.Ports...)
+	}
+	return out
 }
 
 // Dir returns the container's folder, or a path in it.

@@ -108,6 +108,9 @@ func (e *Engine) create(ctx context.Context, req CreateRequest, hold bool) (rec 
 		Config: &conf, HostConfig: &hc, Path: path, Args: args, Platform: platformOf(img), Driver: driver, Options: req.Options,
 	}
 	rec.Options.Links = links
+	if rec.Networks, err = e.attachments(ctx, rec); err != nil {
+		return nil, nil, nil, err
+	}
 	if conf.Hostname == "" {
 		conf.Hostname = rec.ID[:12]
 		if hc.NetworkMode.IsHost() || hc.UTSMode.IsHost() {

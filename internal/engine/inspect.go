@@ -194,7 +194,7 @@ func timeText(t time.Time) string {
 func portMap(n *container.Snapshot) mnet.PortMap {
 	out := mnet.PortMap{}
 	a := n.Alive()
-	if a == nil || a.Endpoint == nil {
+	if a == nil || len(a.Endpoints) == 0 {
 		return out
 	}
 	for p := range n.Record.Config.ExposedPorts {

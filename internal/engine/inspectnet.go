@@ -76,6 +76,7 @@ func networkDetail(ports mnet.PortMap, nets map[string]*mnet.EndpointSettings) *
 		d.Networks[name] = x
 		if name == mnet.NetworkBridge {
 			d.EndpointID, d.Gateway, d.IPAddress, d.IPPrefixLen, d.MacAddress = x.EndpointID, x.Gateway, x.IPAddress, x.IPPrefixLen, x.MacAddress
+			d.IPv6Gateway, d.GlobalIPv6Address, d.GlobalIPv6PrefixLen = x.IPv6Gateway, x.GlobalIPv6Address, x.GlobalIPv6PrefixLen
 		}
 	}
 	return d

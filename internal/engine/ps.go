@@ -213,17 +213,15 @@ func portSummaries(n *container.Snapshot) []apic.PortSummary {
 		return out
 	}
 	published := map[mnet.Port]bool{}
-	if a.Endpoint != nil {
-		for _, m := range a.Endpoint.Ports {
-			if p, ok := mnet.PortFrom(m.ContainerPort, mnet.IPProtocol(m.Proto)); ok {
-				published[p] = true
-			}
-			for _, ip := range hostAddresses(m.HostIP) {
-				out = append(out, apic.PortSummary{IP: ip, PrivatePort: m.ContainerPort, PublicPort: m.HostPort, Type: m.Proto})
-			}
+	for _, m := range a.Ports() {
+		if p, ok := mnet.PortFrom(m.ContainerPort, mnet.IPProtocol(m.Proto)); ok {
+			published[p] = true
+		}
+		for _, ip := range hostAddresses(m.HostIP) {
+			out = append(out, apic.PortSummary{IP: ip, PrivatePort: m.ContainerPort, PublicPort: m.HostPort, Type: m.Proto})
 		}
 	}
-	if a.Endpoint != nil {
+	if len(a.Endpoints) > 0 {
 		for p := range n.Record.Config.ExposedPorts {
 			if !published[p] {
 				out = append(out, apic.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
@@ -244,26 +242,45 @@ func hostAddresses(ip netip.Addr) []netip.Addr {
 	return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 }
 
-// networks describes the container's endpoints; an endpoint of a container that doesn't run is empty.
+// networks describes the container's endpoints; an endpoint of a container that doesn't run has what was asked for alone.
 func networks(n *container.Snapshot) map[string]*mnet.EndpointSettings {
-	if n.Record.HostConfig.NetworkMode.IsContainer() {
-		return map[string]*mnet.EndpointSettings{}
+	out := map[string]*mnet.EndpointSettings{}
+	mode := n.Record.HostConfig.NetworkMode
+	if mode.IsHost() || mode.IsNone() {
+		out[string(mode)] = &mnet.EndpointSettings{}
 	}
-	name := string(n.Record.HostConfig.NetworkMode)
-	ep := &mnet.EndpointSettings{}
-	if a := n.Alive(); a != nil && a.Endpoint != nil {
-		name = a.Endpoint.NetworkName
-		ep.NetworkID, ep.EndpointID = a.Endpoint.NetworkID, a.Endpoint.EndpointID
-		if p, err := netip.ParsePrefix(a.Endpoint.Address); err == nil {
-			ep.IPAddress, ep.IPPrefixLen = p.Addr(), p.Bits()
+	a := n.Alive()
+	for _, at := range n.Record.Attachments() {
+		ep := &mnet.EndpointSettings{Links: at.Links, Aliases: at.Aliases, DriverOpts: at.DriverOpts, GwPriority: at.GwPriority, NetworkID: at.NetworkID}
+		if at.IPv4.IsValid() || at.IPv6.IsValid() || len(at.LinkLocal) > 0 {
+			ep.IPAMConfig = &mnet.EndpointIPAMConfig{IPv4Address: at.IPv4, IPv6Address: at.IPv6, LinkLocalIPs: at.LinkLocal}
 		}
-		if g, err := netip.ParseAddr(a.Endpoint.Gateway); err == nil {
-			ep.Gateway = g
+		out[at.Network] = ep
+		if a == nil {
+			continue
 		}
-		// A wrong address can't be in the record; without one the field stays empty.
-		_ = ep.MacAddress.UnmarshalText([]byte(a.Endpoint.MAC))
+		if e := a.On(at.NetworkID); e != nil && at.NetworkID != "" {
+			fillEndpoint(ep, e)
+		} else if e := a.On(at.Network); e != nil {
+			fillEndpoint(ep, e)
+		}
 	}
-	return map[string]*mnet.EndpointSettings{name: ep}
+	return out
+}
+
+// fillEndpoint puts what a running container's endpoint has into its description.
+func fillEndpoint(ep *mnet.EndpointSettings, e *container.Endpoint) {
+	ep.NetworkID, ep.EndpointID, ep.DNSNames = e.NetworkID, e.EndpointID, e.Names
+	if p, err := netip.ParsePrefix(e.Address); err == nil {
+		ep.IPAddress, ep.IPPrefixLen = p.Addr(), p.Bits()
+	}
+	if p, err := netip.ParsePrefix(e.Address6); err == nil {
+		ep.GlobalIPv6Address, ep.GlobalIPv6PrefixLen = p.Addr(), p.Bits()
+	}
+	// What is missing stays empty, and nothing wrong can be in the record.
+	ep.Gateway, _ = netip.ParseAddr(e.Gateway)
+	ep.IPv6Gateway, _ = netip.ParseAddr(e.Gateway6)
+	_ = ep.MacAddress.UnmarshalText([]byte(e.MAC))
 }
 
 // sizes returns what the writable layer takes, and that with the image.

@@ -112,7 +112,7 @@ func (e *Engine) settleLocked(ctx context.Context, id string) error {
 		if errors.Is(err, syscall.ENOSPC) && !st.AutoRemove {
 			// The state folder is another disk: it says the end until this one has room.
 			x, last := deathOf(st), *st
-			last.Status, last.Pid, last.Endpoint, last.Health, last.ExecIDs, last.Exit = container.Exited, 0, nil, nil, nil, &x
+			last.Status, last.Pid, last.Endpoints, last.Health, last.ExecIDs, last.Exit = container.Exited, 0, nil, nil, nil, &x
 			return cs.SetState(id, &last)
 		}
 		if err != nil {

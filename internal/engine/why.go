@@ -317,10 +317,10 @@ func (e *Engine) startProblems(ctx context.Context, rec *container.Record, x *co
 	}
 	for _, n := range all {
 		a := n.Alive()
-		if a == nil || a.Endpoint == nil || n.Record.ID == rec.ID {
+		if a == nil || n.Record.ID == rec.ID {
 			continue
 		}
-		for _, p := range a.Endpoint.Ports {
+		for _, p := range a.Ports() {
 			if wanted[strconv.Itoa(int(p.HostPort))+"/"+p.Proto] {
 				out = append(out, fmt.Sprintf("port %d/%s is published by container %s", p.HostPort, p.Proto, n.Record.Name))
 			}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"conex/internal/container"
+	"conex/internal/network"
 
 	mnet "github.com/moby/moby/api/types/network"
 )
@@ -35,10 +36,11 @@ func (m *monitor) links() ([]link, error) {
 		if st == nil || st.Status != container.Running {
 			return nil, fmt.Errorf("cannot link to a non running container: /%s AS /%s/%s", rec.Name, m.rec.Name, l.Alias)
 		}
-		if st.Endpoint == nil {
+		ep := st.On(network.Bridge)
+		if ep == nil {
 			return nil, fmt.Errorf("cannot link to /%s, as it does not belong to the default network", rec.Name)
 		}
-		p, err := netip.ParsePrefix(st.Endpoint.Address)
+		p, err := netip.ParsePrefix(ep.Address)
 		if err != nil {
 			return nil, fmt.Errorf("link to %s: %w", rec.Name, err)
 		}

@@ -342,7 +342,7 @@ func (m *monitor) ended(r *run, e container.Exit, again bool) error {
 	m.disconnected(r)
 	if again {
 		errs = append(errs, m.store.SetExit(m.rec, e), m.setState(func(s *container.State) {
-			s.Status, s.Pid, s.Endpoint, s.Health, s.Exit, s.ExecIDs = container.Restarting, 0, nil, nil, &e, nil
+			s.Status, s.Pid, s.Endpoints, s.Health, s.Exit, s.ExecIDs = container.Restarting, 0, nil, nil, &e, nil
 			s.Restarts++
 		}))
 		m.mu.Lock()
@@ -380,7 +380,7 @@ func (m *monitor) settled(r *run, e container.Exit) error {
 		os.Remove(m.store.RunDir(m.rec.ID, "sock"))
 	}
 	errs = append(errs, m.setState(func(s *container.State) {
-		s.Status, s.Pid, s.Endpoint, s.Health, s.ExecIDs = container.Exited, 0, nil, nil, nil
+		s.Status, s.Pid, s.Endpoints, s.Health, s.ExecIDs = container.Exited, 0, nil, nil, nil
 		if m.kept {
 			s.Exit = &e
 		}

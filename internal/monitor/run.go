@@ -1,16 +1,11 @@
 package monitor
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -18,12 +13,9 @@ import (
 	"conex/internal/control"
 	"conex/internal/network"
 	"conex/internal/portmap"
-	"conex/internal/resolver"
 	"conex/internal/runtime"
 
 	apic "github.com/moby/moby/api/types/container"
-	mevents "github.com/moby/moby/api/types/events"
-	mnet "github.com/moby/moby/api/types/network"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -39,8 +31,8 @@ type run struct {
 	ct      runtime.Container
 	proc    runtime.Process
 	res     *portmap.Reservation
-	ep      *network.Endpoint
-	left    *network.Endpoint // ep, once it is released
+	eps     []*network.Endpoint // the one with the way out first
+	left    []*network.Endpoint // eps, once they are released
 	io      *streams
 	console *os.File
 	outputs []*os.File // read ends, closed when the output lasts longer than the process
@@ -222,31 +214,6 @@ func (m *monitor) rootFS() (runtime.RootFS, error) {
 	return fs, os.RemoveAll(filepath.Join(fs.Work, "work", "incompat"))
 }
 
-// connect joins the network and publishes the reserved ports, while the runtime makes the root file system.
-func (r *run) connect(ctx context.Context, files string, links []link) (err error) {
-	m, hc := r.m, r.m.rec.HostConfig
-	if !bridged(hc) {
-		if hc.NetworkMode.IsNone() {
-			return m.nets.Loopback(r.ct.NetNS())
-		}
-		return nil
-	}
-	r.ep, err = m.nets.Attach(ctx, network.AttachRequest{
-		ContainerID: m.rec.ID, Name: m.rec.Name, Network: string(hc.NetworkMode), NetNS: r.ct.NetNS(),
-		Hostname: m.rec.Config.Hostname, ExtraHosts: hc.ExtraHosts,
-	})
-	if err != nil {
-		return err
-	}
-	m.networkEvent(mevents.ActionConnect, r.ep)
-	if r.res != nil {
-		if err := m.nets.Publish(ctx, r.ep, r.res); err != nil {
-			return err
-		}
-	}
-	return m.writeFiles(files, r.ep, links)
-}
-
 // running records that the process is there.
 func (m *monitor) running(r *run) error {
 	r.health = newHealth(r)
@@ -258,7 +225,7 @@ func (m *monitor) running(r *run) error {
 	m.mu.Unlock()
 	err := m.setState(func(s *container.State) {
 		s.Status, s.Pid, s.Started, s.Exit = container.Running, r.proc.Pid(), r.started, nil
-		s.Endpoint = describe(r.ep)
+		s.Endpoints = describe(r.eps)
 		if r.health != nil {
 			s.Health = &apic.Health{Status: apic.Starting}
 		}
@@ -342,9 +309,9 @@ func (r *run) release() error {
 		errs = append(errs, r.res.Close())
 		r.res = nil
 	}
-	if r.ep != nil {
+	if len(r.eps) > 0 {
 		errs = append(errs, r.m.nets.Detach(context.Background(), r.m.rec.ID))
-		r.left, r.ep = r.ep, nil
+		r.left, r.eps = r.eps, nil
 	}
 	return errors.Join(errs...)
 }
@@ -426,137 +393,3 @@ func (s *stdio) closeChild() {
 type keepOpen struct{ *os.File }
 
 func (keepOpen) Close() error { return nil }
-
-// writeFiles makes the content of hosts, hostname and resolv.conf. They are bind-mounted, so they are written in place. Without an
-// endpoint yet, hosts lacks the container's own address.
-func (m *monitor) writeFiles(dir string, ep *network.Endpoint, links []link) error {
-	hc := m.rec.HostConfig
-	if ep == nil {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return err
-		}
-	}
-	var ip, gateway netip.Addr
-	switch {
-	case ep != nil:
-		ip, gateway = ep.Address.Addr(), ep.Gateway
-	case hc.NetworkMode.IsHost():
-		gateway = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	}
-	var hosts []byte
-	extra, err := resolver.ExpandHosts(hc.ExtraHosts, gateway)
-	switch {
-	case err == nil:
-		lines := make([]string, len(links))
-		for i, l := range links {
-			lines[i] = l.hosts()
-		}
-		name := m.rec.Config.Hostname
-		if d := m.rec.Config.Domainname; d != "" && name != "" {
-			name += "." + d
-		}
-		hosts = resolver.Hosts(name, ip, extra, lines...)
-	case ep != nil || hc.NetworkMode.IsHost() || hc.NetworkMode.IsNone():
-		return err
-	}
-	if hc.NetworkMode.IsHost() && len(hc.ExtraHosts) == 0 {
-		if b, err := os.ReadFile("/etc/hosts"); err == nil {
-			hosts = b
-		}
-	}
-	if err := writeInPlace(dir+"/hosts", hosts); err != nil {
-		return err
-	}
-	if ep != nil {
-		return nil // the others don't depend on it
-	}
-	if err := writeInPlace(dir+"/hostname", []byte(m.rec.Config.Hostname+"\n")); err != nil {
-		return err
-	}
-	var dns []string
-	for _, a := range hc.DNS {
-		dns = append(dns, a.String())
-	}
-	if len(dns) == 0 {
-		dns = m.req.DNS
-	}
-	search := hc.DNSSearch
-	if len(search) == 0 {
-		search = m.req.DNSSearch
-	}
-	var conf []byte
-	if hc.NetworkMode.IsHost() && len(dns)+len(search)+len(hc.DNSOptions) == 0 {
-		conf, err = os.ReadFile(resolver.HostFile)
-		if errors.Is(err, os.ErrNotExist) {
-			err = nil
-		}
-	} else {
-		conf, err = resolver.Config(resolver.HostFile, dns, search, hc.DNSOptions)
-	}
-	if err != nil && !errors.Is(err, resolver.ErrNoNameserver) {
-		return err
-	}
-	return writeInPlace(dir+"/resolv.conf", conf)
-}
-
-func writeInPlace(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return err
-}
-
-// mappings lists the ports to publish, sorted.
-func mappings(rec *container.Record) ([]portmap.Mapping, error) {
-	var out []portmap.Mapping
-	for p, bindings := range rec.HostConfig.PortBindings {
-		if len(bindings) == 0 {
-			bindings = []mnet.PortBinding{{}}
-		}
-		for _, b := range bindings {
-			m := portmap.Mapping{Proto: string(p.Proto()), ContainerPort: p.Num(), HostIP: b.HostIP}
-			if b.HostPort != "" {
-				first, last, isRange := strings.Cut(b.HostPort, "-")
-				n, err := strconv.ParseUint(first, 10, 16)
-				if err != nil {
-					return nil, fmt.Errorf("publish port: %q is not a port", b.HostPort)
-				}
-				m.HostPort = uint16(n)
-				if isRange {
-					if n, err = strconv.ParseUint(last, 10, 16); err != nil {
-						return nil, fmt.Errorf("publish port: %q is not a range of ports", b.HostPort)
-					}
-					m.HostPortEnd = uint16(n)
-				}
-			}
-			out = append(out, m)
-		}
-	}
-	if rec.HostConfig.PublishAllPorts {
-		for p := range rec.Config.ExposedPorts {
-			if _, ok := rec.HostConfig.PortBindings[p]; !ok {
-				out = append(out, portmap.Mapping{Proto: string(p.Proto()), ContainerPort: p.Num()})
-			}
-		}
-	}
-	slices.SortFunc(out, func(a, b portmap.Mapping) int {
-		return cmp.Or(cmp.Compare(a.ContainerPort, b.ContainerPort), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.HostPort, b.HostPort))
-	})
-	return out, nil
-}
-
-// describe is an endpoint in state.json's words.
-func describe(ep *network.Endpoint) *container.Endpoint {
-	if ep == nil {
-		return nil
-	}
-	return &container.Endpoint{
-		NetworkName: ep.NetworkName, NetworkID: ep.NetworkID, EndpointID: ep.EndpointID, Address: ep.Address.String(),
-		Gateway: ep.Gateway.String(), MAC: ep.MAC, Ports: ep.Ports,
-	}
-}

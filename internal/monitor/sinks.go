@@ -80,14 +80,14 @@ func (m *monitor) announce(kind mevents.Type, action mevents.Action, id string, 
 	}
 }
 
-// disconnected announces that a run has left its network, if it was in one.
+// disconnected announces that a run has left its networks.
 func (m *monitor) disconnected(r *run) {
-	if r.left != nil {
-		m.networkEvent(mevents.ActionDisconnect, r.left)
+	for _, ep := range r.left {
+		m.networkEvent(mevents.ActionDisconnect, ep)
 	}
 }
 
-// networkEvent announces that the container joins or leaves its network.
+// networkEvent announces that the container joins or leaves a network.
 func (m *monitor) networkEvent(action mevents.Action, ep *network.Endpoint) {
-	m.announce(mevents.NetworkEventType, action, ep.NetworkID, map[string]string{"container": m.rec.ID, "name": ep.NetworkName, "type": "bridge"})
+	m.announce(mevents.NetworkEventType, action, ep.NetworkID, map[string]string{"container": m.rec.ID, "name": ep.NetworkName, "type": ep.Driver})
 }

@@ -10,10 +10,10 @@ import (
 	"os"
 )
 
-// allocate claims an address of the network for a container: the preferred one if it is free, else the lowest. The caller
+// allocate claims an address of the network's pool for a container: the preferred one if it is free, else the lowest. The caller
 // holds the network's lock.
-func (m *Manager) allocate(i Info, container string, preferred netip.Addr) (netip.Addr, error) {
-	ip, err := m.pick(i, container, preferred)
+func (m *Manager) allocate(i Info, p Pool, container string, preferred netip.Addr) (netip.Addr, error) {
+	ip, err := m.pick(i, p, container, preferred)
 	if !errors.Is(err, ErrNoAddress) {
 		return ip, err
 	}
@@ -21,11 +21,11 @@ func (m *Manager) allocate(i Info, container string, preferred netip.Addr) (neti
 	if rerr := m.reap(i); rerr != nil {
 		return netip.Addr{}, errors.Join(err, rerr)
 	}
-	return m.pick(i, container, preferred)
+	return m.pick(i, p, container, preferred)
 }
 
-func (m *Manager) pick(i Info, container string, preferred netip.Addr) (netip.Addr, error) {
-	if preferred.IsValid() && i.Subnet.Contains(preferred) {
+func (m *Manager) pick(i Info, p Pool, container string, preferred netip.Addr) (netip.Addr, error) {
+	if preferred.IsValid() && p.Subnet.Contains(preferred) {
 		if ok, err := m.claim(i, container, preferred); ok || err != nil {
 			return preferred, err
 		}
@@ -34,20 +34,64 @@ func (m *Manager) pick(i Info, container string, preferred netip.Addr) (netip.Ad
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("list addresses: %w", err)
 	}
-	taken := make(map[string]bool, len(entries))
+	taken := make(map[string]bool, len(entries)+len(p.Aux))
 	for _, e := range entries {
 		taken[e.Name()] = true
 	}
-	last := lastAddr(i.Subnet)
-	for ip := i.Subnet.Masked().Addr().Next(); ip.Less(last); ip = ip.Next() {
-		if ip == i.Gateway || taken[ip.String()] {
+	for _, a := range p.Aux {
+		taken[a.String()] = true
+	}
+	from := p.Subnet.Masked()
+	if p.Range.IsValid() {
+		from = p.Range.Masked()
+	}
+	last := lastAddr(from)
+	for ip := from.Addr(); ip.IsValid() && !last.Less(ip); ip = ip.Next() {
+		if ip == p.Gateway || p.reserved(ip) || taken[ip.String()] {
 			continue
 		}
 		if ok, err := m.claim(i, container, ip); ok || err != nil {
 			return ip, err
 		}
 	}
-	return netip.Addr{}, fmt.Errorf("network %s: %w in %s, %d in use", i.Name, ErrNoAddress, i.Subnet, len(entries))
+	return netip.Addr{}, fmt.Errorf("network %s: %w in %s, %d in use", i.Name, ErrNoAddress, from, len(entries))
+}
+
+// want claims one address and no other. The caller holds the network's lock.
+func (m *Manager) want(i Info, p Pool, container string, ip netip.Addr) error {
+	switch {
+	case !p.Subnet.Contains(ip):
+		return fmt.Errorf("address %s is not in a subnet of network %s (%s)", ip, i.Name, i.subnets())
+	case ip == p.Gateway || p.reserved(ip):
+		return fmt.Errorf("address %s: %w", ip, ErrAddressTaken)
+	}
+	for name, a := range p.Aux {
+		if a == ip {
+			return fmt.Errorf("address %s: %w (%s of --aux-address)", ip, ErrAddressTaken, name)
+		}
+	}
+	ok, err := m.claim(i, container, ip)
+	if err == nil && !ok {
+		if err = m.reap(i); err == nil {
+			ok, err = m.claim(i, container, ip)
+		}
+	}
+	if err == nil && !ok {
+		owner, _ := os.Readlink(m.dir(i.ID, "addr", ip.String())) // a courtesy
+		if ep, rerr := m.readEndpoint(i.ID, owner); rerr == nil && ep.ContainerName != "" {
+			owner = ep.ContainerName
+		}
+		return fmt.Errorf("address %s: %w (by container %s)", ip, ErrAddressTaken, owner)
+	}
+	return err
+}
+
+// reserved reports whether an address means all hosts of the subnet.
+func (p Pool) reserved(ip netip.Addr) bool {
+	if p.Subnet.Bits() >= ip.BitLen()-1 {
+		return false // RFC 3021: no such addresses in a subnet of two
+	}
+	return ip == p.Subnet.Masked().Addr() || ip.Is4() && ip == lastAddr(p.Subnet)
 }
 
 // claim takes one address; false when somebody has it.
@@ -62,19 +106,23 @@ func (m *Manager) claim(i Info, container string, ip netip.Addr) (bool, error) {
 	return true, nil
 }
 
-// release gives a container's address back. Idempotent; an address that another container has by now stays.
-func (m *Manager) release(i Info, container string, ip netip.Addr) error {
-	path := m.dir(i.ID, "addr", ip.String())
-	if owner, err := os.Readlink(path); err != nil || owner != container {
-		if err == nil || errors.Is(err, fs.ErrNotExist) {
-			return nil
+// release gives an endpoint's addresses back. Idempotent; an address that another container has by now stays.
+func (m *Manager) release(i Info, ep *Endpoint) error {
+	var errs []error
+	for _, a := range []netip.Prefix{ep.Address, ep.Address6} {
+		if !a.IsValid() {
+			continue
 		}
-		return fmt.Errorf("release address %s: %w", ip, err)
+		path := m.dir(i.ID, "addr", a.Addr().String())
+		owner, err := os.Readlink(path)
+		if err == nil && owner == ep.ContainerID {
+			err = os.Remove(path)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("release address %s: %w", a.Addr(), err))
+		}
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("release address %s: %w", ip, err)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // reap removes claims without an endpoint record. Under the network's lock no claim is between the two.
@@ -93,7 +141,7 @@ func (m *Manager) reap(i Info) error {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if err == nil && ep.Address.Addr().String() == e.Name() {
+		if err == nil && (ep.Address.Addr().String() == e.Name() || ep.Address6.Addr().String() == e.Name()) {
 			continue
 		}
 		if err := os.Remove(path); err != nil {
@@ -103,13 +151,14 @@ func (m *Manager) reap(i Info) error {
 	return nil
 }
 
-// lastAddr is the broadcast address of a subnet.
+// lastAddr is the last address of a subnet, with IPv4 the broadcast address.
 func lastAddr(p netip.Prefix) netip.Addr {
-	a := p.Masked().Addr().As4()
-	for b := p.Bits(); b < 32; b++ {
+	a := p.Masked().Addr().AsSlice()
+	for b := p.Bits(); b < len(a)*8; b++ {
 		a[b/8] |= 0x80 >> (b % 8)
 	}
-	return netip.AddrFrom4(a)
+	last, _ := netip.AddrFromSlice(a)
+	return last
 }
 
 // hardwareAddr derives a locally administered MAC from the network and an address on it. So it differs from host to host (the

@@ -2,6 +2,7 @@ package network
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,12 +11,12 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	rtnetlink "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"conex/internal/disk"
 	"conex/internal/linux/netlink"
 	"conex/internal/portmap"
 )
@@ -23,136 +24,82 @@ import (
 // firstBridge is the default network's interface. A second root on one host gets conex1, and so on.
 const firstBridge = "conex0"
 
+// bridgePrefix begins the names of all other bridges.
+const bridgePrefix = "cxb"
+
+// Options of bridge networks, by Docker's names.
+const (
+	OptionBridgeName = "com.docker.network.bridge.name"
+	OptionMasquerade = "com.docker.network.bridge.enable_ip_masquerade"
+	OptionICC        = "com.docker.network.bridge.enable_icc"
+	OptionMTU        = "com.docker.network.driver.mtu"
+)
+
 // maxBridges bounds the search for a free interface name.
 const maxBridges = 1000
 
-// pools are the subnets tried for a new network, best first: high in 172.16/12, since Docker climbs it from 172.17.
-func pools(yield func(netip.Prefix) bool) {
-	for b := 30; b >= 20; b-- {
-		if !yield(netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(b), 0, 0}), 16)) {
-			return
-		}
-	}
-	for b := 250; b >= 200; b-- {
-		if !yield(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(b), 0, 0}), 16)) {
-			return
-		}
-	}
-	for c := 240; c >= 16; c -= 16 {
-		if !yield(netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(c), 0}), 20)) {
-			return
-		}
-	}
-}
-
-// place chooses interface and subnet of a network so that they collide with nothing on the host now.
-func place(i *Info) error {
-	i.Interface = ""
-	for n := range maxBridges {
-		name := fmt.Sprintf("conex%d", n)
-		if _, err := net.InterfaceByName(name); err != nil {
-			i.Interface = name
-			break
-		}
-	}
-	if i.Interface == "" {
-		return errors.New("choose a bridge name: all are taken")
-	}
-	used, err := usedPrefixes()
+// ensure sees to the network's bridge, forwarding and table, and to the default network's bridge, which marks the table as ours. The
+// caller holds the network's lock. The Info it returns differs from the one given when the network had to move since its interface's
+// name or its subnet was taken by somebody else.
+func (m *Manager) ensure(ctx context.Context, i Info) (Info, link, error) {
+	i, br, err := m.erect(ctx, i)
 	if err != nil {
-		return err
+		return i, br, err
 	}
-	for p := range pools {
-		if !slices.ContainsFunc(used, p.Overlaps) {
-			i.Subnet, i.Gateway = p, p.Addr().Next()
-			return nil
+	if i.Name != Bridge {
+		d, err := m.lookup(ctx, Bridge)
+		if err != nil {
+			return i, br, err
+		}
+		if _, _, err := m.erect(ctx, d); err != nil {
+			return i, br, err
 		}
 	}
-	return errors.New("choose a subnet: every private range of conex overlaps a route of this host")
-}
-
-// usedPrefixes are the host's IPv4 routes in all tables, but the default one, and its name servers, which a container must be
-// able to reach although no route names them.
-func usedPrefixes() ([]netip.Prefix, error) {
-	routes, err := rtnetlink.RouteListFiltered(unix.AF_INET, &rtnetlink.Route{Table: unix.RT_TABLE_UNSPEC}, rtnetlink.RT_FILTER_TABLE)
+	t, err := m.table(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list routes: %w", err)
+		return i, br, err
 	}
-	var used []netip.Prefix
-	for _, r := range routes {
-		if r.Dst == nil {
-			continue
-		}
-		ones, _ := r.Dst.Mask.Size()
-		if a, ok := netip.AddrFromSlice(r.Dst.IP.To4()); ok && ones > 0 {
-			used = append(used, netip.PrefixFrom(a, ones).Masked())
-		}
-	}
-	b, err := os.ReadFile("/etc/resolv.conf")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "nameserver" {
-			if a, err := netip.ParseAddr(f[1]); err == nil && a.Is4() {
-				used = append(used, netip.PrefixFrom(a, 32))
-			}
-		}
-	}
-	return used, nil
-}
-
-// ensure sees to the network's bridge, forwarding and table. The caller holds the network's lock. The Info it returns differs
-// from the one given when the network had to move since its interface's name or its subnet was taken by somebody else.
-func (m *Manager) ensure(i Info) (Info, link, error) {
-	br, ok, err := m.standing(i)
+	ok, err := portmap.Standing(t, i.bridge())
 	if err != nil {
 		return i, br, err
 	}
 	if !ok {
-		if i, br, err = m.raise(i); err != nil {
+		l, err := m.lockTable(ctx)
+		if err != nil {
+			return i, br, err
+		}
+		err = portmap.Ensure(t, i.bridge())
+		l.Release()
+		if err != nil {
 			return i, br, err
 		}
 	}
-	n, err := m.portNetwork(i)
-	if err != nil {
-		return i, br, err
-	}
-	on, err := forwarding()
-	if err != nil {
-		return i, br, err
-	}
-	if on {
-		return i, br, portmap.Ensure(n)
-	}
-	// Switching forwarding on makes the host a router between all its interfaces. What did not pass before must not pass now,
-	// so the table's guard stands first.
-	guard, err := uplinks()
-	if err != nil {
-		return i, br, err
-	}
-	for _, name := range guard {
-		if !slices.Contains(n.Guard, name) {
-			n.Guard = append(n.Guard, name)
-		}
-	}
-	if err := disk.WriteJSON(m.dir(i.ID, "guard.json"), n.Guard, disk.Volatile); err != nil {
-		return i, br, err
-	}
-	if err := portmap.Rebuild(n); err != nil {
-		return i, br, err
-	}
-	return i, br, setForwarding("1")
+	return i, br, m.forward(ctx, t, i)
 }
 
-// standing checks the bridge in one round trip: it is ours (its MAC says so), up, and has its address.
+// erect makes or repairs the network's bridge unless it stands.
+func (m *Manager) erect(ctx context.Context, i Info) (Info, link, error) {
+	br, ok, err := m.standing(i)
+	if err != nil || ok {
+		return i, br, err
+	}
+	return m.raise(ctx, i)
+}
+
+// standing checks the bridge in one round trip: it is ours (its MAC says so), up, and has its addresses.
 func (m *Manager) standing(i Info) (link, bool, error) {
 	c, err := netlink.Dial(unix.NETLINK_ROUTE)
 	if err != nil {
 		return link{}, false, err
 	}
 	defer c.Close()
-	res, err := c.Execute(getLink(i.Interface), localRoute(i.Gateway))
+	ask := []netlink.Message{getLink(i.Interface)}
+	for _, p := range []Pool{i.IPv4, i.IPv6} {
+		if p.Valid() {
+			ask = append(ask, localRoute(p.Gateway))
+		}
+	}
+	res, err := c.Execute(ask...)
 	if err != nil {
 		return link{}, false, err
 	}
@@ -163,14 +110,18 @@ func (m *Manager) standing(i Info) (link, bool, error) {
 	if err != nil {
 		return link{}, false, fmt.Errorf("look up %s: %w", i.Interface, err)
 	}
-	return br, bytes.Equal(br.mac, i.mac()) && br.up && isLocal(res[1]), nil
+	ok := bytes.Equal(br.mac, i.mac()) && br.up
+	for _, r := range res[1:] {
+		ok = ok && isLocal(r)
+	}
+	return br, ok, nil
 }
 
 // mac is the bridge's own MAC. It marks the interface as this network's, from the moment it exists.
 func (i Info) mac() net.HardwareAddr { return hardwareAddr(i.ID, netip.Addr{}) }
 
 // raise makes the bridge or repairs it: once per boot, or after somebody's hand.
-func (m *Manager) raise(i Info) (Info, link, error) {
+func (m *Manager) raise(ctx context.Context, i Info) (Info, link, error) {
 	fail := func(err error) (Info, link, error) {
 		return i, link{}, fmt.Errorf("set up bridge %s: %w", i.Interface, err)
 	}
@@ -185,29 +136,11 @@ func (m *Manager) raise(i Info) (Info, link, error) {
 	if err != nil && !errors.As(err, &missing) {
 		return fail(err)
 	}
-	ours := err == nil && bytes.Equal(existing.Attrs().HardwareAddr, i.mac())
-	if !ours {
-		free, err := m.free(i)
-		if err != nil {
+	if err != nil || !bytes.Equal(existing.Attrs().HardwareAddr, i.mac()) {
+		if i, err = m.settle(ctx, i, existing != nil); err != nil {
 			return fail(err)
 		}
-		if existing != nil || !free {
-			// Somebody else has the name or the subnet. No endpoint is bound to them, so the network moves.
-			eps, eerr := m.endpoints(i.ID)
-			if eerr != nil {
-				return fail(eerr)
-			}
-			if len(eps) > 0 {
-				return fail(fmt.Errorf("its name or its subnet %s is used by another interface now: stop the %d containers on it first", i.Subnet, len(eps)))
-			}
-			if err := place(&i); err != nil {
-				return fail(err)
-			}
-			if err := m.save(i); err != nil {
-				return fail(err)
-			}
-		}
-		mtu, err := uplinkMTU()
+		mtu, err := i.mtu()
 		if err != nil {
 			return fail(err)
 		}
@@ -217,54 +150,116 @@ func (m *Manager) raise(i Info) (Info, link, error) {
 			return fail(err)
 		}
 	}
-	// No IPv6 on the bridge: a container must not be able to send the host router advertisements (CVE-2020-13401).
-	err = os.WriteFile("/proc/sys/net/ipv6/conf/"+i.Interface+"/disable_ipv6", []byte("1"), 0)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	br, err := m.configure(i)
+	if err != nil {
 		return fail(err)
+	}
+	return i, br, nil
+}
+
+// settle sees that nobody else has the network's name of a bridge (taken) or its subnets; a network that chose them itself moves.
+func (m *Manager) settle(ctx context.Context, i Info, taken bool) (Info, error) {
+	used, err := usedPrefixes()
+	if err != nil {
+		return i, err
+	}
+	free := !taken
+	for _, p := range []Pool{i.IPv4, i.IPv6} {
+		free = free && !(p.Valid() && slices.ContainsFunc(used, p.Subnet.Overlaps))
+	}
+	if free {
+		return i, nil
+	}
+	eps, err := m.endpoints(i.ID)
+	if err != nil {
+		return i, err
+	}
+	switch {
+	case len(eps) > 0:
+		return i, fmt.Errorf("its name or its subnet %s is used by another interface now: stop the %d containers on it first", i.subnets(), len(eps))
+	case !i.Chosen:
+		return i, fmt.Errorf("its name or its subnet %s is used by another interface or route of this host now", i.subnets())
+	}
+	l, err := m.lockRecords(ctx)
+	if err != nil {
+		return i, err
+	}
+	defer l.Release()
+	list, err := m.records()
+	if err != nil {
+		return i, err
+	}
+	if taken {
+		i.Interface = ""
+	}
+	if err := m.place(&i, list); err != nil {
+		return i, err
+	}
+	return i, m.save(i)
+}
+
+// subnets are the network's subnets for a message.
+func (i Info) subnets() string {
+	var s []string
+	for _, p := range []Pool{i.IPv4, i.IPv6} {
+		if p.Valid() {
+			s = append(s, p.Subnet.String())
+		}
+	}
+	return strings.Join(s, ", ")
+}
+
+// configure gives the bridge its addresses, brings it up, and brings the veths of running containers back, which lost their bridge
+// with the old one.
+func (m *Manager) configure(i Info) (link, error) {
+	// Without a subnet there is no IPv6 on the bridge, and with one no container can make itself the host's router (CVE-2020-13401).
+	// Its link-local address, with which the host looks for containers, counts at once: nobody else on the link can have it.
+	settings := [][2]string{{"disable_ipv6", "1"}}
+	if i.IPv6.Valid() {
+		settings = [][2]string{{"accept_ra", "0"}, {"accept_dad", "0"}, {"disable_ipv6", "0"}}
+	}
+	for _, s := range settings {
+		if err := writeSysctl("ipv6/conf/"+i.Interface+"/"+s[0], s[1]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return link{}, err
+		}
 	}
 	c, err := netlink.Dial(unix.NETLINK_ROUTE)
 	if err != nil {
-		return fail(err)
+		return link{}, err
 	}
 	defer c.Close()
 	res, err := c.Execute(getLink(i.Interface))
 	if err != nil {
-		return fail(err)
+		return link{}, err
 	}
 	br, err := linkOf(res[0])
 	if err != nil {
-		return fail(err)
+		return br, err
 	}
-	err = c.Do(
-		netlink.Message{Type: unix.RTM_NEWADDR, Flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, Data: addressMessage(br.index, netip.PrefixFrom(i.Gateway, i.Subnet.Bits()))},
-		netlink.Message{Type: unix.RTM_SETLINK, Data: linkMessage(br.index, true)},
-	)
-	if err != nil {
-		return fail(err)
+	var change []netlink.Message
+	for _, p := range []Pool{i.IPv4, i.IPv6} {
+		if p.Valid() {
+			a := netip.PrefixFrom(p.Gateway, p.Subnet.Bits())
+			change = append(change, netlink.Message{Type: unix.RTM_NEWADDR, Flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, Data: addressMessage(br.index, a)})
+		}
+	}
+	change = append(change, netlink.Message{Type: unix.RTM_SETLINK, Data: linkMessage(br.index, true)})
+	if err := c.Do(change...); err != nil {
+		return br, err
 	}
 	br.up = true
-	// The veths of running containers lost their bridge with the old one.
 	eps, err := m.endpoints(i.ID)
 	if err != nil {
-		return fail(err)
+		return br, err
 	}
 	for _, ep := range eps {
 		join := linkMessage(0, true).String(unix.IFLA_IFNAME, ep.HostInterface).Uint32(unix.IFLA_MASTER, uint32(br.index))
 		err := c.Do(netlink.Message{Type: unix.RTM_SETLINK, Data: join})
 		if err != nil && !errors.Is(err, unix.ENODEV) {
-			return fail(fmt.Errorf("bring %s back: %w", ep.HostInterface, err))
+			return br, fmt.Errorf("bring %s back: %w", ep.HostInterface, err)
 		}
 	}
-	return i, br, nil
-}
-
-// free reports whether nothing on the host overlaps the network's subnet.
-func (m *Manager) free(i Info) (bool, error) {
-	used, err := usedPrefixes()
-	if err != nil {
-		return false, err
-	}
-	return !slices.ContainsFunc(used, i.Subnet.Overlaps), nil
+	return br, nil
 }
 
 // lockNamespace locks this network namespace against other conex processes, whatever their root: flock(2) on the
@@ -286,6 +281,14 @@ func lockNamespace() (*os.File, error) {
 	return f, nil
 }
 
+// mtu is what the network's packets may have: as its options say, else the uplink's.
+func (i Info) mtu() (int, error) {
+	if v := i.Options[OptionMTU]; v != "" {
+		return strconv.Atoi(v)
+	}
+	return uplinkMTU()
+}
+
 // uplinkMTU is the MTU of the interface behind the default route; 1500 without one.
 func uplinkMTU() (int, error) {
 	routes, err := rtnetlink.RouteListFiltered(unix.AF_INET, &rtnetlink.Route{Dst: nil}, rtnetlink.RT_FILTER_DST)
@@ -305,57 +308,21 @@ func uplinkMTU() (int, error) {
 	return 1500, nil
 }
 
-// uplinks are the interfaces that lead out of the host: all but lo, the bridges of container engines and virtual machines
-// (whose owners want them forwarded), and what is a port of another.
-func uplinks() ([]string, error) {
-	links, err := rtnetlink.LinkList()
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
-	}
-	outward := make(map[int]bool) // bridges with a port that is no container's or machine's
-	for _, l := range links {
-		if t := l.Type(); l.Attrs().MasterIndex != 0 && t != "veth" && t != "tuntap" && t != "tun" {
-			outward[l.Attrs().MasterIndex] = true
-		}
-	}
-	names := []string{}
-	for _, l := range links {
-		a := l.Attrs()
-		if a.Flags&net.FlagLoopback != 0 || a.MasterIndex != 0 || l.Type() == "bridge" && !outward[a.Index] {
-			continue
-		}
-		names = append(names, a.Name)
-	}
-	return names, nil
-}
-
-const forwardFile = "/proc/sys/net/ipv4/ip_forward"
-
-func forwarding() (bool, error) {
-	b, err := os.ReadFile(forwardFile)
-	if err != nil {
-		return false, fmt.Errorf("read forwarding: %w", err)
-	}
-	return string(bytes.TrimSpace(b)) != "0", nil
-}
-
-func setForwarding(v string) error {
-	if err := os.WriteFile(forwardFile, []byte(v), 0); err != nil {
-		return fmt.Errorf("set forwarding: %w", err)
-	}
-	return nil
-}
-
-// Cleanup removes the bridges, tables and allocation state of all networks of this root. A network with endpoints stays, and
-// the error is ErrInUse. Forwarding is switched off again where conex switched it on and nothing that came since needs it.
-// The networks' records stay.
+// Cleanup removes the bridges, the table and the allocation state of all networks of this root. A network with endpoints stays, and
+// with it the default network's bridge and the table, and the error is ErrInUse. Forwarding is switched off again where conex switched
+// it on and nothing that came since needs it. The networks' records stay.
 func (m *Manager) Cleanup(ctx context.Context) error {
 	list, err := m.records()
 	if err != nil {
 		return err
 	}
+	// The default network comes last: its bridge says whose the table is.
+	slices.SortStableFunc(list, func(a, b Info) int { return cmp.Compare(btoi(a.Name == Bridge), btoi(b.Name == Bridge)) })
 	var errs []error
 	for _, i := range list {
+		if i.Name == Bridge && len(errs) > 0 {
+			break
+		}
 		if err := m.cleanup(ctx, i); err != nil {
 			errs = append(errs, fmt.Errorf("clean up network %s: %w", i.Name, err))
 		}
@@ -363,6 +330,14 @@ func (m *Manager) Cleanup(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// cleanup removes what there is of one network beside its record.
 func (m *Manager) cleanup(ctx context.Context, i Info) error {
 	l, err := m.lock(ctx, i.ID)
 	if err != nil {
@@ -376,10 +351,14 @@ func (m *Manager) cleanup(ctx context.Context, i Info) error {
 	if len(eps) > 0 {
 		return fmt.Errorf("%d left: %w", len(eps), ErrInUse)
 	}
+	t, err := m.table(ctx)
+	if err != nil {
+		return err
+	}
 	br, err := rtnetlink.LinkByName(i.Interface)
 	var missing rtnetlink.LinkNotFoundError
 	switch {
-	case errors.As(err, &missing):
+	case i.Interface == "" || errors.As(err, &missing):
 	case err != nil:
 		return err
 	case bytes.Equal(br.Attrs().HardwareAddr, i.mac()):
@@ -393,17 +372,24 @@ func (m *Manager) cleanup(ctx context.Context, i Info) error {
 		// Another root's bridge, and so its table too.
 		return os.RemoveAll(m.dir(i.ID))
 	}
-	n, err := m.portNetwork(i)
+	tl, err := m.lockTable(ctx)
 	if err != nil {
 		return err
 	}
-	if err := m.unforward(n.Guard); err != nil {
+	defer tl.Release()
+	if i.Name != Bridge {
+		if err := portmap.RemoveBridge(t, i.bridge()); err != nil {
+			return err
+		}
+		return os.RemoveAll(m.dir(i.ID))
+	}
+	if err := m.unforward(); err != nil {
 		return err
 	}
-	if err := portmap.Remove(n); err != nil {
+	if err := portmap.Remove(t); err != nil {
 		return err
 	}
-	return os.RemoveAll(m.dir(i.ID))
+	return errors.Join(os.RemoveAll(m.guardPath()), os.RemoveAll(m.dir(i.ID)))
 }
 
 // removePorts deletes our veths that are still on the bridge: their namespace is on its way out, or somebody holds it.
@@ -420,23 +406,4 @@ func removePorts(bridge int) error {
 		}
 	}
 	return nil
-}
-
-// unforward switches forwarding off if conex switched it on, since the guard goes with the table. An interface that came after
-// (another engine's bridge) may need it by now: then it stays.
-func (m *Manager) unforward(guard []string) error {
-	if guard == nil {
-		return nil
-	}
-	links, err := rtnetlink.LinkList()
-	if err != nil {
-		return fmt.Errorf("list interfaces: %w", err)
-	}
-	for _, l := range links {
-		// Better a router too many than Docker's containers cut off.
-		if l.Type() == "bridge" && !slices.Contains(guard, l.Attrs().Name) {
-			return nil
-		}
-	}
-	return setForwarding("0")
 }

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"conex/internal/disk"
@@ -18,38 +20,79 @@ import (
 type AttachRequest struct {
 	// ContainerID names the endpoint's record.
 	ContainerID string
-	// Name is the container's name, for messages such as who holds a port.
+	// Name is the container's name, for messages such as who holds a port, and for other containers' name service.
 	Name string
 	// Network is a network's name or id; empty means bridge.
 	Network string
-	// NetNS is the container's network namespace. It must have no eth0.
+	// NetNS is the container's network namespace. It must have no interface of the settings' name.
 	NetNS *os.File
 	// Hostname and ExtraHosts are recorded with the endpoint; resolver.Hosts makes the file.
 	Hostname   string
 	ExtraHosts []string
+	Settings   Settings
+}
+
+// Settings are what can be chosen of an endpoint. The zero value lets the network choose.
+type Settings struct {
+	// Interface is the interface's name inside; empty means eth0.
+	Interface string
+	// IPv4 and IPv6 are the addresses that it must have.
+	IPv4, IPv6 netip.Addr
+	// MAC is its hardware address, such as 02:42:ac:11:00:02.
+	MAC string
+	// LinkLocal are further addresses.
+	LinkLocal []netip.Addr
+	// Aliases are further names of the container on this network.
+	Aliases []string
+	// DriverOpts are options of the endpoint by their driver's names.
+	DriverOpts map[string]string
+	// NoDefaultRoute leaves the way out of the container to another network of it.
+	NoDefaultRoute bool
 }
 
 // Endpoint is a container's place on a network, as its record holds it.
 type Endpoint struct {
-	ContainerID   string       `json:"containerID"`
-	ContainerName string       `json:"containerName,omitempty"`
-	NetworkID     string       `json:"networkID"`
-	NetworkName   string       `json:"networkName"`
-	EndpointID    string       `json:"endpointID"`
-	HostInterface string       `json:"hostInterface"`
-	Address       netip.Prefix `json:"address"`
-	Gateway       netip.Addr   `json:"gateway"`
-	MAC           string       `json:"mac"`
-	MTU           int          `json:"mtu"`
-	Hostname      string       `json:"hostname,omitempty"`
-	ExtraHosts    []string     `json:"extraHosts,omitempty"`
+	ContainerID   string `json:"containerID"`
+	ContainerName string `json:"containerName,omitempty"`
+	NetworkID     string `json:"networkID"`
+	NetworkName   string `json:"networkName"`
+	Driver        string `json:"driver"`
+	EndpointID    string `json:"endpointID"`
+	HostInterface string `json:"hostInterface"`
+	// Interface is the name inside.
+	Interface string `json:"interface"`
+	// Address and Gateway are IPv4's, Address6 and Gateway6 IPv6's; zero without.
+	Address   netip.Prefix `json:"address,omitzero"`
+	Gateway   netip.Addr   `json:"gateway,omitzero"`
+	Address6  netip.Prefix `json:"address6,omitzero"`
+	Gateway6  netip.Addr   `json:"gateway6,omitzero"`
+	LinkLocal []netip.Addr `json:"linkLocal,omitempty"`
+	MAC       string       `json:"mac"`
+	MTU       int          `json:"mtu"`
+	// DefaultRoute says that the container's way out is here.
+	DefaultRoute bool              `json:"defaultRoute,omitempty"`
+	Hostname     string            `json:"hostname,omitempty"`
+	ExtraHosts   []string          `json:"extraHosts,omitempty"`
+	Aliases      []string          `json:"aliases,omitempty"`
+	DriverOpts   map[string]string `json:"driverOpts,omitempty"`
 	// Ports are the published ports, since Publish.
 	Ports []portmap.Mapping `json:"ports,omitempty"`
 }
 
-// Attach connects a container's network namespace to a network: address, default route, lo up. It makes or repairs the
+// Names are what the container is called on the network: its name, its aliases, the short id, the host name.
+func (ep *Endpoint) Names() []string {
+	var names []string
+	for _, n := range append([]string{ep.ContainerName}, append(slices.Clone(ep.Aliases), ep.ContainerID[:min(len(ep.ContainerID), 12)], ep.Hostname)...) {
+		if n != "" && !slices.Contains(names, n) {
+			names = append(names, n)
+		}
+	}
+	return names
+}
+
+// Attach connects a container's network namespace to a network: addresses, default route, lo up. It makes or repairs the
 // network's bridge and nftables table when needed. A record that an earlier, dead run of the container left is taken over,
-// its address with it. On an error nothing stays.
+// its addresses with it. On an error nothing stays.
 func (m *Manager) Attach(ctx context.Context, r AttachRequest) (*Endpoint, error) {
 	if r.Network == "" {
 		r.Network = Bridge
@@ -69,7 +112,7 @@ func (m *Manager) attach(ctx context.Context, r AttachRequest) (*Endpoint, error
 	if err != nil {
 		return nil, err
 	}
-	if i.Interface == "" {
+	if !i.HasEndpoints() {
 		return nil, fmt.Errorf("a container on network %s has no endpoint", i.Name)
 	}
 	l, err := m.lock(ctx, i.ID)
@@ -77,37 +120,86 @@ func (m *Manager) attach(ctx context.Context, r AttachRequest) (*Endpoint, error
 		return nil, err
 	}
 	defer l.Release()
-	i, bridge, err := m.ensure(i)
+	// It may have been removed meanwhile.
+	if i, err = m.lookup(ctx, i.ID); err != nil {
+		return nil, err
+	}
+	i, bridge, err := m.ensure(ctx, i)
 	if err != nil {
 		return nil, err
 	}
-	var before netip.Addr
-	if old, err := m.readEndpoint(i.ID, r.ContainerID); err == nil {
-		before = old.Address.Addr()
-		if err := m.drop(ctx, i, old); err != nil {
-			return nil, err
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	old, err := m.readEndpoint(i.ID, r.ContainerID)
+	if err == nil {
+		err = m.drop(ctx, i, old)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		old, err = new(Endpoint), nil
 	}
-	ip, err := m.allocate(i, r.ContainerID, before)
 	if err != nil {
 		return nil, err
 	}
-	id := disk.RandomID()
-	ep := &Endpoint{
-		ContainerID: r.ContainerID, ContainerName: r.Name, NetworkID: i.ID, NetworkName: i.Name, EndpointID: id,
-		HostInterface: linkPrefix + id[:8], Address: netip.PrefixFrom(ip, i.Subnet.Bits()), Gateway: i.Gateway,
-		MAC: hardwareAddr(i.ID, ip).String(), MTU: bridge.mtu, Hostname: r.Hostname, ExtraHosts: r.ExtraHosts,
+	ep := newEndpoint(i, r)
+	ep.MTU = bridge.mtu
+	if err := m.assign(i, ep, r.Settings, old); err != nil {
+		return nil, errors.Join(err, m.release(i, ep))
 	}
 	if err := m.writeEndpoint(ep); err != nil {
-		return nil, errors.Join(err, m.release(i, r.ContainerID, ip))
+		return nil, errors.Join(err, m.release(i, ep))
 	}
 	l.Release() // the address is ours and the record stands: others need not wait for the kernel
-	if err := plug(ep, bridge, r.NetNS); err != nil {
-		return nil, errors.Join(err, deleteLink(ep.HostInterface), m.Detach(context.WithoutCancel(ctx), r.ContainerID))
+	if err := plug(ep, bridge, r.NetNS, i.Options[OptionICC] == "false"); err != nil {
+		return nil, errors.Join(err, deleteLink(ep.HostInterface), m.DetachFrom(context.WithoutCancel(ctx), r.ContainerID, i.ID))
 	}
 	return ep, nil
+}
+
+func newEndpoint(i Info, r AttachRequest) *Endpoint {
+	id := disk.RandomID()
+	return &Endpoint{
+		ContainerID: r.ContainerID, ContainerName: r.Name, NetworkID: i.ID, NetworkName: i.Name, Driver: i.Driver, EndpointID: id,
+		HostInterface: linkPrefix + id[:8], Interface: cmp.Or(r.Settings.Interface, "eth0"),
+		Hostname: r.Hostname, ExtraHosts: r.ExtraHosts, Aliases: r.Settings.Aliases, DriverOpts: r.Settings.DriverOpts,
+		LinkLocal: r.Settings.LinkLocal, DefaultRoute: !i.Internal && !r.Settings.NoDefaultRoute,
+	}
+}
+
+// assign claims the endpoint's addresses: those that are wanted, else those of the endpoint before, else free ones. The caller releases
+// them after an error, and holds the network's lock.
+func (m *Manager) assign(i Info, ep *Endpoint, s Settings, old *Endpoint) error {
+	for _, a := range []struct {
+		pool   Pool
+		wanted netip.Addr
+		before netip.Addr
+		addr   *netip.Prefix
+		gw     *netip.Addr
+	}{
+		{i.IPv4, s.IPv4, old.Address.Addr(), &ep.Address, &ep.Gateway},
+		{i.IPv6, s.IPv6, old.Address6.Addr(), &ep.Address6, &ep.Gateway6},
+	} {
+		ip := a.wanted
+		var err error
+		switch {
+		case !a.pool.Valid() && ip.IsValid():
+			return fmt.Errorf("address %s is not in a subnet of network %s (%s)", ip, i.Name, i.subnets())
+		case !a.pool.Valid():
+			continue
+		case ip.IsValid():
+			err = m.want(i, a.pool, ep.ContainerID, ip)
+		default:
+			ip, err = m.allocate(i, a.pool, ep.ContainerID, a.before)
+		}
+		if err != nil {
+			return err
+		}
+		*a.addr, *a.gw = netip.PrefixFrom(ip, a.pool.Subnet.Bits()), a.pool.Gateway
+	}
+	if ep.MAC = s.MAC; ep.MAC == "" {
+		first := ep.Address.Addr()
+		if !first.IsValid() {
+			first = ep.Address6.Addr()
+		}
+		ep.MAC = hardwareAddr(i.ID, first).String()
+	}
+	return nil
 }
 
 // linkPrefix begins the name of every veth on the host's side.
@@ -150,28 +242,29 @@ func (m *Manager) Publish(ctx context.Context, ep *Endpoint, r *portmap.Reservat
 	if err != nil {
 		return err
 	}
-	n, err := m.portNetwork(i)
+	t, err := m.table(ctx)
 	if err != nil {
 		return err
 	}
-	l, err := m.lock(ctx, i.ID)
-	if err != nil {
-		return err
-	}
-	defer l.Release()
 	ports := r.Mappings()
 	if len(ports) == 0 {
 		return nil
 	}
+	to := portmap.Target{Bridge: i.Interface, IPv4: ep.Address.Addr(), IPv6: ep.Address6.Addr()}
 	for k := range ports {
-		ports[k].ContainerIP = ep.Address.Addr()
+		ports[k].Target = to
 	}
+	l, err := m.lockTable(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
 	ep.Ports = ports
 	// The record first: elements without one would be nobody's after a crash.
 	if err := m.writeEndpoint(ep); err != nil {
 		return err
 	}
-	return r.Activate(ctx, n, ep.ContainerID, ep.Address.Addr())
+	return r.Activate(ctx, t, ep.ContainerID, to)
 }
 
 // Detach forgets a container's endpoints: table elements, address, record. Idempotent, also for what a dead monitor left.
@@ -191,6 +284,14 @@ func (m *Manager) Detach(ctx context.Context, containerID string) error {
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("detach container %s: %w", containerID, err)
+	}
+	return nil
+}
+
+// DetachFrom is Detach from one network, by its id.
+func (m *Manager) DetachFrom(ctx context.Context, containerID, networkID string) error {
+	if err := m.detach(ctx, networkID, containerID); err != nil {
+		return fmt.Errorf("detach container %s from network %s: %w", containerID, networkID, err)
 	}
 	return nil
 }
@@ -243,14 +344,20 @@ func (m *Manager) detach(ctx context.Context, networkID, containerID string) err
 	return m.drop(ctx, i, ep)
 }
 
-// drop withdraws an endpoint's ports and gives record and address back. The caller holds the network's lock.
+// drop withdraws an endpoint's ports and gives record and addresses back. The caller holds the network's lock.
 func (m *Manager) drop(ctx context.Context, i Info, ep *Endpoint) error {
 	if len(ep.Ports) > 0 {
-		n, err := m.portNetwork(i)
+		t, err := m.table(ctx)
 		if err != nil {
 			return err
 		}
-		if err := portmap.Withdraw(ctx, n, ep.Ports); err != nil {
+		// Whoever makes the table anew meanwhile would take the ports from the record.
+		l, err := m.lockTable(ctx)
+		if err != nil {
+			return err
+		}
+		defer l.Release()
+		if err := portmap.Withdraw(ctx, t, ep.Ports); err != nil {
 			return err
 		}
 	}
@@ -259,27 +366,34 @@ func (m *Manager) drop(ctx context.Context, i Info, ep *Endpoint) error {
 	if err := os.Remove(m.recordPath(i.ID, ep.ContainerID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove endpoint record: %w", err)
 	}
-	return m.release(i, ep.ContainerID, ep.Address.Addr())
+	return m.release(i, ep)
 }
 
-// Unplug deletes an endpoint's veth when its network namespace outlives the endpoint (somebody holds it open). It takes the
+// Unplug deletes an endpoint's interface when its network namespace outlives the endpoint (somebody holds it open). It takes the
 // kernel 24 ms; keep it off the hot path.
 func (m *Manager) Unplug(ep *Endpoint) error { return deleteLink(ep.HostInterface) }
 
-// Endpoint returns a container's endpoint, or an error that is ErrNotFound.
-func (m *Manager) Endpoint(containerID string) (*Endpoint, error) {
+// Endpoints returns a container's endpoints, the one with its default route first.
+func (m *Manager) Endpoints(containerID string) ([]*Endpoint, error) {
 	nets, err := m.attached()
 	if err != nil {
 		return nil, err
 	}
+	var out []*Endpoint
 	for _, id := range nets {
 		ep, err := m.readEndpoint(id, containerID)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		return ep, err
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, ep)
 	}
-	return nil, fmt.Errorf("endpoint of container %s %w", containerID, ErrNotFound)
+	slices.SortStableFunc(out, func(a, b *Endpoint) int {
+		return cmp.Or(cmp.Compare(btoi(b.DefaultRoute), btoi(a.DefaultRoute)), cmp.Compare(a.Interface, b.Interface))
+	})
+	return out, nil
 }
 
 // attached lists the ids of networks that have a state folder.

@@ -75,31 +75,28 @@ func linkOf(r netlink.Result) (link, error) {
 
 // localRoute asks how the host would reach ip: one of its own addresses answers with type local.
 func localRoute(ip netip.Addr) netlink.Message {
-	a := ip.As4()
 	b := make(netlink.Attrs, unix.SizeofRtMsg)
-	b[0], b[1] = unix.AF_INET, 32
-	return netlink.Message{Type: unix.RTM_GETROUTE, Data: b.Bytes(unix.RTA_DST, a[:])}
+	b[0], b[1] = family(ip), byte(ip.BitLen())
+	return netlink.Message{Type: unix.RTM_GETROUTE, Data: b.Bytes(unix.RTA_DST, ip.AsSlice())}
+}
+
+func family(ip netip.Addr) byte {
+	if ip.Is6() {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
 }
 
 func isLocal(r netlink.Result) bool {
 	return r.Err == nil && len(r.Replies) > 0 && len(r.Replies[0]) >= unix.SizeofRtMsg && r.Replies[0][7] == unix.RTN_LOCAL
 }
 
-// plug connects a network namespace to the bridge: a veth pair whose peer is born inside, as eth0, with address and default
-// route. One message makes both ends and puts one on the bridge; all in all it takes five round trips.
+// plug connects a network namespace to the bridge: a veth pair whose peer is born inside, with its addresses and routes. One message
+// makes both ends and puts one on the bridge; all in all it takes five round trips.
 //
 // It runs in the host's network namespace; a socket opened inside configures the peer.
-func plug(ep *Endpoint, bridge link, netns *os.File) error {
-	var inside *netlink.Conn
-	err := netlink.In(netns, func() (err error) {
-		// The endpoint has no IPv6 address, so the interface speaks no IPv6 at all; lo, which exists already, keeps ::1.
-		err = os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		inside, err = netlink.Dial(unix.NETLINK_ROUTE)
-		return err
-	})
+func plug(ep *Endpoint, bridge link, netns *os.File, isolated bool) error {
+	inside, err := enter(ep, netns)
 	if err != nil {
 		return err
 	}
@@ -115,7 +112,7 @@ func plug(ep *Endpoint, bridge link, netns *os.File) error {
 		return err
 	}
 	// The peer can't be born up: its other end does not exist yet.
-	peer := linkMessage(0, false).String(unix.IFLA_IFNAME, insideName).Uint32(unix.IFLA_MTU, uint32(ep.MTU)).
+	peer := linkMessage(0, false).String(unix.IFLA_IFNAME, ep.Interface).Uint32(unix.IFLA_MTU, uint32(ep.MTU)).
 		Bytes(unix.IFLA_ADDRESS, mac).Uint32(unix.IFLA_NET_NS_FD, uint32(netns.Fd()))
 	info := netlink.Attrs{}.String(unix.IFLA_INFO_KIND, "veth").Nest(unix.IFLA_INFO_DATA, netlink.Attrs{}.Nest(vethInfoPeer, peer))
 	pair := linkMessage(0, true).String(unix.IFLA_IFNAME, ep.HostInterface).Uint32(unix.IFLA_MTU, uint32(ep.MTU)).
@@ -134,31 +131,29 @@ func plug(ep *Endpoint, bridge link, netns *os.File) error {
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", ep.HostInterface, err)
 	}
+	if isolated {
+		if err := host.Do(isolatePort(outer.index)); err != nil {
+			return fmt.Errorf("isolate %s: %w", ep.HostInterface, err)
+		}
+	}
 	// The bridge may still know this MAC on the port of the address's last owner, which the kernel takes down behind our back.
 	if err := host.Do(forwardingEntry(outer.index, mac)); err != nil {
 		return fmt.Errorf("teach bridge the address of %s: %w", ep.HostInterface, err)
 	}
 
-	res, err = inside.Execute(getLink(insideName))
+	res, err = inside.Execute(getLink(ep.Interface))
 	if err != nil {
 		return err
 	}
 	inner, err := linkOf(res[0])
 	if err != nil {
-		return fmt.Errorf("look up %s: %w", insideName, err)
+		return fmt.Errorf("look up %s: %w", ep.Interface, err)
 	}
 	// The carrier comes up with the second end, but only the kernel's link watch, a work queue, lets packets pass then.
 	// Asking for a link makes it catch up at once, at both ends and the bridge: else the first packets are lost, and TCP
 	// tries again after a second.
-	err = inside.Do(
-		netlink.Message{Type: unix.RTM_SETLINK, Data: linkMessage(loopbackIndex, true)},
-		netlink.Message{Type: unix.RTM_SETLINK, Data: linkMessage(inner.index, true)},
-		netlink.Message{Type: unix.RTM_NEWADDR, Flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, Data: addressMessage(inner.index, ep.Address)},
-		netlink.Message{Type: unix.RTM_NEWROUTE, Flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, Data: defaultRoute(inner.index, ep.Gateway)},
-		getLink(insideName),
-	)
-	if err != nil {
-		return fmt.Errorf("configure %s: %w", insideName, err)
+	if err := inside.Do(append(address(ep, inner.index), getLink(ep.Interface))...); err != nil {
+		return fmt.Errorf("configure %s: %w", ep.Interface, err)
 	}
 	// The order counts: the bridge's carrier comes with the first port that forwards.
 	if err := host.Do(getLink(ep.HostInterface), netlink.Message{Type: unix.RTM_GETLINK, Data: linkMessage(bridge.index, false)}); err != nil {
@@ -167,25 +162,102 @@ func plug(ep *Endpoint, bridge link, netns *os.File) error {
 	return nil
 }
 
-// insideName is the interface's name inside the container.
-const insideName = "eth0"
+// enter opens a socket in the container's network namespace, where the interface that is to come will have IPv6 as the endpoint has.
+func enter(ep *Endpoint, netns *os.File) (inside *netlink.Conn, err error) {
+	err = netlink.In(netns, func() (err error) {
+		// Without an IPv6 address the interface speaks no IPv6 at all; lo, which exists already, keeps ::1. With one its routes are
+		// ours to say, not a neighbour's, and its addresses count at once.
+		settings := [][2]string{{"disable_ipv6", "1"}}
+		if ep.Address6.IsValid() {
+			settings = [][2]string{{"accept_ra", "0"}, {"accept_dad", "0"}, {"disable_ipv6", "0"}}
+		}
+		for _, s := range settings {
+			if err := writeSysctl("ipv6/conf/default/"+s[0], s[1]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		inside, err = netlink.Dial(unix.NETLINK_ROUTE)
+		return err
+	})
+	return inside, err
+}
 
-// addressMessage is struct ifaddrmsg with the interface's address.
+// address configures the interface inside: lo up, addresses, routes.
+func address(ep *Endpoint, index int32) []netlink.Message {
+	up := func(i int32) netlink.Message {
+		return netlink.Message{Type: unix.RTM_SETLINK, Data: linkMessage(i, true)}
+	}
+	const create = unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	msgs := []netlink.Message{up(loopbackIndex), up(index)}
+	for _, a := range []netip.Prefix{ep.Address, ep.Address6} {
+		if a.IsValid() {
+			msgs = append(msgs, netlink.Message{Type: unix.RTM_NEWADDR, Flags: create, Data: addressMessage(index, a)})
+		}
+	}
+	for _, a := range ep.LinkLocal {
+		msgs = append(msgs, netlink.Message{Type: unix.RTM_NEWADDR, Flags: create, Data: addressMessage(index, netip.PrefixFrom(a, linkLocalBits(a)))})
+	}
+	if ep.DefaultRoute {
+		return append(msgs, defaultRoutes(ep, index, unix.RTM_NEWROUTE)...)
+	}
+	return msgs
+}
+
+func linkLocalBits(a netip.Addr) int {
+	if a.Is4() {
+		return 16
+	}
+	return 64
+}
+
+// defaultRoutes adds (RTM_NEWROUTE) or removes (RTM_DELROUTE) the endpoint's default routes. One more than there is, at its place, is
+// replaced.
+func defaultRoutes(ep *Endpoint, index int32, typ uint16) []netlink.Message {
+	var flags uint16
+	if typ == unix.RTM_NEWROUTE {
+		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+	}
+	var msgs []netlink.Message
+	for _, gw := range []netip.Addr{ep.Gateway, ep.Gateway6} {
+		if gw.IsValid() {
+			msgs = append(msgs, netlink.Message{Type: typ, Flags: flags, Data: defaultRoute(index, gw)})
+		}
+	}
+	return msgs
+}
+
+// addressMessage is struct ifaddrmsg with the interface's address. An IPv6 address is used at once: nobody else can have it.
 func addressMessage(index int32, p netip.Prefix) netlink.Attrs {
 	b := make(netlink.Attrs, unix.SizeofIfAddrmsg)
-	b[0], b[1], b[3] = unix.AF_INET, byte(p.Bits()), unix.RT_SCOPE_UNIVERSE
+	b[0], b[1], b[3] = family(p.Addr()), byte(p.Bits()), unix.RT_SCOPE_UNIVERSE
 	binary.NativeEndian.PutUint32(b[4:], uint32(index))
-	a, bc := p.Addr().As4(), lastAddr(p).As4()
-	return b.Bytes(unix.IFA_LOCAL, a[:]).Bytes(unix.IFA_ADDRESS, a[:]).Bytes(unix.IFA_BROADCAST, bc[:])
+	if p.Addr().IsLinkLocalUnicast() {
+		b[3] = unix.RT_SCOPE_LINK
+	}
+	a := p.Addr().AsSlice()
+	if p.Addr().Is6() {
+		b[2] = unix.IFA_F_NODAD
+		return b.Bytes(unix.IFA_LOCAL, a).Bytes(unix.IFA_ADDRESS, a)
+	}
+	return b.Bytes(unix.IFA_LOCAL, a).Bytes(unix.IFA_ADDRESS, a).Bytes(unix.IFA_BROADCAST, lastAddr(p).AsSlice())
 }
 
-// defaultRoute is struct rtmsg for 0.0.0.0/0 via gateway.
+// defaultRoute is struct rtmsg for everything via gateway.
 func defaultRoute(index int32, gateway netip.Addr) netlink.Attrs {
 	b := make(netlink.Attrs, unix.SizeofRtMsg)
-	b[0], b[4], b[5], b[6], b[7] = unix.AF_INET, unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST
-	a := gateway.As4()
-	return b.Bytes(unix.RTA_GATEWAY, a[:]).Uint32(unix.RTA_OIF, uint32(index))
+	b[0], b[4], b[5], b[6], b[7] = family(gateway), unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST
+	return b.Bytes(unix.RTA_GATEWAY, gateway.AsSlice()).Uint32(unix.RTA_OIF, uint32(index))
 }
+
+// isolatePort keeps a bridge's port from the other ones that are isolated: IFLA_BRPORT_ISOLATED of linux/if_link.h.
+func isolatePort(port int32) netlink.Message {
+	b := linkMessage(port, false)
+	b[0] = unix.AF_BRIDGE
+	return netlink.Message{Type: unix.RTM_SETLINK, Data: b.Nest(unix.IFLA_PROTINFO, netlink.Attrs{}.Bytes(brportIsolated, []byte{1}))}
+}
+
+// brportIsolated is IFLA_BRPORT_ISOLATED.
+const brportIsolated = 33
 
 // forwardingEntry is struct ndmsg: a static entry (a learnt one needs a port that forwards already) that mac is behind
 // the port. It goes with the port.

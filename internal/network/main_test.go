@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -151,7 +152,7 @@ func (w *world) noneLeft() {
 		check(w.t, err)
 		left = nil
 		for _, l := range links {
-			if n := l.Attrs().Name; strings.HasPrefix(n, linkPrefix) || strings.HasPrefix(n, "conex") {
+			if n := l.Attrs().Name; ours(n) {
 				left = append(left, n)
 			}
 		}
@@ -162,7 +163,8 @@ func (w *world) noneLeft() {
 	if len(left) > 0 {
 		w.t.Errorf("interfaces %v are left", left)
 	}
-	if dirs, _ := os.ReadDir(filepath.Join(w.state, "net")); len(dirs) > 0 {
+	dirs, _ := os.ReadDir(filepath.Join(w.state, "net"))
+	if dirs = slices.DeleteFunc(dirs, func(d os.DirEntry) bool { return d.Name() == "table.lock" }); len(dirs) > 0 {
 		w.t.Errorf("state %v is left", dirs)
 	}
 	for _, name := range []string{"conex", "conex1"} {
@@ -201,40 +203,46 @@ func (c *container) publish(ms ...portmap.Mapping) *portmap.Reservation {
 // serve answers every TCP connection and every UDP datagram on port with the peer's address and what it sent.
 func (c *container) serve(port int) {
 	c.w.t.Helper()
-	var l net.Listener
-	var p net.PacketConn
-	check(c.w.t, netlink.In(c.ns, func() (err error) {
-		if l, err = net.Listen("tcp4", fmt.Sprintf(":%d", port)); err != nil {
+	for _, family := range []string{"4", "6"} {
+		var l net.Listener
+		var p net.PacketConn
+		check(c.w.t, netlink.In(c.ns, func() (err error) {
+			if l, err = net.Listen("tcp"+family, fmt.Sprintf(":%d", port)); err != nil {
+				return err
+			}
+			p, err = net.ListenPacket("udp"+family, fmt.Sprintf(":%d", port))
 			return err
+		}))
+		c.w.t.Cleanup(func() { l.Close(); p.Close() })
+		go answerTCP(l)
+		go answerUDP(p)
+	}
+}
+
+func answerTCP(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
 		}
-		p, err = net.ListenPacket("udp4", fmt.Sprintf(":%d", port))
-		return err
-	}))
-	c.w.t.Cleanup(func() { l.Close(); p.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				// Reading to the end first proves that a half-closed connection stays half open.
-				b, _ := io.ReadAll(conn)
-				fmt.Fprintf(conn, "%s %s", host(conn.RemoteAddr()), b)
-			}()
+		go func() {
+			defer conn.Close()
+			// Reading to the end first proves that a half-closed connection stays half open.
+			b, _ := io.ReadAll(conn)
+			fmt.Fprintf(conn, "%s %s", host(conn.RemoteAddr()), b)
+		}()
+	}
+}
+
+func answerUDP(p net.PacketConn) {
+	b := make([]byte, 2048)
+	for {
+		n, from, err := p.ReadFrom(b)
+		if err != nil {
+			return
 		}
-	}()
-	go func() {
-		b := make([]byte, 2048)
-		for {
-			n, from, err := p.ReadFrom(b)
-			if err != nil {
-				return
-			}
-			p.WriteTo([]byte(host(from)+" "+string(b[:n])), from)
-		}
-	}()
+		p.WriteTo([]byte(host(from)+" "+string(b[:n])), from)
+	}
 }
 
 // patience is how long an answer may take on this busy machine. What must not be reached takes this long to show.
@@ -285,7 +293,7 @@ func ask(ns *os.File, network, addr string) (string, error) {
 	return seen, err
 }
 
-func host(a net.Addr) string { return netip.MustParseAddrPort(a.String()).Addr().String() }
+func host(a net.Addr) string { return netip.MustParseAddrPort(a.String()).Addr().Unmap().String() }
 
 // newNetNS makes a network namespace that lives as long as its file.
 func newNetNS(t testing.TB) *os.File {

@@ -1,15 +1,16 @@
 // Package network owns networks/ and the state folder's net/: the bridges, the addresses given out on them, and each
-// container's endpoint.
+// container's endpoints, one a network.
 //
 // All of it runs in the process that starts or settles a container, in the host's network namespace. Nothing is kept in
 // memory: bridge and nftables table are made when the first container needs them, checked at each Attach, and made again
 // after a reboot or when somebody deleted them.
 //
-//	<root>/networks/<id>.json            a network: interface, subnet. Survives a reboot. Written under networks/.lock
+//	<root>/networks/<id>.json            a network: interface, pools. Survives a reboot. Written under networks/.lock
 //	<state>/net/<id>/alloc.lock          the network's lock
 //	<state>/net/<id>/addr/<address>      symlink to the container id: the address is taken
 //	<state>/net/<id>/ep/<container>.json the endpoint's record, there before anything is made in the kernel
-//	<state>/net/<id>/guard.json          see portmap.Network.Guard; there when conex switched ip_forward on
+//	<state>/net/table.lock               whoever changes the nftables table; taken after a network's lock
+//	<state>/net/guard.json               see guard; there when conex switched forwarding on
 package network
 
 import (
@@ -22,6 +23,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,6 +43,10 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrNoAddress says that a subnet has no free address.
 	ErrNoAddress = errors.New("no free address")
+	// ErrAddressTaken says that an address that was asked for is somebody else's.
+	ErrAddressTaken = errors.New("address already in use")
+	// ErrExists says that a network of that name exists.
+	ErrExists = errors.New("already exists")
 	// ErrInUse says that endpoints are left on a network.
 	ErrInUse = errors.New("network has endpoints")
 )
@@ -56,6 +62,13 @@ func Open(root *disk.Root, state string) *Manager {
 	return &Manager{root: root, state: filepath.Join(state, "net")}
 }
 
+// Drivers of networks that have endpoints.
+const (
+	DriverBridge  = "bridge"
+	DriverMacvlan = "macvlan"
+	DriverIPvlan  = "ipvlan"
+)
+
 // Info describes a network.
 type Info struct {
 	ID      string    `json:"id"`
@@ -63,24 +76,46 @@ type Info struct {
 	Driver  string    `json:"driver"`
 	Scope   string    `json:"scope"`
 	Created time.Time `json:"created"`
-	// Interface is the bridge's name on the host; empty for host and none, as are Subnet and Gateway.
-	Interface string       `json:"interface,omitempty"`
-	Subnet    netip.Prefix `json:"subnet,omitzero"`
-	Gateway   netip.Addr   `json:"gateway,omitzero"`
+	// Interface is the bridge's name on the host; empty for drivers without one.
+	Interface string `json:"interface,omitempty"`
+	// Parent is the host's interface that macvlan and ipvlan hang on.
+	Parent string `json:"parent,omitempty"`
+	// IPv4 and IPv6 are where the containers' addresses come from; zero where there is no such address.
+	IPv4 Pool `json:"ipv4,omitzero"`
+	IPv6 Pool `json:"ipv6,omitzero"`
+	// Chosen says that the subnets and the bridge's name are conex's choice: the network may move when somebody else takes them.
+	Chosen bool `json:"chosen,omitempty"`
+	// Internal networks lead nowhere else; Attachable is recorded alone, as there is no swarm.
+	Internal   bool              `json:"internal,omitempty"`
+	Attachable bool              `json:"attachable,omitempty"`
+	Options    map[string]string `json:"options,omitempty"`
+	Labels     map[string]string `json:"labels,omitempty"`
+	// Removed says that Remove is at work, or was killed: the network is none any more, and what is left of it will go.
+	Removed bool `json:"removed,omitempty"`
 }
 
-// table is the nftables table of the installation that owns the bridge: "conex" beside conex0, and beside conex1, when a
-// second root has containers on the same host, "conex1".
-func (i Info) table() string {
-	if i.Interface == firstBridge {
-		return "conex"
-	}
-	return i.Interface
+// Pool is a network's addresses of one family.
+type Pool struct {
+	Subnet  netip.Prefix `json:"subnet,omitzero"`
+	Gateway netip.Addr   `json:"gateway,omitzero"`
+	// Range is the part of Subnet that addresses are taken from by themselves; zero means all of it.
+	Range netip.Prefix `json:"range,omitzero"`
+	// Aux are addresses that belong to something else, by name.
+	Aux map[string]netip.Addr `json:"aux,omitempty"`
 }
+
+// Valid reports whether there is such a pool.
+func (p Pool) Valid() bool { return p.Subnet.IsValid() }
+
+// HasEndpoints reports whether containers have a place of their own on the network.
+func (i Info) HasEndpoints() bool { return i.Name != Host && i.Name != None }
 
 // Networks lists bridge, host and none, and what else is recorded. The default network is recorded by this if it isn't yet;
 // its bridge is not made.
 func (m *Manager) Networks() ([]Info, error) {
+	if err := m.finishRemovals(context.Background()); err != nil {
+		return nil, err
+	}
 	if _, err := m.lookup(context.Background(), Bridge); err != nil {
 		return nil, err
 	}
@@ -103,8 +138,13 @@ func builtin(name string) Info {
 	return Info{ID: hex.EncodeToString(h[:]), Name: name, Driver: driver, Scope: "local"}
 }
 
-// records reads networks/*.json.
+// records reads networks/*.json, less what is being removed.
 func (m *Manager) records() ([]Info, error) {
+	list, err := m.allRecords()
+	return slices.DeleteFunc(list, func(i Info) bool { return i.Removed }), err
+}
+
+func (m *Manager) allRecords() ([]Info, error) {
 	entries, err := os.ReadDir(m.root.Path("networks"))
 	if err != nil {
 		return nil, fmt.Errorf("list networks: %w", err)
@@ -139,6 +179,9 @@ func (m *Manager) lookup(ctx context.Context, name string) (Info, error) {
 	}
 	var byPrefix []Info
 	for _, i := range list {
+		if i.Name == name && i.blank() {
+			return m.define(ctx)
+		}
 		if i.Name == name || i.ID == name {
 			return i, nil
 		}
@@ -157,9 +200,12 @@ func (m *Manager) lookup(ctx context.Context, name string) (Info, error) {
 	return Info{}, fmt.Errorf("network %s %w", name, ErrNotFound)
 }
 
+// blank reports whether a record is of a time when networks had other fields.
+func (i Info) blank() bool { return i.Name == Bridge && !i.IPv4.Valid() && !i.IPv6.Valid() }
+
 // define records the default network.
 func (m *Manager) define(ctx context.Context) (Info, error) {
-	l, err := disk.AcquireContext(ctx, m.root.Path("networks", ".lock"))
+	l, err := m.lockRecords(ctx)
 	if err != nil {
 		return Info{}, err
 	}
@@ -168,16 +214,24 @@ func (m *Manager) define(ctx context.Context) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	for _, i := range list {
-		if i.Name == Bridge {
-			return i, nil // another process was first
+	i := Info{ID: disk.RandomID(), Name: Bridge, Driver: DriverBridge, Scope: "local", Created: time.Now().UTC(), Chosen: true}
+	for _, o := range list {
+		switch {
+		case o.blank():
+			i.ID, i.Created = o.ID, o.Created
+		case o.Name == Bridge:
+			return o, nil // another process was first
 		}
 	}
-	i := Info{ID: disk.RandomID(), Name: Bridge, Driver: "bridge", Scope: "local", Created: time.Now().UTC()}
-	if err := place(&i); err != nil {
+	if err := m.place(&i, list); err != nil {
 		return Info{}, err
 	}
 	return i, m.save(i)
+}
+
+// lockRecords locks the list of networks.
+func (m *Manager) lockRecords(ctx context.Context) (*disk.Lock, error) {
+	return disk.AcquireContext(ctx, m.root.Path("networks", ".lock"))
 }
 
 func (m *Manager) save(i Info) error {
@@ -213,25 +267,71 @@ func (m *Manager) mkdirs(id string) error {
 	return nil
 }
 
-// portNetwork is what portmap needs to know about a network.
-func (m *Manager) portNetwork(i Info) (portmap.Network, error) {
-	n := portmap.Network{Table: i.table(), Bridge: i.Interface, Subnet: i.Subnet, Live: func() ([]portmap.Mapping, error) { return m.live(i.ID) }}
-	err := disk.ReadJSON(m.dir(i.ID, "guard.json"), &n.Guard)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return n, fmt.Errorf("read guard: %w", err)
-	}
-	return n, nil
+// lockTable locks the installation's nftables table.
+func (m *Manager) lockTable(ctx context.Context) (*disk.Lock, error) {
+	return disk.AcquireContext(ctx, filepath.Join(m.state, "table.lock"))
 }
 
-// live gathers the published ports of a network's endpoints from their records.
-func (m *Manager) live(id string) ([]portmap.Mapping, error) {
-	eps, err := m.endpoints(id)
+// table is the installation's nftables table: "conex" beside conex0, and beside conex1, when a second root has containers on
+// the same host, "conex1". So the default bridge marks whose the table is; it stands before any other network is used.
+func (m *Manager) table(ctx context.Context) (portmap.Table, error) {
+	d, err := m.lookup(ctx, Bridge)
+	if err != nil {
+		return portmap.Table{}, err
+	}
+	t := portmap.Table{Name: d.Interface, Bridges: m.bridges, Live: m.live}
+	if d.Interface == firstBridge {
+		t.Name = "conex"
+	}
+	g, err := m.readGuard()
+	t.Guard = g.Interfaces
+	return t, err
+}
+
+// bridges are what the table knows about the networks of this root.
+func (m *Manager) bridges() ([]portmap.Bridge, error) {
+	list, err := m.records()
+	if err != nil {
+		return nil, err
+	}
+	var out []portmap.Bridge
+	for _, i := range list {
+		if i.Driver == DriverBridge {
+			out = append(out, i.bridge())
+		}
+	}
+	return out, nil
+}
+
+// bridge is what the table knows about a network.
+func (i Info) bridge() portmap.Bridge {
+	b := portmap.Bridge{Name: i.Interface, Internal: i.Internal}
+	if i.Options[OptionMasquerade] == "false" {
+		return b
+	}
+	for _, p := range []Pool{i.IPv4, i.IPv6} {
+		if p.Valid() {
+			b.Masquerade = append(b.Masquerade, p.Subnet.Masked())
+		}
+	}
+	return b
+}
+
+// live gathers the published ports of all endpoints from their records.
+func (m *Manager) live() ([]portmap.Mapping, error) {
+	nets, err := m.attached()
 	if err != nil {
 		return nil, err
 	}
 	var out []portmap.Mapping
-	for _, e := range eps {
-		out = append(out, e.Ports...)
+	for _, id := range nets {
+		eps, err := m.endpoints(id)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range eps {
+			out = append(out, e.Ports...)
+		}
 	}
 	return out, nil
 }
@@ -242,9 +342,9 @@ func (m *Manager) Audit(ctx context.Context, name string) ([]portmap.Finding, er
 	if err != nil || i.Interface == "" {
 		return nil, err
 	}
-	n, err := m.portNetwork(i)
+	t, err := m.table(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return portmap.Audit(ctx, n)
+	return portmap.Audit(ctx, t, i.Interface)
 }

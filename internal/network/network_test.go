@@ -38,8 +38,8 @@ func elements(t testing.TB, table string) int {
 	c, err := nftables.New()
 	check(t, err)
 	n := 0
-	for _, name := range []string{"ports", "addrports"} {
-		s, err := c.GetSetByName(&nftables.Table{Name: table, Family: nftables.TableFamilyIPv4}, name)
+	for _, name := range []string{"ports4", "addrports4"} {
+		s, err := c.GetSetByName(&nftables.Table{Name: table, Family: nftables.TableFamilyINet}, name)
 		check(t, err)
 		es, err := c.GetSetElements(s)
 		check(t, err)
@@ -66,8 +66,8 @@ func TestAttach(t *testing.T) {
 			t.Errorf("eth0 has %s, MTU %d", l.Attrs().HardwareAddr, l.Attrs().MTU)
 		}
 		v6, err := rtnetlink.AddrList(l, unix.AF_INET6)
-		if len(v6) > 0 {
-			t.Errorf("eth0 has IPv6 addresses %v", v6)
+		if !slices.ContainsFunc(v6, func(v rtnetlink.Addr) bool { return v.IPNet.String() == a.ep.Address6.String() }) {
+			t.Errorf("eth0 has the IPv6 addresses %v, want %s", v6, a.ep.Address6)
 		}
 		return err
 	}))
@@ -87,13 +87,13 @@ func TestAttach(t *testing.T) {
 			t.Errorf("%s to outside: source %s, %v, want the host's address", network, seen, err)
 		}
 	}
-	got, err := w.m.Endpoint("aaa")
+	got, err := w.m.Endpoints("aaa")
 	check(t, err)
-	if got.Address != a.ep.Address || got.ContainerName != "name-aaa" {
-		t.Errorf("record %+v", got)
+	if len(got) != 1 || got[0].Address != a.ep.Address || got[0].ContainerName != "name-aaa" {
+		t.Errorf("records %+v", got)
 	}
-	if _, err := w.m.Endpoint("zzz"); !errors.Is(err, ErrNotFound) {
-		t.Errorf("unknown container: %v", err)
+	if got, err := w.m.Endpoints("zzz"); err != nil || len(got) > 0 {
+		t.Errorf("unknown container: %v %v", got, err)
 	}
 }
 
@@ -115,12 +115,16 @@ func TestPublishReach(t *testing.T) {
 	)
 	// The client knows the way to the bridge and to the host's loopback: only the host keeps it out.
 	check(t, netlink.In(w.client, func() error {
-		for _, dst := range []string{a.ep.Address.Masked().String(), "127.0.0.0/8"} {
+		for _, dst := range []string{a.ep.Address.Masked().String(), a.ep.Address6.Masked().String(), "127.0.0.0/8"} {
 			_, n, err := net.ParseCIDR(dst)
 			if err != nil {
 				return err
 			}
-			if err := rtnetlink.RouteAdd(&rtnetlink.Route{Dst: n, Gw: net.ParseIP(hostIP4)}); err != nil {
+			via := hostIP4
+			if n.IP.To4() == nil {
+				via = hostIP6
+			}
+			if err := rtnetlink.RouteAdd(&rtnetlink.Route{Dst: n, Gw: net.ParseIP(via)}); err != nil {
 				return err
 			}
 		}
@@ -133,11 +137,12 @@ func TestPublishReach(t *testing.T) {
 		seen string // "" when it must not be reached
 	}{
 		{"outside", w.client, hostIP4 + ":8080", clientIP4},
-		{"outside, IPv6", w.client, "[" + hostIP6 + "]:8080", gw},
+		{"outside, IPv6", w.client, "[" + hostIP6 + "]:8080", clientIP6},
 		{"host by loopback", nil, "127.0.0.1:8080", gw},
 		{"host by IPv6 loopback", nil, "[::1]:8080", gw},
 		{"host by its address", nil, hostIP4 + ":8080", hostIP4},
-		{"host by its IPv6 address", nil, "[" + hostIP6 + "]:8080", gw},
+		{"host by its IPv6 address", nil, "[" + hostIP6 + "]:8080", hostIP6},
+		{"container itself, IPv6", a.ns, "[" + hostIP6 + "]:8080", gw},
 		{"host by the gateway", nil, gw + ":8080", gw},
 		{"container itself", a.ns, hostIP4 + ":8080", gw},
 		{"container itself by the gateway", a.ns, gw + ":8080", gw},
@@ -151,6 +156,7 @@ func TestPublishReach(t *testing.T) {
 		{"loopback only, outside by force", w.client, "127.0.0.5:8082", ""},
 		{"IPv6 loopback only, host", nil, "[::1]:8083", gw},
 		{"IPv6 loopback only, outside", w.client, "[" + hostIP6 + "]:8083", ""},
+		{"unpublished port, IPv6", w.client, "[" + a.ep.Address6.Addr().String() + "]:81", ""},
 		{"unpublished port", w.client, a.ep.Address.Addr().String() + ":81", ""},
 		{"published port past the host", w.client, a.ep.Address.Addr().String() + ":80", ""},
 	} {
@@ -258,8 +264,8 @@ func TestDetachDead(t *testing.T) {
 	check(t, w.m.DetachDead(t.Context(), "aaa"))
 	left, err := os.ReadDir(w.m.dir(a.ep.NetworkID, "addr"))
 	check(t, err)
-	if len(left) != 1 || left[0].Name() != b.ep.Address.Addr().String() {
-		t.Errorf("addresses %v, want that of the living one", left)
+	if len(left) != 2 || left[0].Name() != b.ep.Address.Addr().String() || left[1].Name() != b.ep.Address6.Addr().String() {
+		t.Errorf("addresses %v, want those of the living one", left)
 	}
 }
 
@@ -272,12 +278,10 @@ func TestLeftovers(t *testing.T) {
 	check(t, w.m.Publish(t.Context(), a.ep, dead))
 	orphan := *a.ep
 	check(t, dead.Close())
-	net, err := w.m.lookup(t.Context(), Bridge)
-	check(t, err)
 	check(t, w.m.writeEndpoint(&orphan))
-	n, err := w.m.portNetwork(net)
+	table, err := w.m.table(t.Context())
 	check(t, err)
-	check(t, portmap.Rebuild(n))
+	check(t, portmap.Rebuild(table))
 	if got := elements(t, "conex"); got != 2 {
 		t.Fatalf("%d elements, want the two of the dead monitor", got)
 	}
@@ -315,11 +319,11 @@ func TestRepair(t *testing.T) {
 	for k, harm := range []func(){
 		func() { conn.FlushRuleset(); check(t, conn.Flush()) },
 		func() {
-			conn.FlushTable(&nftables.Table{Name: "conex", Family: nftables.TableFamilyIPv4})
+			conn.FlushTable(&nftables.Table{Name: "conex", Family: nftables.TableFamilyINet})
 			check(t, conn.Flush())
 		},
 		func() { check(t, deleteLink("conex0")) },
-		func() { check(t, os.WriteFile(forwardFile, []byte("0"), 0)) },
+		func() { check(t, os.WriteFile(forwardFile4, []byte("0"), 0)) },
 	} {
 		harm()
 		b := w.attach(fmt.Sprintf("b%d", k))
@@ -351,7 +355,7 @@ func TestRepair(t *testing.T) {
 
 func TestExhaustion(t *testing.T) {
 	w := newWorld(t)
-	i := Info{ID: disk.RandomID(), Name: Bridge, Driver: "bridge", Interface: firstBridge, Subnet: netip.MustParsePrefix("10.99.0.0/29"), Gateway: netip.MustParseAddr("10.99.0.1")}
+	i := Info{ID: disk.RandomID(), Name: Bridge, Driver: "bridge", Interface: firstBridge, IPv4: Pool{Subnet: netip.MustParsePrefix("10.99.0.0/29"), Gateway: netip.MustParseAddr("10.99.0.1")}}
 	check(t, w.m.save(i))
 	for k := range 5 {
 		w.attach(fmt.Sprintf("c%d", k))
@@ -411,7 +415,7 @@ func TestAttachFails(t *testing.T) {
 // TestGuard has a host that forwarded nothing: after Attach it forwards for containers, and still not between its own networks.
 func TestGuard(t *testing.T) {
 	w := newWorld(t)
-	check(t, setForwarding("0"))
+	check(t, os.WriteFile(forwardFile4, []byte("0"), 0))
 	other := newNetNS(t)
 	w.cable("uplink1", other, "203.0.113.1/24", "203.0.113.2/24")
 	t.Cleanup(func() { check(t, deleteLink("uplink1")) })
@@ -422,7 +426,7 @@ func TestGuard(t *testing.T) {
 	route(other, "203.0.113.1")
 	(&container{ns: other, w: w}).serve(82)
 	a := w.attach("aaa")
-	if on, err := forwarding(); err != nil || !on {
+	if on, err := switchedOn(forwardFile4); err != nil || !on {
 		t.Fatalf("forwarding %v %v", on, err)
 	}
 	if _, err := ask(a.ns, "tcp", "203.0.113.2:82"); err != nil {
@@ -433,7 +437,7 @@ func TestGuard(t *testing.T) {
 	}
 	check(t, w.m.Detach(context.Background(), "aaa"))
 	check(t, w.m.Cleanup(context.Background()))
-	if on, err := forwarding(); err != nil || on {
+	if on, err := switchedOn(forwardFile4); err != nil || on {
 		t.Errorf("forwarding after Cleanup: %v %v", on, err)
 	}
 }
@@ -449,7 +453,7 @@ func TestTwoRoots(t *testing.T) {
 	// The second one chose when the first had not begun, so its record collides.
 	first, err := w.m.lookup(t.Context(), Bridge)
 	check(t, err)
-	check(t, m.save(Info{ID: disk.RandomID(), Name: Bridge, Driver: "bridge", Interface: first.Interface, Subnet: first.Subnet, Gateway: first.Gateway}))
+	check(t, m.save(Info{ID: disk.RandomID(), Name: Bridge, Driver: "bridge", Interface: first.Interface, IPv4: first.IPv4, Chosen: true}))
 	ep, err := m.Attach(t.Context(), AttachRequest{ContainerID: "bbb", NetNS: newNetNS(t)})
 	check(t, err)
 	if ep.Address.Overlaps(a.ep.Address) {

@@ -19,8 +19,9 @@ type Finding struct {
 }
 
 // Audit looks for what conex will not change: another table's forward chain that drops by default (dockerd and ufw set that),
-// and forwarding that is switched off. An empty list means that nothing is in the way of n. It changes nothing.
-func Audit(ctx context.Context, n Network) ([]Finding, error) {
+// and forwarding that is switched off. An empty list means that nothing is in the
+// way of the bridge. It changes nothing.
+func Audit(ctx context.Context, t Table, bridge string) ([]Finding, error) {
 	var out []Finding
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -41,21 +42,21 @@ func Audit(ctx context.Context, n Network) ([]Finding, error) {
 	}
 	for _, c := range chains {
 		v4 := c.Table.Family == nftables.TableFamilyIPv4 || c.Table.Family == nftables.TableFamilyINet
-		if !v4 || c.Table.Name == n.Table || c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward ||
+		if !v4 || c.Table.Name == t.Name || c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward ||
 			c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop {
 			continue
 		}
 		f := Finding{
 			What: fmt.Sprintf("chain %s of the nftables table %s drops forwarded packets by default: published ports and the containers' way out need a rule there", c.Name, c.Table.Name),
-			Hint: fmt.Sprintf("let packets from and to %s pass in that chain", n.Bridge),
+			Hint: fmt.Sprintf("let packets from and to %s pass in that chain", bridge),
 		}
 		switch {
 		case hasChain(chains, c.Table, "DOCKER-USER"):
-			f.Hint = fmt.Sprintf("iptables -I DOCKER-USER -i %s -j ACCEPT; iptables -I DOCKER-USER -o %s -j ACCEPT", n.Bridge, n.Bridge)
+			f.Hint = fmt.Sprintf("iptables -I DOCKER-USER -i %s -j ACCEPT; iptables -I DOCKER-USER -o %s -j ACCEPT", bridge, bridge)
 		case hasChain(chains, c.Table, "ufw-user-forward"):
-			f.Hint = fmt.Sprintf("ufw route allow in on %s; ufw route allow out on %s", n.Bridge, n.Bridge)
+			f.Hint = fmt.Sprintf("ufw route allow in on %s; ufw route allow out on %s", bridge, bridge)
 		case hasChain(chains, c.Table, c.Name) && c.Name == "FORWARD":
-			f.Hint = fmt.Sprintf("iptables -I FORWARD -i %s -j ACCEPT; iptables -I FORWARD -o %s -j ACCEPT", n.Bridge, n.Bridge)
+			f.Hint = fmt.Sprintf("iptables -I FORWARD -i %s -j ACCEPT; iptables -I FORWARD -o %s -j ACCEPT", bridge, bridge)
 		}
 		out = append(out, f)
 	}
@@ -66,7 +67,7 @@ func Audit(ctx context.Context, n Network) ([]Finding, error) {
 	if old {
 		out = append(out, Finding{
 			What: "chain FORWARD of iptables-legacy's filter table drops forwarded packets by default: published ports and the containers' way out need a rule there",
-			Hint: fmt.Sprintf("iptables-legacy -I FORWARD -i %s -j ACCEPT; iptables-legacy -I FORWARD -o %s -j ACCEPT", n.Bridge, n.Bridge),
+			Hint: fmt.Sprintf("iptables-legacy -I FORWARD -i %s -j ACCEPT; iptables-legacy -I FORWARD -o %s -j ACCEPT", bridge, bridge),
 		})
 	}
 	return out, nil

@@ -3,6 +3,7 @@ package portmap
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	rtnetlink "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -28,7 +29,7 @@ func (u udpFlows) MatchConntrackFlow(f *rtnetlink.ConntrackFlow) bool {
 			continue
 		}
 		if u.gone {
-			if src == m.ContainerIP && f.Reverse.SrcPort == m.ContainerPort {
+			if (src == m.IPv4 || src == m.IPv6) && f.Reverse.SrcPort == m.ContainerPort {
 				return true
 			}
 			continue
@@ -43,16 +44,19 @@ func (u udpFlows) MatchConntrackFlow(f *rtnetlink.ConntrackFlow) bool {
 
 // flushUDP forgets such records. Without a UDP port it costs nothing.
 func flushUDP(ms []Mapping, gone bool) error {
-	any := false
-	for _, m := range ms {
-		_, _, ok := m.key()
-		any = any || ok && m.Proto == "udp"
-	}
-	if !any {
-		return nil
-	}
-	if _, err := rtnetlink.ConntrackDeleteFilters(rtnetlink.ConntrackTable, unix.AF_INET, udpFlows{ms, gone}); err != nil {
-		return fmt.Errorf("forget udp connections: %w", err)
+	for _, f := range []struct {
+		family  rtnetlink.InetFamily
+		mapping func(Mapping) bool
+	}{
+		{unix.AF_INET, func(m Mapping) bool { return m.IPv4.IsValid() }},
+		{unix.AF_INET6, func(m Mapping) bool { return m.IPv6.IsValid() }},
+	} {
+		if !slices.ContainsFunc(ms, func(m Mapping) bool { return m.Proto == "udp" && f.mapping(m) }) {
+			continue
+		}
+		if _, err := rtnetlink.ConntrackDeleteFilters(rtnetlink.ConntrackTable, f.family, udpFlows{ms, gone}); err != nil {
+			return fmt.Errorf("forget udp connections: %w", err)
+		}
 	}
 	return nil
 }

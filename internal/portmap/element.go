@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -16,29 +17,50 @@ import (
 type element struct {
 	set      string
 	key, val []byte
+	end      bool // the key is the first one behind an interval
 }
 
+// elementsOf are the elements that lead to a mapping's container, and those that keep others from it.
 func elementsOf(ms []Mapping) []element {
 	var out []element
 	for _, m := range ms {
-		ip := m.HostIP.Unmap()
-		switch set, key, ok := m.key(); {
-		case !m.ContainerIP.Is4():
-		case ok:
-			out = append(out, element{set, key, m.value()})
-		case ip.Is4() && ip.IsLoopback():
-			a := ip.As4()
-			m.HostIP = netip.Addr{}
-			_, key, _ := m.key()
-			out = append(out, element{setLocal, append(a[:], key...), nil})
+		// Concatenated keys are padded to four bytes a field.
+		port := []byte{protoNumber(m.Proto), 0, 0, 0, byte(m.HostPort >> 8), byte(m.HostPort), 0, 0}
+		host := m.HostIP.Unmap()
+		n := len(out)
+		for _, f := range []struct {
+			to        netip.Addr
+			fits      bool
+			any, addr string
+		}{
+			{m.IPv4, !host.IsValid() || host.Is4(), mapAny4, mapAddr4},
+			{m.IPv6, !host.IsValid() || host.Is6(), mapAny6, mapAddr6},
+		} {
+			switch {
+			case !f.fits || !f.to.IsValid() || host.IsLoopback():
+			case !host.IsValid() || host.IsUnspecified():
+				out = append(out, element{set: f.any, key: port, val: value(f.to, m.ContainerPort)})
+			default:
+				out = append(out, element{set: f.addr, key: slices.Concat(host.WithZone("").AsSlice(), port), val: value(f.to, m.ContainerPort)})
+			}
+		}
+		if host.Is4() && host.IsLoopback() {
+			out = append(out, element{set: setLocal, key: slices.Concat(host.AsSlice(), port)})
+		} else if len(out) > n && m.Bridge != "" {
+			out = append(out, element{set: setHairpin, key: slices.Concat(ifnameData(m.Bridge), port)})
 		}
 	}
 	return out
 }
 
-// message is one nf_tables request for family ip.
+// value is the data of a port's element: container address and port.
+func value(to netip.Addr, port uint16) []byte {
+	return append(to.AsSlice(), byte(port>>8), byte(port), 0, 0)
+}
+
+// message is one nf_tables request for family inet.
 func message(typ int, flags uint16, attrs netlink.Attrs) netlink.Message {
-	data := append([]byte{unix.NFPROTO_IPV4, 0, 0, 0}, attrs...) // struct nfgenmsg: family, version, resource id
+	data := append([]byte{unix.NFPROTO_INET, 0, 0, 0}, attrs...) // struct nfgenmsg: family, version, resource id
 	return netlink.Message{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | uint16(typ), Flags: flags, Data: data}
 }
 
@@ -47,6 +69,9 @@ func elementMessage(typ int, flags uint16, table, set string, es []element) netl
 	var list netlink.Attrs
 	for _, e := range es {
 		el := netlink.Attrs{}.Nest(unix.NFTA_SET_ELEM_KEY, netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, e.key))
+		if e.end {
+			el = el.Bytes(unix.NFTA_SET_ELEM_FLAGS, []byte{0, 0, 0, unix.NFT_SET_ELEM_INTERVAL_END})
+		}
 		if e.val != nil && typ == unix.NFT_MSG_NEWSETELEM {
 			el = el.Nest(unix.NFTA_SET_ELEM_DATA, netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, e.val))
 		}
@@ -61,7 +86,7 @@ const perMessage = 500
 
 func elementMessages(typ int, flags uint16, table string, es []element) []netlink.Message {
 	var msgs []netlink.Message
-	for _, set := range []string{mapAny, mapAddr, setLocal} {
+	for _, set := range setNames {
 		var of []element
 		for _, e := range es {
 			if e.set == set {
@@ -78,7 +103,7 @@ func elementMessages(typ int, flags uint16, table string, es []element) []netlin
 }
 
 // add puts the elements of ms into the table, in one transaction. The caller holds the host ports.
-func add(n Network, ms []Mapping) error {
+func add(t Table, ms []Mapping) error {
 	es := elementsOf(ms)
 	if len(es) == 0 {
 		return nil
@@ -88,11 +113,11 @@ func add(n Network, ms []Mapping) error {
 		return err
 	}
 	defer c.Close()
-	adds := elementMessages(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, n.Table, es)
+	adds := elementMessages(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, t.Name, es)
 	err = c.Transaction(unix.NFNL_SUBSYS_NFTABLES, adds...)
 	if errors.Is(err, unix.ENOENT) {
 		// Somebody flushed the ruleset since Attach.
-		if err := build(n); err != nil {
+		if err := build(t); err != nil {
 			return err
 		}
 		err = c.Transaction(unix.NFNL_SUBSYS_NFTABLES, adds...)
@@ -101,7 +126,7 @@ func add(n Network, ms []Mapping) error {
 		// Leftovers of a monitor that died: its listener is gone, since we have the port, so these are nobody's.
 		var stale []element
 		for _, e := range es {
-			found, _, gerr := get(c, n.Table, e)
+			found, _, gerr := get(c, t.Name, e)
 			if gerr != nil {
 				return gerr
 			}
@@ -109,11 +134,11 @@ func add(n Network, ms []Mapping) error {
 				stale = append(stale, e)
 			}
 		}
-		msgs := append(elementMessages(unix.NFT_MSG_DELSETELEM, 0, n.Table, stale), adds...)
+		msgs := append(elementMessages(unix.NFT_MSG_DELSETELEM, 0, t.Name, stale), adds...)
 		err = c.Transaction(unix.NFNL_SUBSYS_NFTABLES, msgs...)
 	}
 	if err != nil {
-		return fmt.Errorf("add ports to nftables table %s: %w", n.Table, err)
+		return fmt.Errorf("add ports to nftables table %s: %w", t.Name, err)
 	}
 	return flushUDP(ms, false)
 }
@@ -142,10 +167,30 @@ func get(c *netlink.Conn, table string, e element) (found bool, data []byte, err
 	return false, nil, nil
 }
 
+// unshared are the elements that go with ms: that a bridge's own containers take the forwarder may be needed by a port of the same number
+// on another address.
+func unshared(t Table, ms []Mapping) ([]element, error) {
+	es := elementsOf(ms)
+	if t.Live == nil || !slices.ContainsFunc(ms, func(m Mapping) bool { return m.HostIP.IsValid() }) {
+		return es, nil
+	}
+	live, err := t.Live()
+	if err != nil {
+		return nil, err
+	}
+	others := elementsOf(slices.DeleteFunc(live, func(m Mapping) bool { return slices.Contains(ms, m) }))
+	return slices.DeleteFunc(es, func(e element) bool {
+		return e.set == setHairpin && slices.ContainsFunc(others, func(o element) bool { return o.set == e.set && bytes.Equal(o.key, e.key) })
+	}), nil
+}
+
 // Withdraw removes the elements of ms that still lead to their container; those that a newer container took over stay.
 // Idempotent, and no error when the table is gone. It serves Close and what a dead monitor left. ctx ends it between elements.
-func Withdraw(ctx context.Context, n Network, ms []Mapping) error {
-	es := elementsOf(ms)
+func Withdraw(ctx context.Context, t Table, ms []Mapping) error {
+	es, err := unshared(t, ms)
+	if err != nil {
+		return err
+	}
 	if len(es) == 0 {
 		return nil
 	}
@@ -159,7 +204,7 @@ func Withdraw(ctx context.Context, n Network, ms []Mapping) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		found, data, err := get(c, n.Table, e)
+		found, data, err := get(c, t.Name, e)
 		if err != nil {
 			return err
 		}
@@ -167,19 +212,19 @@ func Withdraw(ctx context.Context, n Network, ms []Mapping) error {
 			ours = append(ours, e)
 		}
 	}
-	err = c.Transaction(unix.NFNL_SUBSYS_NFTABLES, elementMessages(unix.NFT_MSG_DELSETELEM, 0, n.Table, ours)...)
+	err = c.Transaction(unix.NFNL_SUBSYS_NFTABLES, elementMessages(unix.NFT_MSG_DELSETELEM, 0, t.Name, ours)...)
 	if errors.Is(err, unix.ENOENT) {
 		// Another process settles the same leftovers. One by one, what is still there goes.
 		err = nil
 		for _, e := range ours {
-			derr := c.Transaction(unix.NFNL_SUBSYS_NFTABLES, elementMessages(unix.NFT_MSG_DELSETELEM, 0, n.Table, []element{e})...)
+			derr := c.Transaction(unix.NFNL_SUBSYS_NFTABLES, elementMessages(unix.NFT_MSG_DELSETELEM, 0, t.Name, []element{e})...)
 			if derr != nil && !errors.Is(derr, unix.ENOENT) {
 				err = errors.Join(err, derr)
 			}
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("remove ports from nftables table %s: %w", n.Table, err)
+		return fmt.Errorf("remove ports from nftables table %s: %w", t.Name, err)
 	}
 	return flushUDP(ms, true)
 }

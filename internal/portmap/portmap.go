@@ -3,16 +3,17 @@
 //
 // A port published on an address of the host reaches the container in one of two ways:
 //
-//	client                     way                                    source the container sees
-//	another machine, IPv4      dnat in prerouting, a map element      the client's address
-//	the host, by own address   dnat in output, the same element       the host's address
-//	the host, by 127.0.0.1     the forwarder                          the bridge's gateway
-//	anyone over IPv6           the forwarder (containers have IPv4)   the bridge's gateway
-//	a container on the bridge  the forwarder (hairpin)                the bridge's gateway
+//	client                       way                                         source the container sees
+//	another machine              dnat in prerouting, a map element           the client's address
+//	another network's container  the same                                    the client's address
+//	the host, by own address     dnat in output, the same element            the host's address
+//	the host, by 127.0.0.1, ::1  the forwarder                               the bridge's gateway
+//	the same bridge, itself      the forwarder (hairpin)                     the bridge's gateway
+//	IPv6, container without it   the forwarder                               the bridge's gateway
 //
-// Containers are kept off the dnat on purpose: a reply between two of them would cross the bridge without passing the host's
-// connection tracking, so the client would see it come from the wrong address. Loopback is kept off it because that would
-// need route_localnet, which lets the network reach services that listen on 127.0.0.1 only.
+// Containers of the bridge itself are kept off the dnat on purpose: a reply between two of them would cross the bridge without
+// passing the host's connection tracking, so the client would see it come from the wrong address. Loopback is kept off it because that
+// would need route_localnet, which lets the network reach services that listen on 127.0.0.1 only.
 //
 // The table never accepts on behalf of others: an accept in it ends only its own chain, so what the host's firewall drops
 // stays dropped. Audit says where that keeps published ports from working.
@@ -23,6 +24,8 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // Mapping publishes one port of a container on the host.
@@ -36,10 +39,27 @@ type Mapping struct {
 	// HostPortEnd, when above HostPort, lets Reserve take the first free port of HostPort..HostPortEnd. It is 0 in what
 	// Reservation.Mappings returns.
 	HostPortEnd uint16 `json:"hostPortEnd,omitempty"`
-	// ContainerIP is filled in by Activate.
-	ContainerIP netip.Addr `json:"containerIP"`
+	// Target is filled in by Activate.
+	Target
 	// ContainerPort is the port inside the container.
 	ContainerPort uint16 `json:"containerPort"`
+}
+
+// Target is where a container is found.
+type Target struct {
+	// Bridge is the interface of its network on the host.
+	Bridge string `json:"bridge,omitempty"`
+	// IPv4 and IPv6 are its addresses there; one of them may be missing.
+	IPv4 netip.Addr `json:"ipv4,omitzero"`
+	IPv6 netip.Addr `json:"ipv6,omitzero"`
+}
+
+// reach is the address that the forwarder uses.
+func (t Target) reach() netip.Addr {
+	if t.IPv4.IsValid() {
+		return t.IPv4
+	}
+	return t.IPv6
 }
 
 // String returns "0.0.0.0:8080->80/tcp".
@@ -56,19 +76,26 @@ func (m Mapping) hostAddr() string {
 	return netip.AddrPortFrom(ip, m.HostPort).String()
 }
 
-// Network is what the table must know about a bridge network.
-type Network struct {
-	// Table is the nftables table's name (family ip).
-	Table string
-	// Bridge is the bridge interface's name.
-	Bridge string
-	// Subnet holds the containers' addresses.
-	Subnet netip.Prefix
-	// Guard lists interfaces between which the host did not forward before conex switched ip_forward on; new connections from
+// Table is an installation's nftables table.
+type Table struct {
+	// Name is the table's name (family inet).
+	Name string
+	// Guard lists interfaces between which the host did not forward before conex switched forwarding on; new connections from
 	// one of them to another stay dropped.
 	Guard []string
-	// Live returns the mappings of all endpoints, for rebuilding a table that somebody removed. May be nil.
-	Live func() ([]Mapping, error)
+	// Bridges and Live return all networks and the mappings of all endpoints, for making a table that somebody removed. May be nil.
+	Bridges func() ([]Bridge, error)
+	Live    func() ([]Mapping, error)
+}
+
+// Bridge is what the table must know about a bridge network.
+type Bridge struct {
+	// Name is the bridge interface's name.
+	Name string
+	// Internal keeps its containers from everything else.
+	Internal bool
+	// Masquerade lists the subnets whose packets leave the host with its own address.
+	Masquerade []netip.Prefix
 }
 
 // ErrPortTaken says that a host port is in use. The error that carries it is a *TakenError.
@@ -110,33 +137,12 @@ func (m Mapping) Collides(o Mapping) bool {
 	return a == b || a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
 }
 
-// key returns the map that nftables serves m from and the element's key; ok is false when only the forwarder serves it.
-func (m Mapping) key() (set string, key []byte, ok bool) {
-	ip := m.HostIP
-	if ip.Is4In6() {
-		ip = ip.Unmap()
-	}
-	if ip.IsValid() && (!ip.Is4() || ip.IsLoopback()) {
-		return "", nil, false
-	}
-	// Concatenated keys are padded to four bytes a field.
-	port := []byte{protoNumber(m.Proto), 0, 0, 0, byte(m.HostPort >> 8), byte(m.HostPort), 0, 0}
-	if !ip.IsValid() || ip.IsUnspecified() {
-		return mapAny, port, true
-	}
-	a := ip.As4()
-	return mapAddr, append(a[:], port...), true
-}
-
-// value is the map element's data: container address and port.
-func (m Mapping) value() []byte {
-	a := m.ContainerIP.As4()
-	return append(a[:], byte(m.ContainerPort>>8), byte(m.ContainerPort), 0, 0)
-}
-
 func protoNumber(p string) byte {
-	if p == "udp" {
-		return 17
+	switch p {
+	case "udp":
+		return unix.IPPROTO_UDP
+	case "sctp":
+		return unix.IPPROTO_SCTP
 	}
-	return 6
+	return unix.IPPROTO_TCP
 }

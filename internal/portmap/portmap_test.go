@@ -50,7 +50,11 @@ func TestMain(m *testing.M) {
 // containerIP stands for a container: an address on the namespace's loopback, where the forwarder can reach it.
 var containerIP = netip.MustParseAddr("10.77.0.2")
 
-var testNet = Network{Table: "conex", Bridge: "conex0", Subnet: netip.MustParsePrefix("10.77.0.0/24")}
+var (
+	testTable  = Table{Name: "conex"}
+	testBridge = Bridge{Name: "conex0", Masquerade: []netip.Prefix{netip.MustParsePrefix("10.77.0.0/24")}}
+	testTarget = Target{Bridge: "conex0", IPv4: containerIP}
+)
 
 func world() error {
 	lo, err := rtnetlink.LinkByName("lo")
@@ -163,9 +167,9 @@ func TestForwardEnds(t *testing.T) {
 	early, err := net.Dial("tcp", "127.0.0.1:7100")
 	check(t, err)
 	defer early.Close()
-	check(t, Ensure(testNet))
-	defer func() { check(t, Remove(testNet)) }()
-	check(t, r.Activate(t.Context(), testNet, "c", containerIP))
+	check(t, Ensure(testTable, testBridge))
+	defer func() { check(t, Remove(testTable)) }()
+	check(t, r.Activate(t.Context(), testTable, "c", testTarget))
 	server, err := l.Accept()
 	check(t, err)
 	defer server.Close()
@@ -203,15 +207,15 @@ func TestForwardEnds(t *testing.T) {
 		t.Errorf("%d goroutines before, %d after", before, after)
 	}
 	check(t, reserve(t, Mapping{Proto: "tcp", HostPort: 7100, ContainerPort: 80}, Mapping{Proto: "udp", HostPort: 7100, ContainerPort: 80}).Close())
-	if err := r.Activate(t.Context(), testNet, "c", containerIP); err == nil {
+	if err := r.Activate(t.Context(), testTable, "c", testTarget); err == nil {
 		t.Error("a closed reservation was activated")
 	}
 }
 
 func TestTCPRefused(t *testing.T) {
 	r := reserve(t, Mapping{Proto: "tcp", HostPort: 7200, ContainerPort: 9})
-	defer func() { check(t, Remove(testNet)) }()
-	check(t, r.Activate(t.Context(), testNet, "c", containerIP))
+	defer func() { check(t, Remove(testTable)) }()
+	check(t, r.Activate(t.Context(), testTable, "c", testTarget))
 	c, err := net.Dial("tcp", "127.0.0.1:7200")
 	if err == nil { // else the reset was faster than Dial
 		defer c.Close()
@@ -272,8 +276,8 @@ func TestMemory(t *testing.T) {
 	}
 	before := used()
 	r := reserve(t, ms...)
-	defer func() { check(t, Remove(testNet)) }()
-	check(t, r.Activate(t.Context(), testNet, "c", containerIP))
+	defer func() { check(t, Remove(testTable)) }()
+	check(t, r.Activate(t.Context(), testTable, "c", testTarget))
 	each := (int64(used()) - int64(before)) / ports
 	t.Logf("%d bytes a published port", each)
 	if each > 16<<10 {
@@ -296,7 +300,7 @@ func TestAuditLegacy(t *testing.T) {
 		want   bool
 	}{{"DROP", true}, {"ACCEPT", false}} {
 		policy(c.policy)
-		found, err := Audit(t.Context(), testNet)
+		found, err := Audit(t.Context(), testTable, "conex0")
 		check(t, err)
 		got := false
 		for _, f := range found {

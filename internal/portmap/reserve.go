@@ -19,13 +19,13 @@ type Reservation struct {
 	maps []Mapping
 	held []held
 
-	mu      sync.Mutex
-	network Network
-	active  bool
-	closed  bool
-	cancel  context.CancelFunc
-	done    sync.WaitGroup
-	conns   map[io.Closer]struct{}
+	mu     sync.Mutex
+	table  Table
+	active bool
+	closed bool
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+	conns  map[io.Closer]struct{}
 }
 
 // held is one listener: tcp or udp.
@@ -171,30 +171,30 @@ func (r *Reservation) Mappings() []Mapping {
 	return append([]Mapping(nil), r.maps...)
 }
 
-// Activate makes the ports reach containerIP: map elements in the table of n, which is made or repaired when it is missing,
-// and forwarders. It may be called once. network.Manager.Publish calls it with the endpoint's data and records the ports for
-// the case that this process dies.
-func (r *Reservation) Activate(ctx context.Context, n Network, containerID string, containerIP netip.Addr) error {
+// Activate makes the ports reach a container: map elements in the table, which is made when it is missing, and forwarders. It may be called
+// once, by who holds the table's lock. network.Manager.Publish calls it with the endpoint's data and records the ports for the case that
+// this process dies.
+func (r *Reservation) Activate(ctx context.Context, t Table, containerID string, to Target) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed || r.active {
 		return fmt.Errorf("activate ports of %s: reservation is closed or active already", containerID)
 	}
-	if !containerIP.Is4() {
-		return fmt.Errorf("activate ports of %s: container address %s is not IPv4", containerID, containerIP)
+	if !to.reach().IsValid() {
+		return fmt.Errorf("activate ports of %s: the container has no address", containerID)
 	}
 	for i := range r.maps {
-		r.maps[i].ContainerIP = containerIP
+		r.maps[i].Target = to
 	}
-	if err := add(n, r.maps); err != nil {
+	if err := add(t, r.maps); err != nil {
 		return fmt.Errorf("activate ports of %s: %w", containerID, err)
 	}
-	r.network, r.active = n, true
+	r.table, r.active = t, true
 	fctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // the forwarders live until Close, not until ctx ends
 	r.cancel = cancel
 	for _, h := range r.held {
 		m := r.maps[h.mapping]
-		target := netip.AddrPortFrom(m.ContainerIP, m.ContainerPort)
+		target := netip.AddrPortFrom(to.reach(), m.ContainerPort)
 		if h.tcp != nil {
 			r.done.Go(func() { r.serveTCP(fctx, h.tcp, target) })
 		} else {
@@ -215,7 +215,7 @@ func (r *Reservation) Close() error {
 	var err error
 	if r.active {
 		// Elements first: while the listener stands, nobody else can have the port.
-		err = Withdraw(context.Background(), r.network, r.maps)
+		err = Withdraw(context.Background(), r.table, r.maps)
 		r.cancel()
 	}
 	for _, h := range r.held {

@@ -14,37 +14,59 @@ import (
 	"conex/internal/linux/netlink"
 )
 
-// The table, for a network on conex0 with 172.30.0.0/16 (`nft list table ip conex` shows it so):
+// The table, with two networks (`nft list table inet conex` shows it so):
 //
-//	map ports     { type inet_proto . inet_service : ipv4_addr . inet_service }              published on every address
-//	map addrports { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service }  published on one
-//	set loopback  { type ipv4_addr . inet_proto . inet_service }                             published on 127.x
-//	set guard     { type ifname }                                                            see Network.Guard
+//	set bridges  { type ifname }                        the bridges of all networks
+//	set internal { type ifname }                        those that lead nowhere
+//	set pairs    { type ifname . ifname }               each bridge with itself
+//	set subnets4 { type ipv4_addr; flags interval }     what leaves the host with its address; subnets6 the same
+//	map ports4     { type inet_proto . inet_service : ipv4_addr . inet_service }              published on every address; ports6
+//	map addrports4 { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service }  published on one; addrports6
+//	set loopback { type ipv4_addr . inet_proto . inet_service }                               published on 127.x
+//	set hairpin  { type ifname . inet_proto . inet_service }  published ports by their own bridge
+//	set guard    { type ifname }                        see Table.Guard
 //	chain raw  { type filter hook prerouting priority raw
-//	  iifname != "lo" ip daddr . meta l4proto . th dport @loopback drop }
+//	  meta nfproto ipv4 iifname != "lo" ip daddr . meta l4proto . th dport @loopback drop }
 //	chain publish {
-//	  dnat ip to ip daddr . meta l4proto . th dport map @addrports
-//	  dnat ip to meta l4proto . th dport map @ports }
+//	  meta nfproto ipv4 dnat ip to ip daddr . meta l4proto . th dport map @addrports4
+//	  meta nfproto ipv4 dnat ip to meta l4proto . th dport map @ports4
+//	  meta nfproto ipv6 dnat ip6 to ip6 daddr . meta l4proto . th dport map @addrports6
+//	  meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @ports6 }
 //	chain prerouting  { type nat hook prerouting priority dstnat
-//	  iifname != "conex0" fib daddr type local jump publish }
+//	  iifname . meta l4proto . th dport @hairpin return
+//	  fib daddr type local jump publish }
 //	chain output      { type nat hook output priority dstnat
-//	  ip daddr != 127.0.0.0/8 fib daddr type local jump publish }
+//	  oifname "lo" ip daddr 127.0.0.0/8 return
+//	  ip6 daddr ::1 return
+//	  fib daddr type local jump publish }
 //	chain postrouting { type nat hook postrouting priority srcnat
-//	  ip saddr 172.30.0.0/16 oifname != "conex0" masquerade }
+//	  ip saddr @subnets4 oifname != @bridges masquerade
+//	  ip6 saddr @subnets6 oifname != @bridges masquerade }
 //	chain forward     { type filter hook forward priority filter
 //	  ct state established,related accept
-//	  iifname "conex0" accept
-//	  oifname "conex0" ct status dnat accept
-//	  oifname "conex0" drop
+//	  iifname . oifname @pairs accept
+//	  iifname @internal drop
+//	  oifname @internal drop
+//	  oifname @bridges ct status dnat accept
+//	  oifname @bridges drop
+//	  iifname @bridges accept
 //	  iifname @guard oifname @guard drop }
 //
-// The two maps are hash tables: a packet of a new connection costs the same with one published port or ten thousand, and
-// publishing is one element, not rules in three chains.
+// The number of rules is the same with one network or a hundred, with one published port or ten thousand: all else are elements of hash
+// tables, and publishing is a few of them in one transaction, not rules in three chains.
 const (
-	mapAny   = "ports"
-	mapAddr  = "addrports"
-	setLocal = "loopback"
-	setGuard = "guard"
+	setBridges  = "bridges"
+	setInternal = "internal"
+	setPairs    = "pairs"
+	setSubnets4 = "subnets4"
+	setSubnets6 = "subnets6"
+	mapAny4     = "ports4"
+	mapAny6     = "ports6"
+	mapAddr4    = "addrports4"
+	mapAddr6    = "addrports6"
+	setLocal    = "loopback"
+	setHairpin  = "hairpin"
+	setGuard    = "guard"
 
 	chainRaw         = "raw"
 	chainPublish     = "publish"
@@ -53,6 +75,9 @@ const (
 	chainPostrouting = "postrouting"
 	chainForward     = "forward"
 )
+
+// setNames lists the sets and maps whose elements change while the table stands.
+var setNames = []string{setBridges, setInternal, setPairs, setSubnets4, setSubnets6, mapAny4, mapAny6, mapAddr4, mapAddr6, setLocal, setHairpin}
 
 // ErrNoTable says that the table is not there.
 var ErrNoTable = errors.New("nftables table is missing")
@@ -67,53 +92,70 @@ const (
 	reg32              = 8 // the first of the 32-bit registers
 )
 
-// plan is the static part of a network's table.
+// plan is the static part of a table.
 type plan struct {
+	table  *nftables.Table
 	chains []*nftables.Chain
 	rules  []*nftables.Rule
 }
 
-func planOf(n Network) (*nftables.Table, *plan) {
-	t := &nftables.Table{Name: n.Table, Family: nftables.TableFamilyIPv4}
-	p := &plan{}
-	chain := func(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
-		c := &nftables.Chain{Name: name, Table: t, Type: typ, Hooknum: hook, Priority: prio}
-		p.chains = append(p.chains, c)
-		return c
-	}
-	rule := func(c *nftables.Chain, exprs ...[]expr.Any) {
-		r := &nftables.Rule{Table: t, Chain: c}
-		for _, e := range exprs {
-			r.Exprs = append(r.Exprs, e...)
-		}
-		p.rules = append(p.rules, r)
-	}
-	raw := chain(chainRaw, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
-	publish := chain(chainPublish, "", nil, nil)
-	prerouting := chain(chainPrerouting, nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
-	output := chain(chainOutput, nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
-	postrouting := chain(chainPostrouting, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
-	forward := chain(chainForward, nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
-
-	// A host with route_localnet (other software sets it) must still not show ports of 127.0.0.1 to its network.
-	rule(raw, ifname(expr.MetaKeyIIFNAME, expr.CmpOpNeq, "lo"), addrProtoPort(), in(setLocal), drop())
-	rule(publish, addrProtoPort(), translate(mapAddr))
-	rule(publish, protoPort(reg32), translate(mapAny))
-	rule(prerouting, ifname(expr.MetaKeyIIFNAME, expr.CmpOpNeq, n.Bridge), toLocal(), jump(chainPublish))
-	rule(output, daddrIn(expr.CmpOpNeq, netip.MustParsePrefix("127.0.0.0/8")), toLocal(), jump(chainPublish))
-	rule(postrouting, saddrIn(n.Subnet), ifname(expr.MetaKeyOIFNAME, expr.CmpOpNeq, n.Bridge), []expr.Any{&expr.Masq{}})
-	rule(forward, ctHas(expr.CtKeySTATE, ctStateEstablished|ctStateRelated), accept())
-	rule(forward, ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, n.Bridge), accept())
-	rule(forward, ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, n.Bridge), ctHas(expr.CtKeySTATUS, ctStatusDstNAT), accept())
-	rule(forward, ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, n.Bridge), drop())
-	rule(forward, load(expr.MetaKeyIIFNAME), in(setGuard), load(expr.MetaKeyOIFNAME), in(setGuard), drop())
-	return t, p
+func (p *plan) chain(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
+	c := &nftables.Chain{Name: name, Table: p.table, Type: typ, Hooknum: hook, Priority: prio}
+	p.chains = append(p.chains, c)
+	return c
 }
 
-func load(key expr.MetaKey) []expr.Any { return []expr.Any{&expr.Meta{Key: key, Register: reg1}} }
+func (p *plan) rule(c *nftables.Chain, exprs ...[]expr.Any) {
+	p.rules = append(p.rules, &nftables.Rule{Table: p.table, Chain: c, Exprs: slices.Concat(exprs...)})
+}
+
+func planOf(t Table) *plan {
+	p := &plan{table: &nftables.Table{Name: t.Name, Family: nftables.TableFamilyINet}}
+	raw := p.chain(chainRaw, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
+	publish := p.chain(chainPublish, "", nil, nil)
+	prerouting := p.chain(chainPrerouting, nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
+	output := p.chain(chainOutput, nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
+	postrouting := p.chain(chainPostrouting, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
+	forward := p.chain(chainForward, nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
+
+	// A host with route_localnet (other software sets it) must still not show ports of 127.0.0.1 to its network.
+	p.rule(raw, family(unix.NFPROTO_IPV4), ifname(expr.MetaKeyIIFNAME, expr.CmpOpNeq, "lo"), daddr4(reg32), protoPort(reg32+1), in(setLocal, reg32), drop())
+	p.rule(publish, family(unix.NFPROTO_IPV4), daddr4(reg32), protoPort(reg32+1), translate(mapAddr4))
+	p.rule(publish, family(unix.NFPROTO_IPV4), protoPort(reg32), translate(mapAny4))
+	p.rule(publish, family(unix.NFPROTO_IPV6), daddr6(reg32), protoPort(reg32+4), translate(mapAddr6))
+	p.rule(publish, family(unix.NFPROTO_IPV6), protoPort(reg32), translate(mapAny6))
+	p.rule(prerouting, load(expr.MetaKeyIIFNAME, reg32), protoPort(reg32+4), in(setHairpin, reg32), verdict(expr.VerdictReturn, ""))
+	p.rule(prerouting, toLocal(), jump(chainPublish))
+	p.rule(output, family(unix.NFPROTO_IPV4), daddrIn(netip.MustParsePrefix("127.0.0.0/8")), verdict(expr.VerdictReturn, ""))
+	p.rule(output, family(unix.NFPROTO_IPV6), daddrIn(netip.MustParsePrefix("::1/128")), verdict(expr.VerdictReturn, ""))
+	p.rule(output, toLocal(), jump(chainPublish))
+	p.rule(postrouting, family(unix.NFPROTO_IPV4), saddr4(reg1), in(setSubnets4, reg1), load(expr.MetaKeyOIFNAME, reg1), notIn(setBridges, reg1), []expr.Any{&expr.Masq{}})
+	p.rule(postrouting, family(unix.NFPROTO_IPV6), saddr6(reg1), in(setSubnets6, reg1), load(expr.MetaKeyOIFNAME, reg1), notIn(setBridges, reg1), []expr.Any{&expr.Masq{}})
+	from, to := load(expr.MetaKeyIIFNAME, reg1), load(expr.MetaKeyOIFNAME, reg1)
+	p.rule(forward, ctHas(expr.CtKeySTATE, ctStateEstablished|ctStateRelated), accept())
+	p.rule(forward, load(expr.MetaKeyIIFNAME, reg32), load(expr.MetaKeyOIFNAME, reg32+4), in(setPairs, reg32), accept())
+	p.rule(forward, from, in(setInternal, reg1), drop())
+	p.rule(forward, to, in(setInternal, reg1), drop())
+	p.rule(forward, to, in(setBridges, reg1), ctHas(expr.CtKeySTATUS, ctStatusDstNAT), accept())
+	p.rule(forward, to, in(setBridges, reg1), drop())
+	p.rule(forward, from, in(setBridges, reg1), accept())
+	p.rule(forward, from, in(setGuard, reg1), to, in(setGuard, reg1), drop())
+	return p
+}
+
+func family(f byte) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: []byte{f}},
+	}
+}
+
+func load(key expr.MetaKey, reg uint32) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: reg}}
+}
 
 func ifname(key expr.MetaKey, op expr.CmpOp, name string) []expr.Any {
-	return append(load(key), &expr.Cmp{Op: op, Register: reg1, Data: ifnameData(name)})
+	return append(load(key, reg1), &expr.Cmp{Op: op, Register: reg1, Data: ifnameData(name)})
 }
 
 // ifnameData pads an interface name to IFNAMSIZ, so that the comparison is exact.
@@ -131,24 +173,34 @@ func protoPort(reg uint32) []expr.Any {
 	}
 }
 
-func addrProtoPort() []expr.Any {
-	return append([]expr.Any{&expr.Payload{DestRegister: reg32, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}}, protoPort(reg32+1)...)
+// header loads a part of the network header.
+func header(reg, offset, length uint32) []expr.Any {
+	return []expr.Any{&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length}}
 }
+
+func saddr4(reg uint32) []expr.Any { return header(reg, 12, 4) }
+func daddr4(reg uint32) []expr.Any { return header(reg, 16, 4) }
+func saddr6(reg uint32) []expr.Any { return header(reg, 8, 16) }
+func daddr6(reg uint32) []expr.Any { return header(reg, 24, 16) }
 
 // translate looks the key in the first registers up in a map; a packet without an element goes on to the next rule.
 func translate(name string) []expr.Any {
+	family, port := uint32(unix.NFPROTO_IPV4), uint32(reg32+1)
+	if name == mapAny6 || name == mapAddr6 {
+		family, port = unix.NFPROTO_IPV6, reg32+4
+	}
 	return []expr.Any{
 		&expr.Lookup{SourceRegister: reg32, DestRegister: reg32, IsDestRegSet: true, SetName: name},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg32, RegProtoMin: reg32 + 1},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: reg32, RegProtoMin: port},
 	}
 }
 
-func in(set string) []expr.Any {
-	reg := uint32(reg32)
-	if set == setGuard {
-		reg = reg1
-	}
+func in(set string, reg uint32) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: reg, SetName: set}}
+}
+
+func notIn(set string, reg uint32) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: reg, SetName: set, Invert: true}}
 }
 
 func toLocal() []expr.Any {
@@ -158,18 +210,20 @@ func toLocal() []expr.Any {
 	}
 }
 
-func daddrIn(op expr.CmpOp, p netip.Prefix) []expr.Any { return addrIn(16, op, p) }
-
-func saddrIn(p netip.Prefix) []expr.Any { return addrIn(12, expr.CmpOpEq, p) }
-
-func addrIn(offset uint32, op expr.CmpOp, p netip.Prefix) []expr.Any {
-	a := p.Masked().Addr().As4()
-	mask := binaryutil.BigEndian.PutUint32(^uint32(0) << (32 - p.Bits()))
-	return []expr.Any{
-		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
-		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: op, Register: reg1, Data: a[:]},
+func daddrIn(p netip.Prefix) []expr.Any {
+	get := daddr4(reg1)
+	if p.Addr().Is6() {
+		get = daddr6(reg1)
 	}
+	a := p.Masked().Addr().AsSlice()
+	mask := make([]byte, len(a))
+	for b := range p.Bits() {
+		mask[b/8] |= 0x80 >> (b % 8)
+	}
+	return append(get,
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: uint32(len(a)), Mask: mask, Xor: make([]byte, len(a))},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: a},
+	)
 }
 
 func ctHas(key expr.CtKey, bits uint32) []expr.Any {
@@ -188,89 +242,129 @@ func accept() []expr.Any           { return verdict(expr.VerdictAccept, "") }
 func drop() []expr.Any             { return verdict(expr.VerdictDrop, "") }
 func jump(chain string) []expr.Any { return verdict(expr.VerdictJump, chain) }
 
-// Ensure makes the network's table unless it is there and whole. A rebuilt table gets the elements of n.Live back, in the same
-// transaction. Callers hold the network's lock.
-func Ensure(n Network) error {
-	ok, err := whole(n)
-	if err != nil || ok {
-		return err
-	}
-	return build(n)
-}
-
-// Rebuild replaces the network's table, for a changed Network.Guard. Callers hold the network's lock.
-func Rebuild(n Network) error { return build(n) }
-
-// whole asks the kernel for the table and counts its rules: a flushed table has none, and chains or maps that are in use
-// can't be deleted. Two round trips, a tenth of a millisecond.
-func whole(n Network) (bool, error) {
+// Standing reports whether the table is there and whole, and knows the bridge. Two round trips, a tenth of a millisecond.
+func Standing(t Table, b Bridge) (bool, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return false, err
 	}
 	defer c.Close()
-	_, p := planOf(n)
-	rules, err := c.Dump(message(unix.NFT_MSG_GETRULE, 0, netlink.Attrs{}.String(unix.NFTA_RULE_TABLE, n.Table)))
+	ok, err := whole(c, t)
+	if err != nil || !ok {
+		return false, err
+	}
+	ok, _, err = get(c, t.Name, element{set: setBridges, key: ifnameData(b.Name)})
+	return ok, err
+}
+
+// Ensure makes the table unless it is there and whole, and puts the bridge into it. A table that is made anew gets the elements of all
+// bridges and mappings back, in the same transaction. Callers hold the table's lock.
+func Ensure(t Table, b Bridge) error {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ok, err := whole(c, t)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return build(t)
+	}
+	msgs := elementMessages(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, t.Name, bridgeElements(b))
+	if err := c.Transaction(unix.NFNL_SUBSYS_NFTABLES, msgs...); err != nil {
+		return fmt.Errorf("add bridge %s to nftables table %s: %w", b.Name, t.Name, err)
+	}
+	return nil
+}
+
+// Rebuild replaces the table, for a changed Table.Guard or what others did to it. Callers hold the table's lock.
+func Rebuild(t Table) error { return build(t) }
+
+// RemoveBridge takes a bridge out of the table. It is no error when it isn't in there, or there is no table. Callers hold the table's lock.
+func RemoveBridge(t Table, b Bridge) error {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	found, _, err := get(c, t.Name, element{set: setBridges, key: ifnameData(b.Name)})
+	if err != nil || !found {
+		return err
+	}
+	err = c.Transaction(unix.NFNL_SUBSYS_NFTABLES, elementMessages(unix.NFT_MSG_DELSETELEM, 0, t.Name, bridgeElements(b))...)
+	if err != nil {
+		return fmt.Errorf("remove bridge %s from nftables table %s: %w", b.Name, t.Name, err)
+	}
+	return nil
+}
+
+// bridgeElements are the elements of one network.
+func bridgeElements(b Bridge) []element {
+	name := ifnameData(b.Name)
+	es := []element{{set: setBridges, key: name}, {set: setPairs, key: slices.Concat(name, name)}}
+	if b.Internal {
+		es = append(es, element{set: setInternal, key: name})
+	}
+	for _, p := range b.Masquerade {
+		set := setSubnets4
+		if p.Addr().Is6() {
+			set = setSubnets6
+		}
+		es = append(es, element{set: set, key: p.Masked().Addr().AsSlice()})
+		if next := behind(p); next.IsValid() {
+			es = append(es, element{set: set, key: next.AsSlice(), end: true})
+		}
+	}
+	return es
+}
+
+// behind is the first address after a prefix.
+func behind(p netip.Prefix) netip.Addr {
+	a := p.Masked().Addr().AsSlice()
+	for b := p.Bits(); b < len(a)*8; b++ {
+		a[b/8] |= 0x80 >> (b % 8)
+	}
+	last, _ := netip.AddrFromSlice(a)
+	return last.Next()
+}
+
+// whole asks the kernel for the table and counts its rules: a flushed table has none, and chains or maps that are in use
+// can't be deleted.
+func whole(c *netlink.Conn, t Table) (bool, error) {
+	rules, err := c.Dump(message(unix.NFT_MSG_GETRULE, 0, netlink.Attrs{}.String(unix.NFTA_RULE_TABLE, t.Name)))
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("list rules of table %s: %w", n.Table, err)
+		return false, fmt.Errorf("list rules of table %s: %w", t.Name, err)
 	}
-	return len(rules) == len(p.rules), nil
+	return len(rules) == len(planOf(t).rules), nil
 }
 
 // build replaces the table by a new one in one transaction: no packet sees it half made.
-func build(n Network) error {
-	var live []Mapping
-	if n.Live != nil {
-		var err error
-		if live, err = n.Live(); err != nil {
-			return fmt.Errorf("rebuild table %s: %w", n.Table, err)
-		}
+func build(t Table) error {
+	elements, err := everything(t)
+	if err != nil {
+		return fmt.Errorf("rebuild table %s: %w", t.Name, err)
 	}
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	t, p := planOf(n)
+	p := planOf(t)
 	// The first add makes the delete succeed when there is no table.
-	conn.AddTable(t)
-	conn.DelTable(t)
-	conn.AddTable(t)
-
-	port := []nftables.SetDatatype{nftables.TypeInetProto, nftables.TypeInetService}
-	addrPort := append([]nftables.SetDatatype{nftables.TypeIPAddr}, port...)
-	target := nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
-	sets := map[string]*nftables.Set{
-		mapAny:   {Table: t, Name: mapAny, IsMap: true, Concatenation: true, KeyType: nftables.MustConcatSetType(port...), DataType: target},
-		mapAddr:  {Table: t, Name: mapAddr, IsMap: true, Concatenation: true, KeyType: nftables.MustConcatSetType(addrPort...), DataType: target},
-		setLocal: {Table: t, Name: setLocal, Concatenation: true, KeyType: nftables.MustConcatSetType(addrPort...)},
-		setGuard: {Table: t, Name: setGuard, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
-	}
-	elements := make(map[string][]nftables.SetElement)
-	for _, name := range n.Guard {
-		elements[setGuard] = append(elements[setGuard], nftables.SetElement{Key: ifnameData(name)})
-	}
-	// Two records can name one port when a monitor died and its port was taken anew: the later one of the list wins.
-	seen := make(map[string]int)
-	for _, e := range elementsOf(live) {
-		k := e.set + string(e.key)
-		el := nftables.SetElement{Key: e.key, Val: e.val}
-		if i, ok := seen[k]; ok {
-			elements[e.set][i] = el
-			continue
+	conn.AddTable(p.table)
+	conn.DelTable(p.table)
+	conn.AddTable(p.table)
+	for _, s := range sets(p.table) {
+		if err := conn.AddSet(s, nil); err != nil {
+			return fmt.Errorf("table %s: set %s: %w", t.Name, s.Name, err)
 		}
-		seen[k] = len(elements[e.set])
-		elements[e.set] = append(elements[e.set], el)
-	}
-	for _, name := range []string{mapAny, mapAddr, setLocal, setGuard} {
-		if err := conn.AddSet(sets[name], nil); err != nil {
-			return fmt.Errorf("table %s: set %s: %w", n.Table, name, err)
-		}
-		for part := range slices.Chunk(elements[name], perMessage) {
-			if err := conn.SetAddElements(sets[name], part); err != nil {
-				return fmt.Errorf("table %s: set %s: %w", n.Table, name, err)
+		for part := range slices.Chunk(elements[s.Name], perMessage) {
+			if err := conn.SetAddElements(s, part); err != nil {
+				return fmt.Errorf("table %s: set %s: %w", t.Name, s.Name, err)
 			}
 		}
 	}
@@ -281,21 +375,89 @@ func build(n Network) error {
 		conn.AddRule(r)
 	}
 	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("make nftables table %s: %w", n.Table, err)
+		return fmt.Errorf("make nftables table %s: %w", t.Name, err)
 	}
 	return nil
 }
 
-// Remove deletes the network's table. It is no error when there is none.
-func Remove(n Network) error {
+// sets are the table's sets and maps.
+func sets(t *nftables.Table) []*nftables.Set {
+	port := []nftables.SetDatatype{nftables.TypeInetProto, nftables.TypeInetService}
+	with := func(first nftables.SetDatatype) nftables.SetDatatype {
+		return nftables.MustConcatSetType(append([]nftables.SetDatatype{first}, port...)...)
+	}
+	target4 := nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
+	target6 := nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeInetService)
+	names := func(name string) *nftables.Set {
+		return &nftables.Set{Table: t, Name: name, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
+	}
+	concat := func(name string, key nftables.SetDatatype) *nftables.Set {
+		return &nftables.Set{Table: t, Name: name, Concatenation: true, KeyType: key}
+	}
+	ports := func(name string, key, target nftables.SetDatatype) *nftables.Set {
+		return &nftables.Set{Table: t, Name: name, IsMap: true, Concatenation: true, KeyType: key, DataType: target}
+	}
+	subnets := func(name string, key nftables.SetDatatype) *nftables.Set {
+		return &nftables.Set{Table: t, Name: name, Interval: true, KeyType: key}
+	}
+	return []*nftables.Set{
+		names(setBridges), names(setInternal), names(setGuard),
+		concat(setPairs, nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)),
+		subnets(setSubnets4, nftables.TypeIPAddr), subnets(setSubnets6, nftables.TypeIP6Addr),
+		ports(mapAny4, nftables.MustConcatSetType(port...), target4), ports(mapAddr4, with(nftables.TypeIPAddr), target4),
+		ports(mapAny6, nftables.MustConcatSetType(port...), target6), ports(mapAddr6, with(nftables.TypeIP6Addr), target6),
+		concat(setLocal, with(nftables.TypeIPAddr)), concat(setHairpin, with(nftables.TypeIFName)),
+	}
+}
+
+// everything gathers the elements of a table from the records, by set.
+func everything(t Table) (map[string][]nftables.SetElement, error) {
+	var es []element
+	if t.Bridges != nil {
+		bridges, err := t.Bridges()
+		if err != nil {
+			return nil, err
+		}
+		for _, b := range bridges {
+			es = append(es, bridgeElements(b)...)
+		}
+	}
+	if t.Live != nil {
+		live, err := t.Live()
+		if err != nil {
+			return nil, err
+		}
+		es = append(es, elementsOf(live)...)
+	}
+	for _, name := range t.Guard {
+		es = append(es, element{set: setGuard, key: ifnameData(name)})
+	}
+	out := make(map[string][]nftables.SetElement)
+	// Two records can name one port when a monitor died and its port was taken anew: the later one of the list wins.
+	seen := make(map[string]int)
+	for _, e := range es {
+		k := fmt.Sprint(e.set, e.end, e.key)
+		el := nftables.SetElement{Key: e.key, Val: e.val, IntervalEnd: e.end}
+		if i, ok := seen[k]; ok {
+			out[e.set][i] = el
+			continue
+		}
+		seen[k] = len(out[e.set])
+		out[e.set] = append(out[e.set], el)
+	}
+	return out, nil
+}
+
+// Remove deletes the table. It is no error when there is none.
+func Remove(t Table) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	err = c.Transaction(unix.NFNL_SUBSYS_NFTABLES, message(unix.NFT_MSG_DELTABLE, 0, netlink.Attrs{}.String(unix.NFTA_TABLE_NAME, n.Table)))
+	err = c.Transaction(unix.NFNL_SUBSYS_NFTABLES, message(unix.NFT_MSG_DELTABLE, 0, netlink.Attrs{}.String(unix.NFTA_TABLE_NAME, t.Name)))
 	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("delete nftables table %s: %w", n.Table, err)
+		return fmt.Errorf("delete nftables table %s: %w", t.Name, err)
 	}
 	return nil
 }

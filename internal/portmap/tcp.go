@@ -42,7 +42,7 @@ func (r *Reservation) serveTCP(ctx context.Context, l *net.TCPListener, target n
 func (r *Reservation) joinTCP(ctx context.Context, client *net.TCPConn, target netip.AddrPort) {
 	d := net.Dialer{KeepAlive: -1}
 	d.SetMultipathTCP(false)
-	c, err := d.DialContext(ctx, "tcp4", target.String())
+	c, err := d.DialContext(ctx, "tcp", target.String())
 	if err != nil {
 		// Nobody listens in the container: a reset, as a closed port would give, instead of an orderly end.
 		client.SetLinger(0)

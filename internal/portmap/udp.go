@@ -121,7 +121,7 @@ func (p *udpPort) forward(c client, b []byte) {
 			p.mu.Unlock()
 			return
 		}
-		conn, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(p.target))
+		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(p.target))
 		if err != nil {
 			p.mu.Unlock()
 			return // datagrams may be lost; the client sends again

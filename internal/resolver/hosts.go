@@ -11,9 +11,8 @@ import (
 const HostGateway = "host-gateway"
 
 // Hosts returns the content of a container's hosts file in Docker's layout: the loopback names, the extra hosts, each
-// "name:address" or "name=address", and last the container's own name. An invalid ip (network none) leaves the last line
-// out. Extra hosts are taken as ExpandHosts returns them; one that it would refuse is left out. lines come behind them as they are.
-func Hosts(hostname string, ip netip.Addr, extra []string, lines ...string) []byte {
+// "name:address" or "name=address", and last the container's own name with each of its addresses. Extra hosts are taken as ExpandHosts returns them; one that it would refuse is left out. lines come behind them as they are.
+func Hosts(hostname string, ips []netip.Addr, extra []string, lines ...string) []byte {
 	var b bytes.Buffer
 	b.WriteString("127.0.0.1\tlocalhost\n" +
 		"::1\tlocalhost ip6-localhost ip6-loopback\n" +
@@ -31,7 +30,10 @@ func Hosts(hostname string, ip netip.Addr, extra []string, lines ...string) []by
 	for _, l := range lines {
 		b.WriteString(l)
 	}
-	if ip.IsValid() && hostname != "" {
+	for _, ip := range ips {
+		if !ip.IsValid() || hostname == "" {
+			continue
+		}
 		// A name with a domain is found by its first part as well.
 		short, _, dotted := strings.Cut(hostname, ".")
 		fmt.Fprintf(&b, "%s\t%s", ip, hostname)

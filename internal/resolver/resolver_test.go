@@ -79,7 +79,7 @@ func TestHosts(t *testing.T) {
 		{"web", ip, extra, head + "192.0.2.7\tdb\n172.30.0.1\tme\n2001:db8::1\tsix\n2001:db8::2\tseven\n172.30.0.2\tweb\n"},
 		{"web", netip.Addr{}, nil, head},
 	} {
-		if got := Hosts(c.name, c.ip, c.extra); string(got) != c.want {
+		if got := Hosts(c.name, []netip.Addr{c.ip}, c.extra); string(got) != c.want {
 			t.Errorf("%s: got\n%swant\n%s", c.name, got, c.want)
 		}
 	}
@@ -130,8 +130,8 @@ func FuzzHosts(f *testing.F) {
 		if err != nil {
 			return
 		}
-		plain := bytes.Count(Hosts("h", netip.Addr{}, nil), []byte("\n"))
-		got := Hosts("h", netip.Addr{}, extra)
+		plain := bytes.Count(Hosts("h", nil, nil), []byte("\n"))
+		got := Hosts("h", nil, extra)
 		if bytes.Count(got, []byte("\n")) != plain+1 || bytes.ContainsAny(got, "\r\x00") {
 			t.Errorf("%q wrote %q", e, got)
 		}

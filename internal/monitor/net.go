@@ -1,0 +1,268 @@
+package monitor
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"conex/internal/container"
+	"conex/internal/network"
+	"conex/internal/portmap"
+	"conex/internal/resolver"
+
+	mevents "github.com/moby/moby/api/types/events"
+	mnet "github.com/moby/moby/api/types/network"
+)
+
+// connect joins the networks and publishes the reserved ports, while the runtime makes the root file system.
+func (r *run) connect(ctx context.Context, files string, links []link) error {
+	m, hc := r.m, r.m.rec.HostConfig
+	if !bridged(hc) {
+		if hc.NetworkMode.IsNone() {
+			return m.nets.Loopback(r.ct.NetNS())
+		}
+		return nil
+	}
+	ats := m.rec.Attachments()
+	out, err := m.wayOut(ctx, ats)
+	if err != nil {
+		return err
+	}
+	for k, at := range ats {
+		if err := r.attach(ctx, at, "eth"+strconv.Itoa(k), k == out); err != nil {
+			return err
+		}
+	}
+	if len(r.eps) == 0 {
+		return nil
+	}
+	if r.res != nil {
+		if err := m.nets.Publish(ctx, r.eps[0], r.res); err != nil {
+			return err
+		}
+	}
+	return m.writeFiles(files, r.eps, links)
+}
+
+// attach joins one network.
+func (r *run) attach(ctx context.Context, at container.Attachment, name string, wayOut bool) error {
+	m := r.m
+	i, err := m.networkOf(ctx, at)
+	if err != nil {
+		return err
+	}
+	ep, err := m.nets.Attach(ctx, network.AttachRequest{
+		ContainerID: m.rec.ID, Name: m.rec.Name, Network: i.ID, NetNS: r.ct.NetNS(),
+		Hostname: m.rec.Config.Hostname, ExtraHosts: m.rec.HostConfig.ExtraHosts,
+		Settings: network.Settings{
+			Interface: name, IPv4: at.IPv4, IPv6: at.IPv6, MAC: at.MAC, LinkLocal: at.LinkLocal, Aliases: at.Aliases,
+			DriverOpts: at.DriverOpts, NoDefaultRoute: !wayOut,
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if wayOut {
+		r.eps = slices.Insert(r.eps, 0, ep)
+	} else {
+		r.eps = append(r.eps, ep)
+	}
+	m.networkEvent(mevents.ActionConnect, ep)
+	return nil
+}
+
+// networkOf finds the network of an attachment: the very one, or another that has its name by now.
+func (m *monitor) networkOf(ctx context.Context, at container.Attachment) (network.Info, error) {
+	if at.NetworkID != "" {
+		if i, err := m.nets.Network(ctx, at.NetworkID); !errors.Is(err, network.ErrNotFound) {
+			return i, err
+		}
+	}
+	return m.nets.Network(ctx, at.Network)
+}
+
+// wayOut says which of the attachments has the default route: the one of the highest priority, the first by name of equals, and an
+// internal network only when there is no other.
+func (m *monitor) wayOut(ctx context.Context, ats []container.Attachment) (int, error) {
+	if len(ats) < 2 {
+		return 0, nil
+	}
+	best, bestInternal := -1, false
+	for k, at := range ats {
+		i, err := m.networkOf(ctx, at)
+		if err != nil {
+			return 0, err
+		}
+		better := best < 0
+		if !better {
+			switch b := ats[best]; {
+			case i.Internal != bestInternal:
+				better = bestInternal
+			case at.GwPriority != b.GwPriority:
+				better = at.GwPriority > b.GwPriority
+			default:
+				better = at.Network < b.Network
+			}
+		}
+		if better {
+			best, bestInternal = k, i.Internal
+		}
+	}
+	return best, nil
+}
+
+// mappings lists the ports to publish, sorted.
+func mappings(rec *container.Record) ([]portmap.Mapping, error) {
+	var out []portmap.Mapping
+	for p, bindings := range rec.HostConfig.PortBindings {
+		if len(bindings) == 0 {
+			bindings = []mnet.PortBinding{{}}
+		}
+		for _, b := range bindings {
+			m := portmap.Mapping{Proto: string(p.Proto()), ContainerPort: p.Num(), HostIP: b.HostIP}
+			if b.HostPort != "" {
+				first, last, isRange := strings.Cut(b.HostPort, "-")
+				n, err := strconv.ParseUint(first, 10, 16)
+				if err != nil {
+					return nil, fmt.Errorf("publish port: %q is not a port", b.HostPort)
+				}
+				m.HostPort = uint16(n)
+				if isRange {
+					if n, err = strconv.ParseUint(last, 10, 16); err != nil {
+						return nil, fmt.Errorf("publish port: %q is not a range of ports", b.HostPort)
+					}
+					m.HostPortEnd = uint16(n)
+				}
+			}
+			out = append(out, m)
+		}
+	}
+	if rec.HostConfig.PublishAllPorts {
+		for p := range rec.Config.ExposedPorts {
+			if _, ok := rec.HostConfig.PortBindings[p]; !ok {
+				out = append(out, portmap.Mapping{Proto: string(p.Proto()), ContainerPort: p.Num()})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b portmap.Mapping) int {
+		return cmp.Or(cmp.Compare(a.ContainerPort, b.ContainerPort), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.HostPort, b.HostPort))
+	})
+	return out, nil
+}
+
+// describe are endpoints in state.json's words.
+func describe(eps []*network.Endpoint) []container.Endpoint {
+	text := func(valid bool, v fmt.Stringer) string {
+		if !valid {
+			return ""
+		}
+		return v.String()
+	}
+	var out []container.Endpoint
+	for _, ep := range eps {
+		out = append(out, container.Endpoint{
+			NetworkName: ep.NetworkName, NetworkID: ep.NetworkID, EndpointID: ep.EndpointID, Interface: ep.Interface, HostInterface: ep.HostInterface,
+			Address: text(ep.Address.IsValid(), ep.Address), Gateway: text(ep.Gateway.IsValid(), ep.Gateway),
+			Address6: text(ep.Address6.IsValid(), ep.Address6), Gateway6: text(ep.Gateway6.IsValid(), ep.Gateway6),
+			MAC: ep.MAC, DefaultRoute: ep.DefaultRoute, Names: ep.Names(), Ports: ep.Ports,
+		})
+	}
+	return out
+}
+
+// writeFiles makes the content of hosts, hostname and resolv.conf. They are bind-mounted, so they are written in place. Without an
+// endpoint yet, hosts lacks the container's own address.
+func (m *monitor) writeFiles(dir string, eps []*network.Endpoint, links []link) error {
+	hc := m.rec.HostConfig
+	if eps == nil {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	var ips []netip.Addr
+	var gateway netip.Addr
+	for _, ep := range eps {
+		ips = append(ips, ep.Address.Addr(), ep.Address6.Addr())
+	}
+	switch {
+	case eps != nil:
+		gateway = eps[0].Gateway
+		if !gateway.IsValid() {
+			gateway = eps[0].Gateway6
+		}
+	case hc.NetworkMode.IsHost():
+		gateway = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	var hosts []byte
+	extra, err := resolver.ExpandHosts(hc.ExtraHosts, gateway)
+	switch {
+	case err == nil:
+		lines := make([]string, len(links))
+		for i, l := range links {
+			lines[i] = l.hosts()
+		}
+		name := m.rec.Config.Hostname
+		if d := m.rec.Config.Domainname; d != "" && name != "" {
+			name += "." + d
+		}
+		hosts = resolver.Hosts(name, ips, extra, lines...)
+	case eps != nil || hc.NetworkMode.IsHost() || hc.NetworkMode.IsNone():
+		return err
+	}
+	if hc.NetworkMode.IsHost() && len(hc.ExtraHosts) == 0 {
+		if b, err := os.ReadFile("/etc/hosts"); err == nil {
+			hosts = b
+		}
+	}
+	if err := writeInPlace(dir+"/hosts", hosts); err != nil {
+		return err
+	}
+	if eps != nil {
+		return nil // the others don't depend on it
+	}
+	if err := writeInPlace(dir+"/hostname", []byte(m.rec.Config.Hostname+"\n")); err != nil {
+		return err
+	}
+	var dns []string
+	for _, a := range hc.DNS {
+		dns = append(dns, a.String())
+	}
+	if len(dns) == 0 {
+		dns = m.req.DNS
+	}
+	search := hc.DNSSearch
+	if len(search) == 0 {
+		search = m.req.DNSSearch
+	}
+	var conf []byte
+	if hc.NetworkMode.IsHost() && len(dns)+len(search)+len(hc.DNSOptions) == 0 {
+		conf, err = os.ReadFile(resolver.HostFile)
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+	} else {
+		conf, err = resolver.Config(resolver.HostFile, dns, search, hc.DNSOptions)
+	}
+	if err != nil && !errors.Is(err, resolver.ErrNoNameserver) {
+		return err
+	}
+	return writeInPlace(dir+"/resolv.conf", conf)
+}
+
+func writeInPlace(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
