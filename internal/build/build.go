@@ -55,6 +55,8 @@ type Builder struct {
 	Parallel int
 	// DNS and DNSSearch replace the host's name servers and search list, as in package config.
 	DNS, DNSSearch []string
+	// SystemdCgroup has systemd make the cgroups of RUN steps.
+	SystemdCgroup bool
 	// Base finds the image that a FROM or --from names, for a platform, and gets it if it is missing, or in any case with pull. progress
 	// may be called with counts of bytes.
 	Base func(ctx context.Context, ref string, platform ocispec.Platform, pull bool, progress func(current, total int64)) (image.Image, error)

@@ -228,7 +228,7 @@ func (x *execution) layer(ctx context.Context) (made, error) {
 func (x *execution) open(ctx context.Context) (err error) {
 	x.id = disk.RandomID()
 	x.points = map[string]bool{}
-	if x.owner, err = own(x.b.State, x.id, x.req.CgroupParent); err != nil {
+	if x.owner, err = own(x.b.State, x.id, x.req.CgroupParent, x.b.SystemdCgroup); err != nil {
 		return err
 	}
 	if x.stage, err = x.b.Root.Stage(); err != nil {
@@ -338,6 +338,7 @@ func (x *execution) command(ctx context.Context, cmd *command) (code int, gone f
 		ID: x.id, Spec: spec, User: x.op.User, Trees: m.trees, Stdio: cmd.stdio,
 		RootFS:  runtime.RootFS{Lower: x.lower, Upper: x.upper, Work: work, Volatile: true},
 		Scratch: filepath.Join(x.dir, "root"), SeccompCache: filepath.Join(x.b.State, "seccomp"), DefaultSeccomp: x.op.Security != "insecure",
+		SystemdCgroup: x.owner.place.Unit != "",
 		DieWithParent: true, // and with it what it was given to see
 	})
 	if err != nil {

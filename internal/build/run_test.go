@@ -382,3 +382,34 @@ func TestStatCache(t *testing.T) {
 		}
 	}
 }
+
+func TestPlaceOfStep(t *testing.T) {
+	state := t.TempDir()
+	for _, tt := range []struct {
+		parent  string
+		systemd bool
+		want    string
+	}{
+		{"", false, "conex/build-ID"}, {"/a/b", false, "a/b/build-ID"},
+		{"", true, "system.slice/conex-build-ID.scope"}, {"a-b.slice", true, "a.slice/a-b.slice/conex-build-ID.scope"},
+	} {
+		id := disk.RandomID()
+		r, err := own(state, id, tt.parent, tt.systemd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		note, err := os.ReadFile(r.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := placeOf(string(note), id) // as who settles finds it
+		if want := strings.ReplaceAll(tt.want, "ID", id); err != nil || got.Path != want || got != r.place {
+			t.Errorf("%q, systemd %t: %+v, %v; made at %+v, want %s", tt.parent, tt.systemd, got, err, r.place, want)
+		}
+		r.release()
+	}
+	if r, err := own(state, disk.RandomID(), "a/b", true); err == nil {
+		r.release()
+		t.Error("a parent that is no slice was taken")
+	}
+}

@@ -25,7 +25,7 @@ func (x *execution) spec(m *mounts) (*specs.Spec, error) {
 		}
 	}
 	s.Hostname = x.hostname()
-	s.Linux.CgroupsPath = x.owner.cgroup()
+	s.Linux.CgroupsPath = x.owner.place.String()
 	s.Linux.Resources.Memory, s.Linux.Resources.CPU = x.req.Memory, x.req.CPU
 	s.Process.Cwd = x.op.Dir
 	s.Process.Env = x.environment(m.env)

@@ -1,14 +1,12 @@
 package build
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 
@@ -22,20 +20,16 @@ import (
 type running struct {
 	path string
 	lock *disk.Lock
-	// parent is the cgroup that the step's own is made in, relative to each hierarchy's root. The file says it where it is not conex's own.
-	parent string
+	// place is the step's cgroup. The file says it where it is not in conex's own: its parent, relative to each hierarchy's root, or with
+	// systemd the whole.
+	place cgroup.Place
 }
 
-// cgroup is the step's.
-func (r *running) cgroup() string {
-	return "/" + cgroupOf(r.parent, strings.TrimSuffix(filepath.Base(r.path), ".lock"))
-}
-
-func cgroupOf(parent, id string) string {
-	return strings.TrimPrefix(path.Join("/", cmp.Or(parent, "conex"), "build-"+id), "/")
-}
-
-func own(state, id, parent string) (*running, error) {
+func own(state, id, parent string, systemd bool) (*running, error) {
+	place, err := cgroup.ForContainer("build-"+id, parent, systemd)
+	if err != nil {
+		return nil, err
+	}
 	dir := filepath.Join(state, "build")
 	path := filepath.Join(dir, id+".lock")
 	l, err := disk.Acquire(path)
@@ -48,14 +42,26 @@ func own(state, id, parent string) (*running, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &running{path: path, lock: l, parent: parent}
-	if parent != "" {
-		if _, err := l.File().WriteString(parent); err != nil {
+	r := &running{path: path, lock: l, place: place}
+	note := parent
+	if systemd {
+		note = place.String()
+	}
+	if note != "" {
+		if _, err := l.File().WriteString(note); err != nil {
 			r.release()
 			return nil, err
 		}
 	}
 	return r, nil
+}
+
+// placeOf reads what own has written.
+func placeOf(note, id string) (cgroup.Place, error) {
+	if strings.HasSuffix(note, ":conex:build-"+id) {
+		return cgroup.Parse(note, true)
+	}
+	return cgroup.ForContainer("build-"+id, note, false)
 }
 
 func (r *running) release() {
@@ -70,17 +76,17 @@ func (r *running) release() {
 // Guest is a running process outside of any build that is settled as a RUN step is: conex debug's.
 type Guest struct{ r *running }
 
-// NewGuest makes one. When its process dies, however it dies, the next Settle takes down what is left of it.
-func NewGuest(state string) (*Guest, error) {
-	r, err := own(state, disk.RandomID(), "")
+// NewGuest makes one, whose cgroup is made by conex or systemd. When its process dies, however it dies, the next Settle takes down what is left of it.
+func NewGuest(state string, systemd bool) (*Guest, error) {
+	r, err := own(state, disk.RandomID(), "", systemd)
 	if err != nil {
 		return nil, err
 	}
 	return &Guest{r}, nil
 }
 
-// Cgroup is the process's, relative to each hierarchy's root.
-func (p *Guest) Cgroup() string { return p.r.cgroup() }
+// Cgroup is the process's.
+func (p *Guest) Cgroup() cgroup.Place { return p.r.place }
 
 // Release forgets it, once nothing runs in it.
 func (p *Guest) Release() { p.r.release() }
@@ -111,9 +117,9 @@ func Settle(ctx context.Context, state string, nets *network.Manager) error {
 			errs = append(errs, err)
 			continue
 		}
-		parent, err := io.ReadAll(l.File())
+		note, err := io.ReadAll(l.File())
 		if err == nil {
-			err = settleOne(ctx, id, string(parent), nets)
+			err = settleOne(ctx, id, string(note), nets)
 		}
 		if err == nil {
 			err = os.Remove(path)
@@ -127,8 +133,12 @@ func Settle(ctx context.Context, state string, nets *network.Manager) error {
 	return nil
 }
 
-func settleOne(ctx context.Context, id, parent string, nets *network.Manager) error {
-	cg, err := cgroup.New(cgroupOf(parent, id))
+func settleOne(ctx context.Context, id, note string, nets *network.Manager) error {
+	place, err := placeOf(note, id)
+	if err != nil {
+		return err
+	}
+	cg, err := cgroup.Open(place)
 	if err != nil {
 		return err
 	}

@@ -48,6 +48,9 @@ type BuildResult struct {
 // Build builds an image from a Dockerfile. A nil error promises that the image is recorded, tagged and survives a power loss. An error
 // that a place in the Dockerfile is to blame for is a *build.StepError or a *dockerfile.ParseError.
 func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, err error) {
+	if err := e.validateCgroupParent(req.CgroupParent); err != nil {
+		return res, err
+	}
 	ls, err := e.Layers()
 	if err != nil {
 		return res, err
@@ -72,7 +75,7 @@ func (e *Engine) Build(ctx context.Context, req BuildRequest) (res BuildResult, 
 	out.lease, out.layers = lease, ls.Claiming(lease.Claim)
 	b := &build.Builder{
 		Root: e.root, State: e.cfg.State, Layers: out.layers, Runtime: runtime.New(), Networks: e.Networks(),
-		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, Parallel: e.cfg.Build.MaxParallelism, Base: e.claimingBase(lease),
+		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, SystemdCgroup: e.systemdCgroup(), Parallel: e.cfg.Build.MaxParallelism, Base: e.claimingBase(lease),
 	}
 	out.builder = b
 	before, _, err := disk.Free(e.root.Path())

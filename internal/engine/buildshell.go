@@ -50,7 +50,7 @@ func (e *Engine) BuildShell(ctx context.Context, req BuildShellRequest) (code in
 	}
 	b := &build.Builder{
 		Root: e.root, State: e.cfg.State, Layers: ls.Claiming(lease.Claim), Runtime: runtime.New(), Networks: e.Networks(),
-		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch,
+		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, SystemdCgroup: e.systemdCgroup(),
 	}
 	code, err = b.Shell(ctx, req.ShellRequest)
 	var ee *runtime.ExecError

@@ -166,6 +166,8 @@ type target struct {
 	// spaces are the namespaces to join, cgroup is the one to be in.
 	spaces []specs.LinuxNamespace
 	cgroup string
+	// systemd has made it.
+	systemd bool
 	// uid and gid are the host's for the root of a user namespace among them.
 	uid, gid int
 	dir      string // the working folder
@@ -327,12 +329,12 @@ func (e *Engine) copyTarget(ctx context.Context, t *target, ids []ocispec.Digest
 	if upper != "" {
 		lower = append([]string{upper}, lower...)
 	}
-	guest, err := build.NewGuest(e.cfg.State)
+	guest, err := build.NewGuest(e.cfg.State, e.systemdCgroup())
 	if err != nil {
 		return err
 	}
 	t.back.Add(guest.Release)
-	t.cgroup = guest.Cgroup()
+	t.cgroup, t.systemd = guest.Cgroup().String(), e.systemdCgroup()
 	if t.tree, err = memoryOverlay(lower, filepath.Join(e.cfg.State, "c")); err != nil {
 		return err
 	}
@@ -418,7 +420,7 @@ func (e *Engine) debugConfig(t *target, box ocispec.Image, req *DebugRequest, ar
 	}
 	return &runtime.Config{
 		ID: "debug", Spec: s, User: req.User, DefaultSeccomp: !req.Privileged, SeccompCache: filepath.Join(e.cfg.State, "seccomp"),
-		DieWithParent: true, InCgroup: t.spaces != nil,
+		DieWithParent: true, InCgroup: t.spaces != nil, SystemdCgroup: t.systemd,
 	}, nil
 }
 

@@ -39,15 +39,17 @@ func (e *Engine) validateLimits(hc *apic.HostConfig) (warnings []string, err err
 			return warnings, invalid("invalid device cgroup rule format: '%s'", r)
 		}
 	}
-	return warnings, e.validateCgroupParent(hc)
+	return warnings, e.validateCgroupParent(hc.CgroupParent)
 }
 
-func (e *Engine) validateCgroupParent(hc *apic.HostConfig) error {
-	p := hc.CgroupParent
+// systemdCgroup reports whether systemd makes cgroups, not conex.
+func (e *Engine) systemdCgroup() bool { return e.cfg.CgroupDriver == config.CgroupSystemd }
+
+func (e *Engine) validateCgroupParent(p string) error {
 	if p == "" {
 		return nil
 	}
-	if e.cfg.CgroupDriver == config.CgroupSystemd {
+	if e.systemdCgroup() {
 		if _, err := cgroup.SlicePath(p); err != nil || p == "-.slice" {
 			return invalid(`cgroup-parent for systemd cgroup should be a valid slice named as "xxx.slice"`)
 		}

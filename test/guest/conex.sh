@@ -22,7 +22,7 @@ folder() {
 
 mkdir -p /tmp/image/bin /tmp/image/tmp /tmp/image/proc
 cp /bin/busybox /tmp/image/bin/
-for a in sh sleep cat head tr echo nproc mknod grep true touch kill; do ln -sf busybox /tmp/image/bin/$a; done
+for a in sh sleep cat head tr echo nproc mknod grep true touch kill stat; do ln -sf busybox /tmp/image/bin/$a; done
 (cd /tmp/image && tar -c .) | conex import --progress quiet - busybox >/dev/null || fail import
 is "cgroup version" "2 $driver" "$(conex info -f '{{.CgroupVersion}} {{.CgroupDriver}}')"
 is "run" "hello" "$(conex run --rm --network none busybox echo hello)"
@@ -88,5 +88,40 @@ conex rm -f $id >/dev/null
 if [ $driver = systemd ]; then
 	says "a parent that is none" "xxx.slice" "$(conex run --rm --cgroup-parent /x busybox true 2>&1)"
 fi
+# RUN steps of builds are where containers are, with their limits, and go with their builder however that ends.
+printf 'FROM busybox\nRUN sleep 1000\n' >/tmp/Dockerfile
+step() { # step DIRECTORY [OPTION...]
+	at=$1
+	shift
+	conex build --network none --progress plain "$@" - </tmp/Dockerfile >/tmp/build.log 2>&1 &
+	for i in $(seq 100); do
+		cg=$(ls -d $at/*build-* 2>/dev/null) && [ -n "$(cat $cg/cgroup.procs)" ] && break
+		sleep 0.1
+	done
+	[ -n "$cg" ] || fail "no cgroup of a step in $at: $(cat /tmp/build.log)"
+}
+case $driver in
+systemd) own=/sys/fs/cgroup/system.slice ;;
+*) own=/sys/fs/cgroup/conex ;;
+esac
+step $own -m 64m
+is "a step's memory.max" 67108864 "$(cat $cg/memory.max)"
+kill -9 $!
+wait $! 2>/dev/null
+conex debug busybox true || fail "debug of an image" # which settles builds
+[ ! -e $cg ] || fail "$cg is left of a killed build"
+step $dir --cgroup-parent $parent
+kill $!
+wait $! && fail "a build that was ended"
+[ ! -e $cg ] || fail "$cg is left"
+if [ $driver = systemd ]; then
+	says "a parent that is none, of a build" "xxx.slice" "$(conex build --cgroup-parent /x - </tmp/Dockerfile 2>&1)"
+fi
+
+# A container with ids of its own, and tools beside it: a tmpfs of this kernel can't be shown with other ids.
+conex run -d --name own --network none --userns auto busybox sleep 1000 >/dev/null || fail "run with a user namespace"
+is "files and ids there" "0 0" "$(conex exec own sh -c 'touch /f; echo $(stat -c %u /f /bin)')"
+is "debug there" "0 0 0" "$(conex debug -c 'touch /t; echo $(stat -c %u /t /bin/busybox /target/f)' own)"
+conex rm -f own >/dev/null || fail "rm of it"
 conex system teardown || fail teardown
 echo "guest: conex on $driver: everything as it should be"
