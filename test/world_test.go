@@ -93,10 +93,16 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	bin := filepath.Join(dir, "conex")
-	cmd := exec.Command("go", "build", "-trimpath", "-o", dir, "conex/cmd/conex", "conex/cmd/conex-explore", "conex/cmd/conex-runtime")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go build: %w\n%s", err, out)
+	entry := "" // as the Makefile does it
+	if runtime.GOARCH == "amd64" || runtime.GOARCH == "arm64" {
+		entry = "-E conexRuntimeEntry"
+	}
+	for _, args := range [][]string{{"conex/cmd/conex", "conex/cmd/conex-explore"}, {"-ldflags", entry, "conex/cmd/conex-runtime"}} {
+		cmd := exec.Command("go", append([]string{"build", "-trimpath", "-o", dir}, args...)...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("go build: %w\n%s", err, out)
+		}
 	}
 	return bin, nil
 })

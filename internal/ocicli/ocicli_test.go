@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -772,7 +773,23 @@ func TestForegroundTerminal(t *testing.T) {
 
 // TestOwnProgram: an image that has the kernel execute the runtime's own program, by its process, gets nowhere (CVE-2019-5736).
 func TestOwnProgram(t *testing.T) {
-	m := newMachine(t)
+	t.Run("go", func(t *testing.T) { ownProgram(t, newMachine(t)) })
+	t.Run("assembly", func(t *testing.T) { // the entry of package shield
+		if goruntime.GOARCH != "amd64" && goruntime.GOARCH != "arm64" {
+			t.Skip("no entry for this architecture")
+		}
+		m := newMachine(t)
+		m.bin = filepath.Join(t.TempDir(), "oci") // by another name, so that Go's part does nothing early
+		cmd := exec.Command("go", "build", "-ldflags=-E conexRuntimeEntry", "-o", m.bin, "conex/cmd/conex-runtime")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("go build: %v\n%s", err, out)
+		}
+		ownProgram(t, m)
+	})
+}
+
+func ownProgram(t *testing.T, m *machine) {
 	evil := func(s *specs.Spec) { s.Process.Args = []string{"/evil"} }
 	for name, edit := range map[string]func(*specs.Spec){
 		"run": evil,

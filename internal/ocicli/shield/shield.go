@@ -3,7 +3,11 @@
 // Whoever calls conex-runtime executes the file on the host's disk. A container whose image names /proc/self/exe as its command, or as
 // a script's interpreter, would run that very file inside and find it, writable, behind /proc/<pid>/exe (CVE-2019-5736). So the
 // commands that start a process of a container's execute the program once more, by a descriptor on a read-only mount that nobody else
-// has, which package ocicli then forbids execution on. It costs a start of the program; the monitor is started the same way.
+// has, which package ocicli then forbids execution on. The monitor is started the same way.
+//
+// Go's part costs a whole start of the program. A program that is linked with -E conexRuntimeEntry, as the Makefile does it with
+// conex-runtime, begins in entry_<arch>.s, which does the same before there is a Go runtime, in a tenth of the time. With any error
+// it goes on to Go's own entry, and Go's part tries.
 package shield
 
 import (
@@ -27,7 +31,8 @@ func init() { initstage.TakeoverBefore(Wanted, Execute) }
 // Wanted reports whether this process is the command line, for such a command, and not yet executed again. Global options come before
 // the command; a folder called like one among their values costs the millisecond, no more.
 func Wanted(args []string) bool {
-	return os.Getenv(Env) == "" && slices.ContainsFunc(args, func(a string) bool { return slices.Contains(starting, a) })
+	_, again := os.LookupEnv(Env)
+	return !again && slices.ContainsFunc(args, func(a string) bool { return slices.Contains(starting, a) })
 }
 
 // minFD is the least number of the descriptor: above those that a caller hands on (--preserve-fds).
