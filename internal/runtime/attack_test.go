@@ -151,7 +151,9 @@ func TestMountOntoLinks(t *testing.T) {
 }
 
 // TestInitIsWorthNothing looks at what a container with CAP_SYS_PTRACE would get by taking over --init's pid 1.
-func TestInitIsWorthNothing(t *testing.T) {
+func TestInitIsWorthNothing(t *testing.T) { bothWays(t, testInitIsWorthNothing) }
+
+func testInitIsWorthNothing(t *testing.T) {
 	c := testConfig(t, image(t), "sh", "-c", "grep -E '^(CapPrm|NoNewPrivs|Seccomp):' /proc/1/status; ls /proc/1/fd; kill -TERM $$; sleep 9")
 	c.Init = true
 	caps := append([]string{"CAP_SYS_PTRACE"}, c.Spec.Process.Capabilities.Bounding...)
@@ -168,7 +170,9 @@ func TestInitIsWorthNothing(t *testing.T) {
 }
 
 // TestInitOfAnotherUser: pid 1 must still be able to signal a command that is not root.
-func TestInitOfAnotherUser(t *testing.T) {
+func TestInitOfAnotherUser(t *testing.T) { bothWays(t, testInitOfAnotherUser) }
+
+func testInitOfAnotherUser(t *testing.T) {
 	c := testConfig(t, image(t), "sh", "-c", "sleep 1000")
 	c.Init, c.User = true, "app"
 	b, err := New().Create(context.Background(), c)

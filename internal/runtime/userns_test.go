@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"conex/internal/linux/nsfork"
+
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -23,6 +25,14 @@ func withUsers(c *Config) *Config {
 	return c
 }
 
+// bothWays runs a test with the fork and with nsfork's stage.
+func bothWays(t *testing.T, f func(t *testing.T)) {
+	t.Run("fork", f)
+	nsfork.Staged.Store(true)
+	defer nsfork.Staged.Store(false)
+	t.Run("stage", f)
+}
+
 func ownerOf(t *testing.T, path string) string {
 	t.Helper()
 	var st unix.Stat_t
@@ -32,7 +42,9 @@ func ownerOf(t *testing.T, path string) string {
 	return fmt.Sprintf("%d:%d", st.Uid, st.Gid)
 }
 
-func TestUserNamespace(t *testing.T) {
+func TestUserNamespace(t *testing.T) { bothWays(t, testUserNamespace) }
+
+func testUserNamespace(t *testing.T) {
 	dir := image(t)
 	if err := os.Lchown(filepath.Join(dir, "noexec"), 1000, 1001); err != nil {
 		t.Fatal(err)
@@ -153,7 +165,9 @@ func TestUserNamespaceHasNothingOfTheHosts(t *testing.T) {
 	}
 }
 
-func TestUserNamespaceExec(t *testing.T) {
+func TestUserNamespaceExec(t *testing.T) { bothWays(t, testUserNamespaceExec) }
+
+func testUserNamespaceExec(t *testing.T) {
 	b, cfg := runningUsers(t)
 	adj := 33
 	cfg.Process.OOMScoreAdj = &adj
@@ -177,7 +191,9 @@ func runningUsers(t *testing.T) (Container, *ExecConfig) {
 	return runningConfig(t, withUsers(testConfig(t, image(t), "sh", "-c", "touch /ready; sleep 1000")))
 }
 
-func TestUserNamespaceTerminal(t *testing.T) {
+func TestUserNamespaceTerminal(t *testing.T) { bothWays(t, testUserNamespaceTerminal) }
+
+func testUserNamespaceTerminal(t *testing.T) {
 	c := withUsers(testConfig(t, image(t), "sh", "-c", "tty; ls -ln /dev/pts/0 | while read m l u g x; do echo $m $u:$g; done; echo x >/dev/console"))
 	c.User = "app"
 	c.Spec.Process.Terminal = true
@@ -222,7 +238,9 @@ func TestMappingsThatMakeNoSense(t *testing.T) {
 }
 
 // TestJoinUserNamespace makes a container in the user namespace of another one.
-func TestJoinUserNamespace(t *testing.T) {
+func TestJoinUserNamespace(t *testing.T) { bothWays(t, testJoinUserNamespace) }
+
+func testJoinUserNamespace(t *testing.T) {
 	first, _ := runningUsers(t)
 	pid := first.(*box).init.Pid()
 	c := testConfig(t, image(t), "sh", "-c", "readlink /proc/self/ns/user; id -u; echo $$; touch /x")

@@ -107,16 +107,23 @@ func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
 		unix.Close(pipe[0])
 		return 0, nil, &Error{"clone3", errno}
 	}
-	pid = int(r)
-	pidfd = os.NewFile(uintptr(*fd), "pidfd")
 	rd := os.NewFile(uintptr(pipe[0]), "fork report")
 	defer rd.Close()
+	return p.finish(a, int(r), os.NewFile(uintptr(*fd), "pidfd"), rd)
+}
+
+// finish waits until the child has executed, or reaps it. Of a program that forks again the first child gives way to the second.
+func (p *Program) finish(a Attr, pid int, pidfd *os.File, rd io.Reader) (int, *os.File, error) {
+	var err error
 	if a.Forked != nil && !p.forks {
 		err = a.Forked(pid)
 	}
 	second := 0
 	if err == nil {
-		second, err = p.report(rd, a.Forked)
+		err = p.report(rd, func(_, v uint32) error {
+			second = int(v)
+			return a.born(second)
+		})
 	} else {
 		// Nobody else knows of the child, so the number is still its own.
 		_ = unix.Kill(pid, unix.SIGKILL)
@@ -125,18 +132,7 @@ func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
 		// The first child has ended or is about to. The second can't be reaped by anybody else either.
 		reap(pid)
 		pidfd.Close()
-		pid, pidfd = second, nil
-		if pid != 0 {
-			fd, ferr := unix.PidfdOpen(pid, 0)
-			if ferr == nil {
-				pidfd = os.NewFile(uintptr(fd), "pidfd")
-			} else if err == nil {
-				_ = unix.Kill(pid, unix.SIGKILL)
-				err = fmt.Errorf("fork: %w", ferr)
-			}
-		} else if err == nil {
-			err = errors.New("fork: the child died")
-		}
+		pid, pidfd, err = opened(second, err)
 	}
 	if err == nil {
 		return pid, nonblock(pidfd), nil
@@ -151,30 +147,63 @@ func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
 	return 0, nil, err
 }
 
-// forkedAgain marks a report that is no failure: the process id of the second fork's child.
-const forkedAgain = ^uint32(0)
+// born tells whoever wants to know of the child that will execute, and kills it if that one does not want it.
+func (a *Attr) born(pid int) error {
+	if a.Forked == nil {
+		return nil
+	}
+	err := a.Forked(pid)
+	if err != nil {
+		_ = unix.Kill(pid, unix.SIGKILL) // not reaped yet, so the number is still its own
+	}
+	return err
+}
 
-// report reads what the child and its second fork write before execve closes the pipe.
-func (p *Program) report(rd io.Reader, forked func(pid int) error) (second int, err error) {
+// opened opens a child's pidfd, which is nil beside an error. The child is killed then.
+func opened(pid int, err error) (int, *os.File, error) {
+	if pid == 0 {
+		if err == nil {
+			err = errors.New("fork: the child died")
+		}
+		return 0, nil, err
+	}
+	if err != nil {
+		return pid, nil, err
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		return pid, nil, fmt.Errorf("fork: %w", err)
+	}
+	return pid, os.NewFile(uintptr(fd), "pidfd"), nil
+}
+
+// Marks of a report that is no failure: the process id of a second fork's child, and the number that the stage has its child's pidfd under.
+const (
+	forkedAgain = ^uint32(0) - iota
+	forkedStaged
+)
+
+// report reads what the child writes before execve closes the pipe. born is told of every process that was forked, and
+// has killed it when it returns an error.
+func (p *Program) report(rd io.Reader, born func(mark, v uint32) error) (err error) {
 	for {
 		var buf [8]byte
 		n, rerr := io.ReadFull(rd, buf[:])
 		if n == 0 && rerr == io.EOF {
-			return second, err
+			return err
 		}
 		if n != len(buf) {
-			return second, fmt.Errorf("fork: the child's report broke off: %w", rerr)
+			return fmt.Errorf("fork: the child's report broke off: %w", rerr)
 		}
 		i, v := binary.NativeEndian.Uint32(buf[:4]), binary.NativeEndian.Uint32(buf[4:])
-		if i == forkedAgain {
-			second = int(v)
-			if forked == nil {
-				continue
+		if i == forkedAgain || i == forkedStaged {
+			if berr := born(i, v); err == nil {
+				err = berr
 			}
-			if err := forked(second); err != nil {
-				_ = unix.Kill(second, unix.SIGKILL)
-				return second, err
-			}
+			continue
+		}
+		if err != nil {
 			continue
 		}
 		name := "fork init"
@@ -351,8 +380,8 @@ func closeRanges(lo, a, b, c uintptr) syscall.Errno {
 //
 //go:norace
 //go:nosplit
-func again(args uintptr, i uint32, pipe uintptr, report *[2]uint32) {
-	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE3, args, unsafe.Sizeof(cloneArgs{}), 0, 0, 0, 0)
+func again(flags uintptr, i uint32, pipe uintptr, report *[2]uint32) {
+	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, flags, 0, 0, 0, 0, 0)
 	if errno != 0 {
 		fail(i, errno, pipe, report)
 	}

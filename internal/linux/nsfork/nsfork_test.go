@@ -2,6 +2,7 @@ package nsfork
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -81,16 +82,59 @@ func TestWithoutClone3(t *testing.T) {
 	}
 }
 
-// TestStageRefuses: what only the fork can do is said, not left out.
-func TestStageRefuses(t *testing.T) {
-	Staged.Store(true)
-	defer Staged.Store(false)
-	for name, a := range map[string]Attr{"init": {Init: true}, "user namespace": {Flags: unix.CLONE_NEWUSER}} {
-		var p Program
-		p.Exec("/bin/true", []string{"true"}, nil)
-		if _, _, err := p.Start(a); !errors.Is(err, ErrStage) {
-			t.Errorf("%s: %v", name, err)
-		}
+// TestUserNamespace: a child that is made in one, and one that enters it, which a process of several threads could not.
+func TestUserNamespace(t *testing.T) { both(t, testUserNamespace) }
+
+func testUserNamespace(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	var p Program
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	p.Call("close", unix.SYS_CLOSE, w)
+	p.Ready()
+	p.Call("wait", unix.SYS_READ, r, make([]byte, 8), 1)
+	p.Exit(0)
+	holder, pidfd, err := p.Start(Attr{Flags: unix.CLONE_NEWUSER})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pidfd.Close()
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/uid_map", holder), []byte("0 100000 10"), 0); err != nil {
+		t.Fatal(err)
+	}
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", holder))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	w.Close()
+	if ws := wait(t, holder); ws.ExitStatus() != 0 {
+		t.Errorf("the holder: %v", ws)
+	}
+	outR, outW, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer outR.Close()
+	var q Program
+	q.Call("dup", unix.SYS_DUP3, outW, 1, 0)
+	q.Call("enter", unix.SYS_SETNS, ns, unix.CLONE_NEWUSER)
+	q.Fork(unix.CLONE_NEWPID)
+	q.Exec("/bin/sh", []string{"sh", "-c", "echo $$; cat /proc/self/uid_map"}, []string{"PATH=/bin:/usr/bin"})
+	pid, pidfd, err := q.Start(Attr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pidfd.Close()
+	outW.Close()
+	out, err := io.ReadAll(outR)
+	if ws := wait(t, pid); err != nil || ws.ExitStatus() != 0 || strings.Join(strings.Fields(string(out)), " ") != "1 0 100000 10" {
+		t.Errorf("%q, %v, %v", out, err, ws)
 	}
 }
 
@@ -165,7 +209,9 @@ func testRefsAndConditions(t *testing.T) {
 	}
 }
 
-func TestNamespacesAndInit(t *testing.T) {
+func TestNamespacesAndInit(t *testing.T) { both(t, testNamespacesAndInit) }
+
+func testNamespacesAndInit(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root for a pid namespace")
 	}
@@ -396,7 +442,9 @@ func TestStress(t *testing.T) {
 }
 
 // TestForkAgain makes a process in a pid namespace that the first child made, with and without an init, and reads a failure of it.
-func TestForkAgain(t *testing.T) {
+func TestForkAgain(t *testing.T) { both(t, testForkAgain) }
+
+func testForkAgain(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root for a pid namespace")
 	}

@@ -20,7 +20,7 @@ import (
 type Program struct {
 	ops   []op
 	names []string
-	args  [][]any // the ops' as they were given, for the stage
+	args  [][]any // the ops' as they were given, for the stage; those that Start knows are left out
 	kept  int     // descriptors below it are kept open, CloseOthers' number
 	keep  []any   // what the ops point at, kept alive until the child has its own copy
 	forks bool    // has a second fork
@@ -175,10 +175,9 @@ const (
 // (CLONE_PARENT) and what Start returns; the first ends. flags are CLONE_NEW* bits. A namespace belongs to the user namespace of
 // who makes it, so a program that joins one (setns(2)) and wants a pid namespace of it must fork after that. At most once in a program.
 func (p *Program) Fork(flags uint64) {
-	args := &cloneArgs{flags: flags | unix.CLONE_PARENT}
-	p.keep = append(p.keep, args)
+	flags |= unix.CLONE_PARENT
 	p.forks = true
-	p.add("fork", op{nr: forkAgain, args: [6]uintptr{uintptr(unsafe.Pointer(args))}})
+	p.add("fork", op{nr: forkAgain, args: [6]uintptr{uintptr(flags)}}, flags)
 }
 
 // Init appends the place where the child becomes an init, if Attr.Init asks for one; otherwise that is the program's beginning. The init

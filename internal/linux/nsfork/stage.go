@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -19,17 +20,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The stage is the other way to run a program: instead of a fork whose child runs no Go, the program is executed again under the name
-// StageName and runs the list with Go's own means, on one thread, ending in execve like the child. It takes some 10 ms instead of one. It
-// is for where the fork can't serve, a port of Go's without the hooks above all, and does without clone3 and without them.
-//
-// What a process of several threads may not do, it can't: enter a user namespace, fork again to leave a minimal init behind. Such a
-// program is refused.
+// The stage is the other way to run a program: this one is executed again under the name StageName, and forks with its own means. It takes
+// some 10 ms instead of one. It is for where the fork can't serve, a port of Go's without the hooks above all, and does without clone3 and
+// without them: nothing else runs in the stage that a fork could harm, and no signal is anybody's there.
 //
 //	parent: memfd with a copy of this program, sealed    stage: reads the list from a pipe
 //	        ForkExec in the thread's namespaces
-//	        into the cgroup, list written                       runs it
-//	        reads the report                                    a failure is reported as the child would; execve closes the pipe
+//	        into the cgroup, list written                       forks, a child of the parent's (CLONE_PARENT)      child: runs the list
+//	        the child's number, from the stage's pidfd          reports its pidfd, waits for the pipe's end
+//	        reaps the stage                                     ends
+//	        reads the report                                                                                       fails, or execve
 
 // StageName is the name that the stage is executed under.
 const StageName = "conex-stage"
@@ -39,10 +39,16 @@ func init() { initstage.Takeover(StageName, stage) }
 // Staged makes every Start take the stage. For tests, and for who finds that the fork does not work on their machine.
 var Staged atomic.Bool
 
-// ErrStage says that a program needs what only the fork can do.
-var ErrStage = errors.New("needs a fork of the runtime's own, which this build or machine does not have")
+// wireProgram is what the stage gets.
+type wireProgram struct {
+	Ops       []wireOp
+	Flags     uint64
+	Init      bool
+	InitLater bool
+	// Kept and Files are the numbers of descriptors that the list keeps, those below, and of all that are handed over.
+	Kept, Files int
+}
 
-// wireOp is an op as the stage gets it.
 type wireOp struct {
 	Nr           uint64
 	Args         []wireArg
@@ -66,9 +72,6 @@ type list []string
 
 // startStaged is Start by the stage.
 func (p *Program) startStaged(a Attr) (pid int, pidfd *os.File, err error) {
-	if p.forks || p.inits || a.Init || a.Flags&unix.CLONE_NEWUSER != 0 {
-		return 0, nil, fmt.Errorf("fork: %w", ErrStage)
-	}
 	self, err := sealedSelf()
 	if err != nil {
 		return 0, nil, err
@@ -86,41 +89,79 @@ func (p *Program) startStaged(a Attr) (pid int, pidfd *os.File, err error) {
 	}
 	defer repR.Close()
 	defer repW.Close()
-	wire, files, err := p.wire(listR, repW)
+	wire, files, err := p.wire(a, listR, repW)
 	if err != nil {
 		return 0, nil, err
 	}
-	fd := -1
 	argv := []string{StageName, strconv.Itoa(slices.Index(files, listR.Fd())), strconv.Itoa(slices.Index(files, repW.Fd()))}
-	pid, err = syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", self.Fd()), argv, &syscall.ProcAttr{
-		Env: os.Environ(), Files: files, Sys: &syscall.SysProcAttr{Cloneflags: uintptr(a.Flags), PidFD: &fd},
-	})
+	stage, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", self.Fd()), argv, &syscall.ProcAttr{Env: os.Environ(), Files: files})
 	if err != nil {
 		return 0, nil, fmt.Errorf("execute stage: %w", err)
 	}
 	repW.Close()
 	listR.Close()
-	pidfd = os.NewFile(uintptr(fd), "pidfd")
-	if err = a.place(pid); err == nil {
-		if a.Forked != nil {
-			err = a.Forked(pid)
-		}
-		if err == nil {
-			_, err = listW.Write(wire)
-		}
-		listW.Close()
+	// Now: the child's pivot_root(2) may take this thread along into another root, with another /proc.
+	info, err := os.Open(fmt.Sprintf("/proc/%d/fdinfo", stage))
+	if err == nil {
+		defer info.Close()
+		err = a.place(stage)
 	}
 	if err == nil {
-		_, err = p.report(repR, nil)
-	} else {
-		_ = unix.Kill(pid, unix.SIGKILL) // nobody else knows of it
+		_, err = listW.Write(wire)
 	}
+	if err == nil {
+		first := 0
+		err = p.report(repR, func(mark, v uint32) error { // the stage and its child come in any order
+			if mark == forkedAgain {
+				pid = int(v)
+				return a.born(pid)
+			}
+			child, err := stagedChild(info, v)
+			if err == nil && !p.forks {
+				pid = child
+				return a.born(pid)
+			}
+			first = child
+			return err
+		})
+		if first != 0 { // it has ended or is about to
+			reap(first)
+		}
+	}
+	listW.Close() // which ends the stage
+	reap(stage)
+	pid, pidfd, err = opened(pid, err)
 	if err != nil {
-		reap(pid)
-		pidfd.Close()
+		if pid != 0 {
+			_ = unix.Kill(pid, unix.SIGKILL)
+			reap(pid)
+		}
 		return 0, nil, err
 	}
 	return pid, nonblock(pidfd), nil
+}
+
+// stagedChild is the process that the stage has a pidfd of: a child of ours, whose number in the stage's pid namespace may be another. info
+// is the stage's /proc/<pid>/fdinfo.
+func stagedChild(info *os.File, pidfd uint32) (int, error) {
+	fd, err := unix.Openat(int(info.Fd()), strconv.Itoa(int(pidfd)), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("fork: find the stage's child: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "fdinfo")
+	b, err := io.ReadAll(f)
+	f.Close()
+	if err != nil {
+		return 0, fmt.Errorf("fork: find the stage's child: %w", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "Pid:"); ok {
+			if pid, err := strconv.Atoi(strings.TrimSpace(v)); err == nil && pid > 0 {
+				return pid, nil
+			}
+		}
+	}
+	return 0, errors.New("fork: the stage's child can't be found")
 }
 
 // place moves a child that waits into the v2 cgroup which clone3 would have made it in.
@@ -167,7 +208,7 @@ func sealedSelf() (*os.File, error) {
 
 // wire writes the list down with the descriptors' numbers in the stage, which gets files. Those that the list keeps from 3 on have the
 // numbers that they have here; the others follow.
-func (p *Program) wire(own ...*os.File) (data []byte, files []uintptr, err error) {
+func (p *Program) wire(a Attr, own ...*os.File) (data []byte, files []uintptr, err error) {
 	for i := range max(3, p.kept) {
 		files = append(files, uintptr(i))
 	}
@@ -209,14 +250,14 @@ func (p *Program) wire(own ...*os.File) (data []byte, files []uintptr, err error
 			case list:
 				arg.IsList = true
 				for _, s := range v {
-					arg.List = append(arg.List, append([]byte(s), 0))
+					arg.List = append(arg.List, []byte(s))
 				}
 			case *unix.SockFprog:
 				arg.Filter = unsafe.Slice((*byte)(unsafe.Pointer(v.Filter)), int(v.Len)*int(unsafe.Sizeof(*v.Filter)))
 			default:
 				m, ok := plain(v)
 				if !ok {
-					return nil, nil, fmt.Errorf("fork: argument %T of %s: %w", v, p.names[i], ErrStage)
+					return nil, nil, fmt.Errorf("fork: argument %T of %s can't be sent", v, p.names[i])
 				}
 				arg.Memory = m
 			}
@@ -224,7 +265,7 @@ func (p *Program) wire(own ...*os.File) (data []byte, files []uintptr, err error
 		}
 		ops[i] = w
 	}
-	data, err = json.Marshal(ops)
+	data, err = json.Marshal(wireProgram{Ops: ops, Flags: a.Flags, Init: a.Init, InitLater: p.inits, Kept: kept, Files: len(files)})
 	return data, files, err
 }
 
@@ -237,127 +278,153 @@ func plain(v any) ([]byte, bool) {
 	return unsafe.Slice((*byte)(r.UnsafePointer()), r.Type().Elem().Size()), true
 }
 
-// stage is the whole life of the stage: it ends in execve, or with the report of what failed. It runs in the container's namespaces.
+// stage is the whole life of the stage. It runs in the container's namespaces, but for those that its child is made with.
 func stage() int {
 	runtime.LockOSThread() // for ever: credentials and namespaces are this thread's
-	report := -1
-	if len(os.Args) == 3 {
-		report, _ = strconv.Atoi(os.Args[2]) // what it is not, can't be written to
+	if err := stageFork(); err != nil {
+		fmt.Fprintln(os.Stderr, StageName+":", err)
+		return 253
 	}
-	err := prepareStage()
-	if err == nil {
-		var ops []wireOp
-		if ops, err = readStage(); err == nil {
-			runStage(ops, report)
-		}
-	}
-	fmt.Fprintln(os.Stderr, StageName+":", err)
-	return 253
+	return 0
 }
 
-func prepareStage() error {
+func stageFork() error {
+	if len(os.Args) != 3 {
+		return errors.New("this is no command for people")
+	}
+	list, err := strconv.Atoi(os.Args[1])
+	if err != nil {
+		return err
+	}
+	report, err := strconv.Atoi(os.Args[2])
+	if err != nil {
+		return err
+	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return err
 	}
-	return unix.Unshare(unix.CLONE_FS) // from the runtime's other threads, else setns would refuse
+	if err := unix.Unshare(unix.CLONE_FS); err != nil { // from the runtime's other threads, else setns would refuse
+		return err
+	}
+	in := os.NewFile(uintptr(list), "list")
+	var w wireProgram
+	if err := json.NewDecoder(in).Decode(&w); err != nil {
+		if err == io.EOF {
+			return nil // the parent has thought better of it, or died
+		}
+		return err
+	}
+	for fd := w.Kept; fd < w.Files; fd++ {
+		unix.CloseOnExec(fd) // as they are in the parent
+	}
+	p, err := w.program()
+	if err != nil {
+		return err
+	}
+	s := &forkSignals{all: ^uint64(0)}
+	var init *initState
+	if w.Init {
+		init = newInitState()
+	}
+	var later uintptr
+	if w.InitLater {
+		later = 1
+	}
+	pid, errno := forkRaw(uintptr(w.Flags)|unix.CLONE_PARENT, s, &p.ops[0], uintptr(len(p.ops)), uintptr(report), new([2]uint32), init, later)
+	runtime.KeepAlive(p)
+	runtime.KeepAlive(init)
+	if errno != 0 {
+		return &Error{"clone", errno}
+	}
+	fd, err := unix.PidfdOpen(int(pid), 0)
+	if err != nil {
+		return errors.Join(err, unix.Kill(int(pid), unix.SIGKILL))
+	}
+	b := [2]uint32{forkedStaged, uint32(fd)}
+	if _, err := unix.Write(report, unsafe.Slice((*byte)(unsafe.Pointer(&b)), unsafe.Sizeof(b))); err != nil {
+		return errors.Join(err, unix.Kill(int(pid), unix.SIGKILL))
+	}
+	unix.Close(report)
+	_, _ = io.Copy(io.Discard, in) // until the parent has seen the child, or is no more
+	return nil
 }
 
-func readStage() ([]wireOp, error) {
-	fd, err := strconv.Atoi(os.Args[1])
-	if err != nil {
-		return nil, err
+// program is the list again, with memory of ours.
+func (w *wireProgram) program() (*Program, error) {
+	if len(w.Ops) == 0 || w.Flags&unix.CSIGNAL != 0 {
+		return nil, errors.New("not a list that the parent would send")
 	}
-	f := os.NewFile(uintptr(fd), "list")
-	b, err := io.ReadAll(f)
-	f.Close()
-	if err != nil {
-		return nil, err
-	}
-	if len(b) == 0 {
-		os.Exit(253) // the parent has thought better of it, or died
-	}
-	var ops []wireOp
-	return ops, json.Unmarshal(b, &ops)
-}
-
-// runStage does what run does in the child.
-func runStage(ops []wireOp, report int) {
-	unix.CloseOnExec(report)
-	type done struct {
-		result uintptr
-		failed bool
-	}
-	state := make([]done, len(ops))
-	held := false
-	fail := func(i int, errno unix.Errno) {
-		n := uint32(i)
-		if held {
-			n = uint32(len(ops) - i)
-		}
-		b := [2]uint32{n, uint32(errno)}
-		_, _ = unix.Write(report, unsafe.Slice((*byte)(unsafe.Pointer(&b)), unsafe.Sizeof(b))) // there is nobody else to tell
-		os.Exit(253)
-	}
-	var keep []any
-	for i, o := range ops {
-		if o.SkipIf != 0 && state[o.SkipIf-1].failed == o.UnlessFailed {
-			state[i].failed = true
-			continue
-		}
-		var args [6]uintptr
-		for j, a := range o.Args {
+	p := &Program{}
+	for _, o := range w.Ops {
+		var args []any
+		for _, a := range o.Args {
 			switch {
 			case a.Ref:
-				args[j] = state[a.N].result
+				args = append(args, Ref(a.N))
 			case a.IsList:
-				ptrs := make([]*byte, len(a.List)+1)
-				for k, s := range a.List {
-					ptrs[k] = &s[0]
+				var l list
+				for _, s := range a.List {
+					l = append(l, string(s))
 				}
-				keep = append(keep, ptrs)
-				args[j] = uintptr(unsafe.Pointer(&ptrs[0]))
+				args = append(args, l)
 			case a.Filter != nil:
 				filter := make([]unix.SockFilter, len(a.Filter)/int(unsafe.Sizeof(unix.SockFilter{})))
 				copy(unsafe.Slice((*byte)(unsafe.Pointer(&filter[0])), len(a.Filter)), a.Filter)
-				prog := &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-				keep = append(keep, prog)
-				args[j] = uintptr(unsafe.Pointer(prog))
+				args = append(args, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
 			case len(a.Memory) > 0:
-				args[j] = uintptr(unsafe.Pointer(&a.Memory[0]))
+				args = append(args, a.Memory)
 			default:
-				args[j] = uintptr(a.N)
+				args = append(args, uintptr(a.N))
 			}
 		}
-		switch uintptr(o.Nr) {
-		case closeOthers:
-			if errno := closeRanges(args[0], uintptr(report), args[1], args[2]); errno != 0 {
-				fail(i, errno)
-			}
-			continue
-		case ready:
-			unix.Close(report)
-			continue
-		case await, hold:
-			if uintptr(o.Nr) == hold {
-				unix.Close(report)
-				report, held = int(args[1]), true
-			}
-			var b [8]byte
-			if errno := one(args[0], uintptr(unsafe.Pointer(&b[0]))); errno != 0 {
-				fail(i, errno)
-			}
-			continue
+		r := p.Call("", uintptr(o.Nr), args...)
+		c := &p.ops[r]
+		if o.Tolerate {
+			c.tolerate = 1
 		}
-		r, _, errno := syscall.RawSyscall6(uintptr(o.Nr), args[0], args[1], args[2], args[3], args[4], args[5])
-		state[i].result = r
-		if errno != 0 {
-			state[i].failed = true
-			if !o.Tolerate {
-				fail(i, errno)
+		c.skipIf = uintptr(o.SkipIf)
+		if o.UnlessFailed {
+			c.unless = 1
+		}
+		if c.nr == await || c.nr == hold {
+			buf := make([]byte, 8)
+			p.keep = append(p.keep, buf)
+			c.args[2] = uintptr(unsafe.Pointer(&buf[0]))
+		}
+	}
+	return p, nil
+}
+
+// forkSignals is what keeps the Go runtime's handlers, which need its other threads, from running in a child.
+type forkSignals struct {
+	all, mask uint64
+	// action is struct sigaction of the kernel's; none is SIG_DFL.
+	action, none [4]uint64
+}
+
+// forkRaw is fork without clone3 and the runtime's hooks.
+//
+//go:norace
+//go:nosplit
+//go:noinline
+func forkRaw(flags uintptr, s *forkSignals, ops *op, n, pipe uintptr, report *[2]uint32, init *initState, initLater uintptr) (uintptr, syscall.Errno) {
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&s.all)), uintptr(unsafe.Pointer(&s.mask)), 8, 0, 0)
+	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, flags|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	if errno == 0 && pid == 0 {
+		for sig := uintptr(1); sig <= 64; sig++ {
+			syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&s.action)), 8, 0, 0)
+			if s.action[0] > 1 { // neither SIG_DFL nor SIG_IGN
+				syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&s.none)), 0, 8, 0, 0)
 			}
 		}
 	}
-	runtime.KeepAlive(keep)
-	runtime.KeepAlive(ops)
-	fail(len(ops), 0)
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&s.mask)), 0, 8, 0, 0)
+	if errno != 0 || pid != 0 {
+		return pid, errno
+	}
+	if init != nil && initLater == 0 {
+		becomeInit(n, pipe, report, init)
+	}
+	run(ops, n, pipe, report, init)
+	return 0, 0 // not reached
 }
