@@ -36,6 +36,8 @@ type flagTarget struct {
 	config  *apic.Config
 	host    *apic.HostConfig
 	options *container.Options
+	// networks are the container's, in order; the first one's name is host.NetworkMode.
+	networks []container.Attachment
 }
 
 func (c *containerFlags) groups() []flagGroup {

@@ -162,7 +162,8 @@ func TestContainerFlagErrors(t *testing.T) {
 		{[]string{"--security-opt", "x"}, "invalid --security-opt"},
 		{[]string{"--security-opt", "colour=red"}, "invalid --security-opt"},
 		{[]string{"--security-opt", "seccomp=/nonexistent/file"}, "opening seccomp profile"},
-		{[]string{"--network", "name=x,alias=y"}, "not supported yet"},
+		{[]string{"--network", "name=x,color=y"}, "invalid field key color"},
+		{[]string{"--network", "x", "--network", "host"}, "cannot attach both user-defined and non-user-defined network-modes"},
 		{[]string{"--gpus", "some"}, `invalid count (some): value must be either "all" or an integer`},
 		{[]string{"--gpus", "count=1,count=2"}, "'count' can be specified only once"},
 		{[]string{"--gpus", "colour=red"}, "unexpected key 'colour'"},
@@ -195,7 +196,7 @@ func TestContainerFlagErrors(t *testing.T) {
 		{[]string{"--dns-search", "1.2"}, "1.2 is not a valid domain"},
 		{[]string{"--dns-search", "a..b"}, "a..b is not a valid domain"},
 		{[]string{"--link", "a:b:c"}, "bad format for links: a:b:c"},
-		{[]string{"--ip", "1.2.3.4"}, "supported on user defined networks only"},
+		{[]string{"--ip", "1.2.3"}, `invalid argument "1.2.3" for "--ip" flag: failed to parse IP`},
 		{[]string{"--ip", "x"}, "failed to parse IP"},
 		{[]string{"--tmpfs", "rel"}, "must be absolute"},
 	} {

@@ -1,8 +1,6 @@
 package cli
 
 import (
-	"cmp"
-	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -13,11 +11,12 @@ import (
 
 // networkFlags are the container's network, its names and its ports.
 type networkFlags struct {
-	ip                                         string
+	place                                      placeFlags
+	mac                                        string
 	networks                                   list
 	publishAll                                 bool
 	addHost, dns, dnsOption, dnsSearch, expose list
-	link, publish                              list
+	publish                                    list
 }
 
 func (c *networkFlags) register(f *pflag.FlagSet) {
@@ -28,21 +27,19 @@ func (c *networkFlags) register(f *pflag.FlagSet) {
 	f.Lookup("dns-opt").Hidden = true
 	f.Var(&c.dnsSearch, "dns-search", "Set custom DNS search domains")
 	f.Var(&c.expose, "expose", "Expose a port or a range of ports")
-	f.StringVar(&c.ip, "ip", "", "IPv4 address (e.g., 172.30.100.104)")
-	f.Lookup("ip").Hidden = true
-	f.Var(&c.link, "link", "Add link to another container")
-	f.Var(&c.networks, "network", `Connect a container to a network ("bridge", "none", "host", "container:NAME")`)
+	f.Var(&c.place.ip, "ip", "IPv4 address (e.g., 172.30.100.104)")
+	f.Var(&c.place.ip6, "ip6", "IPv6 address (e.g., 2001:db8::33)")
+	f.Var(&c.place.links, "link", "Add link to another container")
+	f.Var(&c.place.linkLocal, "link-local-ip", "Container IPv4/IPv6 link-local addresses")
+	f.StringVar(&c.mac, "mac-address", "", "Container MAC address (e.g., 92:d0:c6:0a:29:33)")
+	f.Var((*list)(&c.place.aliases), "network-alias", "Add network-scoped alias for the container")
+	f.Var((*list)(&c.place.aliases), "net-alias", "")
+	f.Lookup("net-alias").Hidden = true
+	f.Var(&c.networks, "network", `Connect a container to a network ("bridge", "none", "host", "container:NAME", a network's name, or name=NAME,alias=...,ip=...)`)
 	f.Var(&c.networks, "net", "")
 	f.Lookup("net").Hidden = true
 	f.VarP(&c.publish, "publish", "p", "Publish a container's port(s) to the host")
 	f.BoolVarP(&c.publishAll, "publish-all", "P", false, "Publish all exposed ports to random ports")
-	refuseAll(f,
-		"ip6",
-		"link-local-ip",
-		"mac-address",
-		"net-alias",
-		"network-alias",
-	)
 }
 
 func (c *networkFlags) apply(t *flagTarget) error {
@@ -53,29 +50,18 @@ func (c *networkFlags) apply(t *flagTarget) error {
 	if err := parseExpose(c.expose, t.config.ExposedPorts); err != nil {
 		return err
 	}
-	if err := c.setNetwork(t.host); err != nil {
+	if err := c.setNetwork(t); err != nil {
 		return err
 	}
 	return c.setHosts(t.host)
 }
 
-func (c *networkFlags) setNetwork(host *apic.HostConfig) error {
-	// No network that there is has addresses to choose from.
-	if c.ip != "" {
-		if _, err := netip.ParseAddr(c.ip); err != nil {
-			return fmt.Errorf("invalid argument %q for \"--ip\" flag: failed to parse IP: %q", c.ip, c.ip)
-		}
-		return errors.New("user specified IP address is supported on user defined networks only")
+// setNetwork says which networks the container is in, and which of them its mode names: the first one.
+func (c *networkFlags) setNetwork(t *flagTarget) (err error) {
+	if t.networks, err = c.attachments(); err != nil {
+		return err
 	}
-	// The networks that there are, are one or the other.
-	if len(c.networks) > 1 {
-		return fmt.Errorf("container cannot be connected to network endpoints: %s", strings.Join(c.networks, ", "))
-	}
-	name := strings.Join(c.networks, "")
-	if strings.Contains(name, "=") {
-		return fmt.Errorf("--network %s: options of a network are not supported yet", name)
-	}
-	host.NetworkMode = apic.NetworkMode(cmp.Or(name, "default"))
+	t.host.NetworkMode = apic.NetworkMode(t.networks[0].Network)
 	return nil
 }
 
@@ -112,11 +98,13 @@ func (c *networkFlags) setHosts(host *apic.HostConfig) error {
 		}
 		host.DNSSearch = append(host.DNSSearch, d)
 	}
-	for _, l := range c.link {
-		if l == "" || strings.Count(l, ":") > 1 {
-			return fmt.Errorf("invalid argument %q for \"--link\" flag: bad format for links: %s", l, l)
+	for _, l := range c.place.links {
+		if err := checkLink(l); err != nil {
+			return err
 		}
-		host.Links = append(host.Links, l)
+	}
+	if !host.NetworkMode.IsUserDefined() { // else they are the network's
+		host.Links = c.place.links
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -71,52 +70,4 @@ func (a *app) buildxGroup() *cobra.Command {
 
 func (a *app) volumeGroup() *cobra.Command {
 	return a.group("volume", "Manage volumes", a.volumePruneCommand())
-}
-
-func (a *app) networkGroup() *cobra.Command {
-	return a.group("network", "Manage networks", a.networkLsCommand(), a.networkPruneCommand())
-}
-
-func (a *app) networkLsCommand() *cobra.Command {
-	var quiet, noTrunc bool
-	var format string
-	cmd := &cobra.Command{
-		Use: "ls [OPTIONS]", Short: "List networks", Args: a.exactly(0), Aliases: []string{"list"},
-		RunE: func(*cobra.Command, []string) error {
-			e, err := a.engine()
-			if err != nil {
-				return err
-			}
-			infos, err := e.Networks().Networks()
-			if err != nil {
-				return err
-			}
-			var rows []networkRow
-			for _, n := range infos {
-				id := n.ID
-				if !noTrunc {
-					id = short(id)
-				}
-				rows = append(rows, networkRow{CreatedAt: n.Created.String(), Driver: n.Driver, ID: id, IPv4: "true", IPv6: "false", Internal: "false", Name: n.Name,
-					Scope: cmp.Or(n.Scope, "local")})
-			}
-			if quiet && format == "" {
-				format = "{{.ID}}"
-			}
-			head := headings{"ID": "NETWORK ID", "Name": "NAME", "Driver": "DRIVER", "Scope": "SCOPE", "CreatedAt": "CREATED AT", "IPv6": "IPV6", "IPv4": "IPV4",
-				"Internal": "INTERNAL", "Labels": "LABELS"}
-			return writeList(a.out, format, `{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}`, head, rows)
-		},
-	}
-	f := cmd.Flags()
-	f.StringVar(&format, "format", "", formatHelp)
-	f.BoolVar(&noTrunc, "no-trunc", false, "Do not truncate the output")
-	f.BoolVarP(&quiet, "quiet", "q", false, "Only display network IDs")
-	refuseAll(f, "f|filter")
-	return cmd
-}
-
-// networkRow is a line of network ls; its fields, in the order of their JSON form, are what templates may name.
-type networkRow struct {
-	CreatedAt, Driver, ID, IPv4, IPv6, Internal, Labels, Name, Scope string
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"conex/internal/container"
+	"conex/internal/engine"
 	"conex/internal/image"
 )
 
@@ -20,20 +21,22 @@ func (a *app) inspectCommand() *cobra.Command {
 		Use: "inspect [OPTIONS] NAME|ID [NAME|ID...]", Short: "Return low-level information on Docker objects", Args: a.atLeast(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().Changed("type") && kind == "" {
-				return errors.New(`type is empty: must be one of "container", "image"`)
+				return errors.New(`type is empty: must be one of "container", "image", "network"`)
 			}
 			var find []func(context.Context, string) (any, error)
 			switch kind {
 			case "":
-				find = append(find, a.findContainer(size), a.findImage(""))
+				find = append(find, a.findContainer(size), a.findImage(""), a.findNetwork())
 			case "container":
 				find = append(find, a.findContainer(size))
 			case "image":
 				find = append(find, a.findImage(""))
-			case "network", "volume", "config", "node", "plugin", "secret", "service", "swarm", "task":
-				return fmt.Errorf("--type %s is not supported yet: must be one of \"container\", \"image\"", kind)
+			case "network":
+				find = append(find, a.findNetwork())
+			case "volume", "config", "node", "plugin", "secret", "service", "swarm", "task":
+				return fmt.Errorf("--type %s is not supported yet: must be one of \"container\", \"image\", \"network\"", kind)
 			default:
-				return fmt.Errorf("unknown type: %q: must be one of \"container\", \"image\"", kind)
+				return fmt.Errorf("unknown type: %q: must be one of \"container\", \"image\", \"network\"", kind)
 			}
 			return a.inspect(cmd.Context(), args, format, func(ctx context.Context, name string) (any, error) {
 				for _, f := range find {
@@ -107,7 +110,7 @@ func (a *app) findImage(platform string) func(context.Context, string) (any, err
 }
 
 func isNotFound(err error) bool {
-	return errors.Is(err, container.ErrNotFound) || errors.Is(err, image.ErrNotFound) || errors.Is(err, image.ErrReference)
+	return errors.Is(err, container.ErrNotFound) || errors.Is(err, image.ErrNotFound) || errors.Is(err, image.ErrReference) || errors.Is(err, engine.ErrNotFound)
 }
 
 // inspect prints what find returns for each name: as a JSON array, or each by the template. What was found is printed even if

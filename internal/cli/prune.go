@@ -33,6 +33,9 @@ func (a *app) pruneCommand(short string, req engine.PruneRequest, flags func(cmd
 			if !req.Containers && !req.Images && !req.Volumes {
 				sep = " "
 			}
+			if req.Networks && !req.Containers {
+				sep = "\n"
+			}
 			if !force && !a.confirm(pruneWarning(req)+sep+"Are you sure you want to continue?") {
 				return nil
 			}
@@ -41,7 +44,7 @@ func (a *app) pruneCommand(short string, req engine.PruneRequest, flags func(cmd
 				return err
 			}
 			rep, err := e.Prune(cmd.Context(), req)
-			a.printPruned(rep, err == nil)
+			a.printPruned(rep, err == nil && (!req.Networks || req.Images)) // networks take no space
 			return err
 		},
 	}
@@ -68,6 +71,7 @@ func (a *app) printPruned(rep engine.PruneReport, done bool) {
 		}
 	}
 	list("Deleted Containers", rep.Containers)
+	list("Deleted Networks", rep.Networks)
 	list("Deleted Volumes", rep.Volumes)
 	var images []string
 	for _, i := range rep.Images {
@@ -120,7 +124,7 @@ func (a *app) volumePruneCommand() *cobra.Command {
 }
 
 func (a *app) systemPruneCommand() *cobra.Command {
-	req := engine.PruneRequest{Containers: true, Images: true, BuildCache: true}
+	req := engine.PruneRequest{Containers: true, Networks: true, Images: true, BuildCache: true}
 	return a.pruneCommand("Remove unused data", req, func(cmd *cobra.Command, req *engine.PruneRequest) {
 		var all bool
 		f := cmd.Flags()
@@ -128,27 +132,6 @@ func (a *app) systemPruneCommand() *cobra.Command {
 		f.BoolVar(&req.Volumes, "volumes", false, "Prune anonymous volumes")
 		cmd.PreRun = func(*cobra.Command, []string) { req.AllImages, req.AllCache = all, all }
 	})
-}
-
-// networkPruneCommand finds nothing to remove: the networks that there are, are conex's own.
-func (a *app) networkPruneCommand() *cobra.Command {
-	var force bool
-	var filters list
-	cmd := &cobra.Command{
-		Use: "prune [OPTIONS]", Short: "Remove all unused networks", Args: a.exactly(0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if _, err := parseFilters(filters); err != nil {
-				return a.usageError(cmd, err)
-			}
-			if !force {
-				a.confirm("WARNING! This will remove all custom networks not used by at least one container.\nAre you sure you want to continue?")
-			}
-			return nil
-		},
-	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "Do not prompt for confirmation")
-	cmd.Flags().Var(&filters, "filter", `Provide filter values (e.g. "until=<timestamp>")`)
-	return cmd
 }
 
 // pruneWarning says in Docker's words what a request would remove.
@@ -162,6 +145,8 @@ func pruneWarning(req engine.PruneRequest) string {
 		switch {
 		case req.Containers:
 			return one("all stopped containers.")
+		case req.Networks:
+			return one("all custom networks not used by at least one container.")
 		case req.Images:
 			return one(images + ".")
 		case req.Volumes && req.AllVolumes:

@@ -47,7 +47,7 @@ func (a *app) createRequest(cmd *cobra.Command, c *containerFlags, args []string
 	}
 	return engine.CreateRequest{
 		Name: c.meta.name, Platform: c.meta.platform, Pull: c.meta.pull, Quiet: c.meta.quiet,
-		Config: t.config, HostConfig: t.host, Options: *t.options,
+		Config: t.config, HostConfig: t.host, Options: *t.options, Networks: t.networks,
 	}, nil
 }
 

@@ -56,8 +56,9 @@ type Record struct {
 	Driver string `json:"driver"`
 	// Options is what conex has beside HostConfig.
 	Options Options `json:"options,omitzero"`
-	// Networks are those that it has a place of its own on, in the order of their interfaces; see Attachments.
-	Networks []Attachment `json:"networks,omitempty"`
+	// Networks are those that it has a place of its own on, in the order of their interfaces; see Attachments. An empty list that is there means
+	// that it was disconnected from all, the one that its mode names as well.
+	Networks []Attachment `json:"networks,omitzero"`
 }
 
 // Attachment is a container's place on a network, as it was asked for.
@@ -79,10 +80,18 @@ type Attachment struct {
 	GwPriority int `json:"gwPriority,omitempty"`
 }
 
-// Attachments are the container's places on networks. A record without any is in the network that its mode names, if the mode is one.
+// Same reports whether two attachments are to the same network, as far as they say it.
+func (a *Attachment) Same(b *Attachment) bool {
+	if a.NetworkID != "" && b.NetworkID != "" {
+		return a.NetworkID == b.NetworkID
+	}
+	return a.Network == b.Network
+}
+
+// Attachments are the container's places on networks. A record without a list is in the network that its mode names, if the mode is one.
 func (r *Record) Attachments() []Attachment {
 	mode := r.HostConfig.NetworkMode
-	if len(r.Networks) > 0 || mode.IsHost() || mode.IsNone() || mode.IsContainer() {
+	if r.Networks != nil || mode.IsHost() || mode.IsNone() || mode.IsContainer() {
 		return r.Networks
 	}
 	name := string(mode)

@@ -66,6 +66,24 @@ func set[T comparable](to *T, v T) {
 	}
 }
 
+// SetNetworks changes the networks of a container's record. The caller holds the monitor lock, or is the monitor. A nil error promises what
+// Update's does.
+func (s *Store) SetNetworks(id string, ats []Attachment) (*Record, error) {
+	l, err := s.lockNames() // a rename changes the record too
+	if err != nil {
+		return nil, err
+	}
+	defer l.Release()
+	r, err := s.Load(id)
+	if err != nil {
+		return nil, err
+	}
+	if r.Networks = ats; ats == nil {
+		r.Networks = []Attachment{}
+	}
+	return r, disk.WriteJSON(s.Dir(id, "config.json"), r, durability(r.HostConfig.AutoRemove))
+}
+
 // Update changes a container's record. The caller holds the monitor lock, or is the monitor. A nil error promises that the change
 // survives a power loss as the container itself does.
 func (s *Store) Update(id string, c *Changes) (*Record, error) {

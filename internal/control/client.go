@@ -196,6 +196,16 @@ func (c *Client) Update(ctx context.Context, changes container.Changes) error {
 	return c.call(ctx, "POST", "/update", nil, changes, nil)
 }
 
+// Connect joins a network that the container is not on yet.
+func (c *Client) Connect(ctx context.Context, at container.Attachment) error {
+	return c.call(ctx, "POST", "/connect", nil, at, nil)
+}
+
+// Disconnect leaves a network, named by what an attachment says of it.
+func (c *Client) Disconnect(ctx context.Context, at container.Attachment) error {
+	return c.call(ctx, "POST", "/disconnect", url.Values{"network": {at.NetworkID}, "name": {at.Network}}, nil, nil)
+}
+
 // Freeze stops every process in the container. They go on at Frozen.Thaw, at the latest at the end of this process, and when somebody
 // stops or kills the container.
 func (c *Client) Freeze(ctx context.Context) (*Frozen, error) {

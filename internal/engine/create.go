@@ -33,6 +33,9 @@ type CreateRequest struct {
 	HostConfig *apic.HostConfig
 	// Options are conex's own.
 	Options container.Options
+	// Networks are the container's places on networks, in the order of their interfaces; HostConfig.NetworkMode names the first. None
+	// means that one, as it comes.
+	Networks []container.Attachment
 	// Quiet silences Progress.
 	Quiet bool
 	// Progress receives what a pull does.
@@ -105,7 +108,7 @@ func (e *Engine) create(ctx context.Context, req CreateRequest, hold bool) (rec 
 	driver, _ := ls.Driver()
 	rec = &container.Record{
 		ID: disk.RandomID(), Name: req.Name, Created: time.Now().UTC(), Image: req.Config.Image, ImageID: img.ID, Layers: img.Layers(),
-		Config: &conf, HostConfig: &hc, Path: path, Args: args, Platform: platformOf(img), Driver: driver, Options: req.Options,
+		Config: &conf, HostConfig: &hc, Path: path, Args: args, Platform: platformOf(img), Driver: driver, Options: req.Options, Networks: req.Networks,
 	}
 	rec.Options.Links = links
 	if rec.Networks, err = e.attachments(ctx, rec); err != nil {

@@ -20,7 +20,7 @@ import (
 
 // PruneRequest says what shall be removed of the things that nothing uses.
 type PruneRequest struct {
-	Containers, Images, Volumes, BuildCache bool
+	Containers, Networks, Images, Volumes, BuildCache bool
 	// AllImages removes also images that have a name, AllCache also cached steps whose layers an image has, AllVolumes also volumes that
 	// somebody gave a name.
 	AllImages, AllCache, AllVolumes bool
@@ -37,12 +37,13 @@ type PruneRequest struct {
 
 // cacheAlone reports whether nothing but the build cache is meant, whose filters are others.
 func (r *PruneRequest) cacheAlone() bool {
-	return r.BuildCache && !r.Containers && !r.Images && !r.Volumes
+	return r.BuildCache && !r.Containers && !r.Networks && !r.Images && !r.Volumes
 }
 
 // PruneReport says what a prune removed.
 type PruneReport struct {
-	Containers, Volumes []string
+	// Networks are names, as Docker has them.
+	Containers, Networks, Volumes []string
 	// Images tells what was done in order, as RemoveImage does.
 	Images []apii.DeleteResponse
 	// BuildCache has the keys of the steps that were forgotten.
@@ -55,7 +56,7 @@ type PruneReport struct {
 	Deferred bool
 }
 
-// Prune removes what nothing uses: first containers that don't run, then volumes, images and cached build steps that no container and
+// Prune removes what nothing uses: first containers that don't run, then networks and volumes, images and cached build steps that no container and
 // no live lease uses, in the end the layers that are left over. What it did before an error is in the report.
 func (e *Engine) Prune(ctx context.Context, req PruneRequest) (rep PruneReport, err error) {
 	defer func() {
@@ -72,6 +73,11 @@ func (e *Engine) Prune(ctx context.Context, req PruneRequest) (rep PruneReport, 
 	}
 	if req.Containers {
 		if err := e.pruneContainers(ctx, f, &rep); err != nil {
+			return rep, err
+		}
+	}
+	if req.Networks {
+		if err := e.pruneNetworks(ctx, f, &rep); err != nil {
 			return rep, err
 		}
 	}
@@ -148,7 +154,7 @@ func (e *Engine) pruneEvents(req PruneRequest, rep *PruneReport) {
 		done bool
 		kind mevents.Type
 	}{
-		{req.Containers, mevents.ContainerEventType}, {req.Volumes, mevents.VolumeEventType}, {req.Images, mevents.ImageEventType},
+		{req.Containers, mevents.ContainerEventType}, {req.Networks, mevents.NetworkEventType}, {req.Volumes, mevents.VolumeEventType}, {req.Images, mevents.ImageEventType},
 		{req.BuildCache, mevents.BuilderEventType},
 	} {
 		if k.done {

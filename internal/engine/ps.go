@@ -17,6 +17,7 @@ import (
 	"conex/internal/build"
 	"conex/internal/container"
 	"conex/internal/image"
+	"conex/internal/network"
 
 	apic "github.com/moby/moby/api/types/container"
 	mnet "github.com/moby/moby/api/types/network"
@@ -246,7 +247,7 @@ func hostAddresses(ip netip.Addr) []netip.Addr {
 func networks(n *container.Snapshot) map[string]*mnet.EndpointSettings {
 	out := map[string]*mnet.EndpointSettings{}
 	mode := n.Record.HostConfig.NetworkMode
-	if mode.IsHost() || mode.IsNone() {
+	if mode.IsHost() || mode.IsNone() && n.Record.Networks == nil {
 		out[string(mode)] = &mnet.EndpointSettings{}
 	}
 	a := n.Alive()
@@ -255,8 +256,12 @@ func networks(n *container.Snapshot) map[string]*mnet.EndpointSettings {
 		if at.IPv4.IsValid() || at.IPv6.IsValid() || len(at.LinkLocal) > 0 {
 			ep.IPAMConfig = &mnet.EndpointIPAMConfig{IPv4Address: at.IPv4, IPv6Address: at.IPv6, LinkLocalIPs: at.LinkLocal}
 		}
+		_ = ep.MacAddress.UnmarshalText([]byte(at.MAC)) // it was checked when it was given
 		out[at.Network] = ep
 		if a == nil {
+			if n.Exit == nil {
+				ep.NetworkID = "" // it has not been on it yet
+			}
 			continue
 		}
 		if e := a.On(at.NetworkID); e != nil && at.NetworkID != "" {
@@ -270,7 +275,10 @@ func networks(n *container.Snapshot) map[string]*mnet.EndpointSettings {
 
 // fillEndpoint puts what a running container's endpoint has into its description.
 func fillEndpoint(ep *mnet.EndpointSettings, e *container.Endpoint) {
-	ep.NetworkID, ep.EndpointID, ep.DNSNames = e.NetworkID, e.EndpointID, e.Names
+	ep.NetworkID, ep.EndpointID = e.NetworkID, e.EndpointID
+	if e.NetworkName != network.Bridge { // where nobody has a name
+		ep.DNSNames = e.Names
+	}
 	if p, err := netip.ParsePrefix(e.Address); err == nil {
 		ep.IPAddress, ep.IPPrefixLen = p.Addr(), p.Bits()
 	}

@@ -120,19 +120,26 @@ func either(f func(*container.Snapshot) bool) containerTest {
 
 // nameTest takes regular expressions, which match the name with and without its slash.
 func nameTest(values []string) (containerTest, error) {
+	match, err := patterns("name", values)
+	if err != nil {
+		return nil, err
+	}
+	return either(func(n *container.Snapshot) bool { return match("/"+n.Record.Name) || match(n.Record.Name) }), nil
+}
+
+// patterns compiles a filter's regular expressions, of which one must match.
+func patterns(key string, values []string) (func(string) bool, error) {
 	var res []*regexp.Regexp
 	for _, v := range values {
 		re, err := regexp.Compile(v)
 		if err != nil {
-			return nil, invalid("invalid filter 'name=%s': %w", v, err)
+			return nil, invalid("invalid filter '%s=%s': %w", key, v, err)
 		}
 		res = append(res, re)
 	}
-	return either(func(n *container.Snapshot) bool {
-		return slices.ContainsFunc(res, func(re *regexp.Regexp) bool {
-			return re.MatchString("/"+n.Record.Name) || re.MatchString(n.Record.Name)
-		})
-	}), nil
+	return func(s string) bool {
+		return slices.ContainsFunc(res, func(re *regexp.Regexp) bool { return re.MatchString(s) })
+	}, nil
 }
 
 func hasLabels(labels map[string]string, want []string) bool {

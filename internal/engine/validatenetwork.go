@@ -55,19 +55,6 @@ func (e *Engine) validateNetwork(ctx context.Context, conf *apic.Config, hc *api
 	return nil
 }
 
-// attachments are the networks of a new container, by the ids that their names mean now.
-func (e *Engine) attachments(ctx context.Context, rec *container.Record) ([]container.Attachment, error) {
-	ats := rec.Attachments()
-	for k := range ats {
-		i, err := e.Networks().Network(ctx, ats[k].Network)
-		if err != nil {
-			return nil, classify(err)
-		}
-		ats[k].Network, ats[k].NetworkID = i.Name, i.ID
-	}
-	return ats, nil
-}
-
 // validateJoinedNetwork checks --network container:NAME, in Docker's words and order: who joins another container's network has
 // its names and ports, and none of his own.
 func (e *Engine) validateJoinedNetwork(conf *apic.Config, hc *apic.HostConfig) error {

@@ -11,7 +11,6 @@ import (
 	"conex/internal/linux/pidfd"
 	"conex/internal/runtime"
 
-	apic "github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -183,9 +182,4 @@ func (j *joined) apply(c *runtime.Config, dir string) error {
 		}
 	}
 	return nil
-}
-
-// bridged reports whether a container has an endpoint of its own on a network.
-func bridged(hc *apic.HostConfig) bool {
-	return !hc.NetworkMode.IsHost() && !hc.NetworkMode.IsNone() && !hc.NetworkMode.IsContainer()
 }

@@ -61,13 +61,15 @@ type monitor struct {
 	// writers are the goroutines that still write to clients.
 	writers sync.WaitGroup
 
-	// changes is held while the container is started, and while its limits are changed.
+	// changes is held while the container is started, while its limits or networks are changed, and while its networks are released.
 	changes sync.Mutex
 
 	mu    sync.Mutex
 	state container.State
 	host  *apic.HostConfig // the record's as it was changed since, nil before that
-	run   *run             // the present run; nil between runs
+	// networks are the record's as they were changed since, nil before that.
+	networks *[]container.Attachment
+	run      *run // the present run; nil between runs
 	// stop is closed when no further run must be started.
 	stop     chan struct{}
 	stopped  bool // stop is closed

@@ -23,50 +23,51 @@ import (
 // connect joins the networks and publishes the reserved ports, while the runtime makes the root file system.
 func (r *run) connect(ctx context.Context, files string, links []link) error {
 	m, hc := r.m, r.m.rec.HostConfig
-	if !bridged(hc) {
-		if hc.NetworkMode.IsNone() {
-			return m.nets.Loopback(r.ct.NetNS())
-		}
+	r.files, r.links = files, links
+	if hc.NetworkMode.IsHost() || hc.NetworkMode.IsContainer() {
 		return nil
 	}
-	ats := m.rec.Attachments()
+	ats := m.attachments()
+	if len(ats) == 0 {
+		return m.nets.Loopback(r.ct.NetNS())
+	}
 	out, err := m.wayOut(ctx, ats)
 	if err != nil {
 		return err
 	}
 	for k, at := range ats {
-		if err := r.attach(ctx, at, "eth"+strconv.Itoa(k), k == out); err != nil {
+		if _, err := r.attach(ctx, at, k == out); err != nil {
 			return err
 		}
 	}
-	if len(r.eps) == 0 {
-		return nil
-	}
-	if r.res != nil {
-		if err := m.nets.Publish(ctx, r.eps[0], r.res); err != nil {
-			return err
-		}
+	if err := r.publish(ctx); err != nil {
+		return err
 	}
 	return m.writeFiles(files, r.eps, links)
 }
 
 // attach joins one network.
-func (r *run) attach(ctx context.Context, at container.Attachment, name string, wayOut bool) error {
+func (r *run) attach(ctx context.Context, at container.Attachment, wayOut bool) (*network.Endpoint, error) {
 	m := r.m
 	i, err := m.networkOf(ctx, at)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	netns, err := r.netns()
+	if err != nil {
+		return nil, err
+	}
+	defer netns.Close()
 	ep, err := m.nets.Attach(ctx, network.AttachRequest{
-		ContainerID: m.rec.ID, Name: m.rec.Name, Network: i.ID, NetNS: r.ct.NetNS(),
+		ContainerID: m.rec.ID, Name: m.rec.Name, Network: i.ID, NetNS: netns,
 		Hostname: m.rec.Config.Hostname, ExtraHosts: m.rec.HostConfig.ExtraHosts,
 		Settings: network.Settings{
-			Interface: name, IPv4: at.IPv4, IPv6: at.IPv6, MAC: at.MAC, LinkLocal: at.LinkLocal, Aliases: at.Aliases,
+			Interface: r.interfaceName(i, at), IPv4: at.IPv4, IPv6: at.IPv6, MAC: at.MAC, LinkLocal: at.LinkLocal, Aliases: at.Aliases,
 			DriverOpts: at.DriverOpts, NoDefaultRoute: !wayOut,
 		},
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if wayOut {
 		r.eps = slices.Insert(r.eps, 0, ep)
@@ -74,7 +75,7 @@ func (r *run) attach(ctx context.Context, at container.Attachment, name string, 
 		r.eps = append(r.eps, ep)
 	}
 	m.networkEvent(mevents.ActionConnect, ep)
-	return nil
+	return ep, nil
 }
 
 // networkOf finds the network of an attachment: the very one, or another that has its name by now.
@@ -191,7 +192,7 @@ func (m *monitor) writeFiles(dir string, eps []*network.Endpoint, links []link) 
 		ips = append(ips, ep.Address.Addr(), ep.Address6.Addr())
 	}
 	switch {
-	case eps != nil:
+	case len(eps) > 0:
 		gateway = eps[0].Gateway
 		if !gateway.IsValid() {
 			gateway = eps[0].Gateway6
@@ -200,7 +201,11 @@ func (m *monitor) writeFiles(dir string, eps []*network.Endpoint, links []link) 
 		gateway = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	}
 	var hosts []byte
-	extra, err := resolver.ExpandHosts(hc.ExtraHosts, gateway)
+	named := hc.ExtraHosts
+	if eps != nil && len(eps) == 0 { // disconnected from all: no address leads to the host
+		named = slices.DeleteFunc(slices.Clone(named), func(h string) bool { return strings.HasSuffix(h, ":"+resolver.HostGateway) })
+	}
+	extra, err := resolver.ExpandHosts(named, gateway)
 	switch {
 	case err == nil:
 		lines := make([]string, len(links))

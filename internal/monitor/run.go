@@ -26,19 +26,26 @@ const drainTimeout = 2 * time.Second
 
 // run is one run of the container, from its preparation to its end.
 type run struct {
-	m       *monitor
-	cfg     *runtime.Config
-	ct      runtime.Container
-	proc    runtime.Process
-	res     *portmap.Reservation
-	eps     []*network.Endpoint // the one with the way out first
-	left    []*network.Endpoint // eps, once they are released
-	io      *streams
-	console *os.File
-	outputs []*os.File // read ends, closed when the output lasts longer than the process
-	started time.Time
-	cleaned bool // used by main alone
-	health  *health
+	m    *monitor
+	cfg  *runtime.Config
+	ct   runtime.Container
+	proc runtime.Process
+	res  *portmap.Reservation
+	eps  []*network.Endpoint // the one with the way out first
+	left []*network.Endpoint // eps, once they are released
+	// What changes of networks need, under monitor.changes: the folder of the hosts file and the links in it, how many interfaces of each name there
+	// were, the ports that were published last, and whether release has been.
+	files    string
+	links    []link
+	numbers  map[string]int
+	ports    []portmap.Mapping
+	released bool
+	io       *streams
+	console  *os.File
+	outputs  []*os.File // read ends, closed when the output lasts longer than the process
+	started  time.Time
+	cleaned  bool // used by main alone
+	health   *health
 	// freezing keeps the processes still while somebody wants it.
 	freezing freezing
 
@@ -192,10 +199,14 @@ func (m *monitor) start(first *client) (*run, error) {
 
 // reserve takes the host's ports, before anything is made: that one is taken is the commonest reason why a start fails.
 func (r *run) reserve(ctx context.Context) error {
-	if !bridged(r.m.rec.HostConfig) {
+	ats := r.m.attachments()
+	if len(ats) == 0 {
 		return nil
 	}
 	ports, err := mappings(r.m.rec)
+	if err == nil {
+		err = r.bind(ctx, ats, ports)
+	}
 	if err == nil && len(ports) > 0 {
 		r.res, err = r.m.nets.Reserve(ctx, ports)
 	}
@@ -305,6 +316,9 @@ func (m *monitor) closeLog() error {
 // release frees what others may be waiting for: ports, the address. Idempotent.
 func (r *run) release() error {
 	var errs []error
+	r.m.changes.Lock() // nobody connects or disconnects it meanwhile
+	defer r.m.changes.Unlock()
+	r.released = true
 	if r.res != nil {
 		errs = append(errs, r.res.Close())
 		r.res = nil

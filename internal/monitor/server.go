@@ -99,6 +99,10 @@ func (s *server) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		err = s.pause(w)
 	case "POST /unpause":
 		err = s.unpause(w)
+	case "POST /connect":
+		err = s.connect(w, q)
+	case "POST /disconnect":
+		err = s.disconnect(w, q)
 	case "POST /update":
 		err = s.update(w, q)
 	case "POST /exec":

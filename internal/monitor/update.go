@@ -13,15 +13,20 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// current is the record with the limits and the restart policy that it has by now.
+// current is the record with the limits, the restart policy and the networks that it has by now.
 func (m *monitor) current() *container.Record {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.host == nil {
+	if m.host == nil && m.networks == nil {
 		return m.rec
 	}
 	r := *m.rec
-	r.HostConfig = m.host
+	if m.host != nil {
+		r.HostConfig = m.host
+	}
+	if m.networks != nil {
+		r.Networks = *m.networks
+	}
 	return &r
 }
 

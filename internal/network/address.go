@@ -54,7 +54,11 @@ func (m *Manager) pick(i Info, p Pool, container string, preferred netip.Addr) (
 			return ip, err
 		}
 	}
-	return netip.Addr{}, fmt.Errorf("network %s: %w in %s, %d in use", i.Name, ErrNoAddress, from, len(entries))
+	family := 4
+	if from.Addr().Is6() {
+		family = 6
+	}
+	return netip.Addr{}, fmt.Errorf("no available IPv%d addresses on this network's address pools: %w in %s, %d in use", family, ErrNoAddress, from, len(entries))
 }
 
 // want claims one address and no other. The caller holds the network's lock.

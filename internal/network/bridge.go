@@ -27,14 +27,6 @@ const firstBridge = "conex0"
 // bridgePrefix begins the names of all other bridges.
 const bridgePrefix = "cxb"
 
-// Options of bridge networks, by Docker's names.
-const (
-	OptionBridgeName = "com.docker.network.bridge.name"
-	OptionMasquerade = "com.docker.network.bridge.enable_ip_masquerade"
-	OptionICC        = "com.docker.network.bridge.enable_icc"
-	OptionMTU        = "com.docker.network.driver.mtu"
-)
-
 // maxBridges bounds the search for a free interface name.
 const maxBridges = 1000
 
@@ -42,6 +34,10 @@ const maxBridges = 1000
 // caller holds the network's lock. The Info it returns differs from the one given when the network had to move since its interface's
 // name or its subnet was taken by somebody else.
 func (m *Manager) ensure(ctx context.Context, i Info) (Info, link, error) {
+	if i.Driver != DriverBridge {
+		parent, err := ensureParent(i)
+		return i, parent, err
+	}
 	i, br, err := m.erect(ctx, i)
 	if err != nil {
 		return i, br, err
@@ -94,10 +90,8 @@ func (m *Manager) standing(i Info) (link, bool, error) {
 	}
 	defer c.Close()
 	ask := []netlink.Message{getLink(i.Interface)}
-	for _, p := range []Pool{i.IPv4, i.IPv6} {
-		if p.Valid() {
-			ask = append(ask, localRoute(p.Gateway))
-		}
+	for _, a := range i.hostAddresses() {
+		ask = append(ask, localRoute(a.Addr()))
 	}
 	res, err := c.Execute(ask...)
 	if err != nil {
@@ -237,11 +231,8 @@ func (m *Manager) configure(i Info) (link, error) {
 		return br, err
 	}
 	var change []netlink.Message
-	for _, p := range []Pool{i.IPv4, i.IPv6} {
-		if p.Valid() {
-			a := netip.PrefixFrom(p.Gateway, p.Subnet.Bits())
-			change = append(change, netlink.Message{Type: unix.RTM_NEWADDR, Flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, Data: addressMessage(br.index, a)})
-		}
+	for _, a := range i.hostAddresses() {
+		change = append(change, netlink.Message{Type: unix.RTM_NEWADDR, Flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, Data: addressMessage(br.index, a)})
 	}
 	change = append(change, netlink.Message{Type: unix.RTM_SETLINK, Data: linkMessage(br.index, true)})
 	if err := c.Do(change...); err != nil {
@@ -283,8 +274,8 @@ func lockNamespace() (*os.File, error) {
 
 // mtu is what the network's packets may have: as its options say, else the uplink's.
 func (i Info) mtu() (int, error) {
-	if v := i.Options[OptionMTU]; v != "" {
-		return strconv.Atoi(v)
+	if v, err := strconv.Atoi(i.Options[OptionMTU]); err == nil && v != 0 {
+		return v, nil
 	}
 	return uplinkMTU()
 }

@@ -6,10 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,15 +18,22 @@ import (
 
 // Spec asks for a new network.
 type Spec struct {
-	Name   string
-	Driver string // empty means bridge
-	Parent string // of macvlan and ipvlan
+	Name   string `json:"-"`
+	Driver string `json:"-"` // empty means bridge
 	// Pools are the subnets that were asked for, at most one a family; what they leave open is chosen.
-	Pools []Pool
+	Pools []Pool `json:"pools,omitempty"`
 	// IPv4 and IPv6 say whether there are such addresses; nil lets conex decide.
-	IPv4, IPv6           *bool
-	Internal, Attachable bool
-	Options, Labels      map[string]string
+	IPv4       *bool             `json:"ipv4,omitempty"`
+	IPv6       *bool             `json:"ipv6,omitempty"`
+	Internal   bool              `json:"internal,omitempty"`
+	Attachable bool              `json:"-"`
+	Options    map[string]string `json:"-"`
+	Labels     map[string]string `json:"-"`
+	// IPAMOptions are recorded alone.
+	IPAMOptions map[string]string `json:"ipamOptions,omitempty"`
+	// ConfigOnly makes a network that nobody can use: ConfigFrom of others names it, and takes pools, options and labels from it.
+	ConfigOnly bool   `json:"-"`
+	ConfigFrom string `json:"-"`
 }
 
 // Create records a new network. Its bridge is made when the first container comes. The error is ErrExists when the name is taken.
@@ -49,20 +56,38 @@ func (m *Manager) Create(ctx context.Context, s Spec) (Info, error) {
 	if slices.Contains([]string{Host, None, "default"}, s.Name) || slices.ContainsFunc(list, func(o Info) bool { return o.Name == s.Name }) {
 		return Info{}, fmt.Errorf("network with name %s %w", s.Name, ErrExists)
 	}
-	i := Info{
-		ID: disk.RandomID(), Name: s.Name, Driver: s.Driver, Scope: "local", Created: time.Now().UTC(), Parent: s.Parent,
-		Internal: s.Internal, Attachable: s.Attachable, Options: s.Options, Labels: s.Labels, Chosen: len(s.Pools) == 0,
-	}
-	if i.Driver == "" {
-		i.Driver = DriverBridge
-	}
-	if name := s.Options[OptionBridgeName]; name != "" && i.Driver == DriverBridge {
-		if _, err := net.InterfaceByName(name); err == nil {
-			return Info{}, fmt.Errorf("bridge name %s is taken by an interface of this host", name)
+	if s.ConfigFrom != "" {
+		if err := s.take(list); err != nil {
+			return Info{}, err
 		}
-		i.Interface, i.Chosen = name, false
 	}
+	i := Info{
+		ID: disk.RandomID(), Name: s.Name, Driver: cmp.Or(s.Driver, DriverBridge), Scope: "local", Created: time.Now().UTC(), Internal: s.Internal,
+		Attachable: s.Attachable, Options: s.Options, Labels: s.Labels, IPAMOptions: s.IPAMOptions, ConfigFrom: s.ConfigFrom,
+	}
+	if s.ConfigOnly {
+		return i.config(s, m)
+	}
+	if !slices.Contains(drivers(), i.Driver) {
+		return Info{}, fmt.Errorf("plugin %q %w: conex has the drivers %s", i.Driver, ErrNotFound, strings.Join(drivers(), ", "))
+	}
+	if i.Driver == DriverBridge {
+		if i.Interface = s.Options[OptionBridgeName]; i.Interface != "" {
+			if k := slices.IndexFunc(list, func(o Info) bool { return o.Interface == i.Interface }); k >= 0 {
+				return Info{}, fmt.Errorf("cannot create network %s (%s): conflicts with network %s: networks have same bridge name", i.Name, i.Interface, list[k].Name)
+			}
+		}
+	} else {
+		i.Parent = s.Options[OptionParent]
+	}
+	if err := checkOptions(&i); err != nil {
+		return Info{}, err
+	}
+	i.Chosen = len(s.Pools) == 0 && i.Interface == ""
 	if err := m.lay(&i, s, list); err != nil {
+		return Info{}, err
+	}
+	if err := checkDriver(&i, list); err != nil {
 		return Info{}, err
 	}
 	if i.Driver != DriverBridge {
@@ -71,8 +96,41 @@ func (m *Manager) Create(ctx context.Context, s Spec) (Info, error) {
 	return i, m.save(i)
 }
 
+// take completes a request with the configuration that it names.
+func (s *Spec) take(list []Info) error {
+	k := slices.IndexFunc(list, func(o Info) bool { return o.ConfigOnly() && (o.Name == s.ConfigFrom || o.ID == s.ConfigFrom) })
+	switch {
+	case k < 0:
+		return fmt.Errorf("configuration network %q does not exist", s.ConfigFrom)
+	case len(s.Pools)+len(s.Options)+len(s.Labels)+len(s.IPAMOptions) > 0 || s.IPv4 != nil || s.IPv6 != nil || s.Internal:
+		return errors.New("user specified configurations are not supported if the network depends on a configuration network")
+	}
+	o := list[k]
+	s.ConfigFrom = o.Name
+	s.Pools, s.IPv4, s.IPv6, s.Internal, s.IPAMOptions = o.Config.Pools, o.Config.IPv4, o.Config.IPv6, o.Config.Internal, o.Config.IPAMOptions
+	s.Options, s.Labels = o.Options, o.Labels
+	return nil
+}
+
+// config records a network that only holds a configuration: what it says is checked when another network takes it.
+func (i Info) config(s Spec, m *Manager) (Info, error) {
+	i.Driver, i.Config = DriverNull, &s
+	for _, p := range s.Pools {
+		if q := p; q.complete() != nil {
+			return i, q.complete()
+		}
+		if p.Subnet.Addr().Is4() {
+			i.IPv4 = p
+		} else {
+			i.IPv6 = p
+		}
+	}
+	return i, m.save(i)
+}
+
 // lay gives a new network its pools: those asked for, completed and checked, and chosen ones.
 func (m *Manager) lay(i *Info, s Spec, others []Info) error {
+	want4, want6 := wanted(s.IPv4, i.Options[OptionIPv4]), wanted(s.IPv6, i.Options[OptionIPv6])
 	used, err := m.used(*i, others)
 	if err != nil {
 		return err
@@ -80,11 +138,11 @@ func (m *Manager) lay(i *Info, s Spec, others []Info) error {
 	if err := m.place(i, others); err != nil && i.Chosen {
 		return err
 	}
+	if i.Driver != DriverBridge { // nobody routes a prefix of ours on the parent's link
+		i.IPv6 = Pool{}
+	}
 	var given4, given6 bool
 	for _, p := range s.Pools {
-		if !p.Subnet.IsValid() {
-			continue
-		}
 		if err := p.complete(); err != nil {
 			return err
 		}
@@ -92,30 +150,44 @@ func (m *Manager) lay(i *Info, s Spec, others []Info) error {
 		if k := slices.IndexFunc(used, p.Subnet.Overlaps); k >= 0 && i.Driver == DriverBridge {
 			return fmt.Errorf("invalid pool request: Pool overlaps with other one on this address space: %s overlaps %s (%s)", p.Subnet, used[k], owner(used[k], others))
 		}
-		if p.Subnet.Addr().Is4() {
-			i.IPv4, given4 = p, true
-		} else {
-			i.IPv6, given6 = p, true
+		to, given := &i.IPv4, &given4
+		if p.Subnet.Addr().Is6() {
+			to, given = &i.IPv6, &given6
 		}
+		if *given {
+			return fmt.Errorf("%s driver doesn't support multiple subnets of one family: %s and %s", i.Driver, to.Subnet, p.Subnet)
+		}
+		*to, *given = p, true
 	}
 	switch {
-	case s.IPv4 != nil && !*s.IPv4 && given4, s.IPv6 != nil && !*s.IPv6 && given6:
+	case want4 != nil && !*want4 && given4, want6 != nil && !*want6 && given6:
 		return errors.New("a subnet is given for a family that is switched off")
-	case s.IPv4 != nil && !*s.IPv4:
+	case want4 != nil && !*want4:
 		i.IPv4 = Pool{}
 	case !i.IPv4.Valid():
 		return errors.New("no IPv4 subnet is free: give one with --subnet")
 	}
 	switch {
-	case s.IPv6 != nil && !*s.IPv6:
+	case want6 != nil && !*want6:
 		i.IPv6 = Pool{}
-	case s.IPv6 != nil && !i.IPv6.Valid():
+	case want6 != nil && !i.IPv6.Valid():
 		if err := m.placeIPv6(i, others); err != nil {
 			return err
 		}
 	}
 	if !i.IPv4.Valid() && !i.IPv6.Valid() {
 		return errors.New("IPv4 or IPv6 must be enabled")
+	}
+	return nil
+}
+
+// wanted is a switch as a flag says it, or else an option; nil where neither does.
+func wanted(flag *bool, option string) *bool {
+	if flag != nil {
+		return flag
+	}
+	if v, err := strconv.ParseBool(option); err == nil {
+		return &v
 	}
 	return nil
 }
@@ -132,11 +204,18 @@ func owner(p netip.Prefix, others []Info) string {
 
 // complete checks a pool and gives it a gateway, the first address of its range or subnet.
 func (p *Pool) complete() error {
+	a := p.Subnet.Addr()
+	if a.Is4In6() || a.IsLoopback() || a.IsMulticast() || a.IsUnspecified() || a.IsLinkLocalUnicast() && a.Is6() {
+		return fmt.Errorf("invalid network config: invalid subnet %s: such addresses are not for networks", p.Subnet)
+	}
 	if p.Subnet != p.Subnet.Masked() {
 		return fmt.Errorf("invalid network config: invalid subnet %s: it should be %s", p.Subnet, p.Subnet.Masked())
 	}
 	if p.Range.IsValid() && (!p.Subnet.Contains(p.Range.Addr()) || p.Range.Bits() < p.Subnet.Bits()) {
 		return fmt.Errorf("invalid network config: invalid ip-range %s: parent subnet is %s", p.Range, p.Subnet)
+	}
+	if p.Gateway.IsValid() && p.reserved(p.Gateway) {
+		return fmt.Errorf("invalid network config: invalid gateway %s: it stands for subnet %s as a whole", p.Gateway, p.Subnet)
 	}
 	if p.Gateway.IsValid() && !p.Subnet.Contains(p.Gateway) {
 		return fmt.Errorf("invalid network config: invalid gateway %s: parent subnet is %s", p.Gateway, p.Subnet)
@@ -173,8 +252,15 @@ func (m *Manager) Remove(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if i.Name == Bridge || !i.HasEndpoints() {
+	if i.Builtin() {
 		return fmt.Errorf("%s is a pre-defined network and cannot be removed", i.Name)
+	}
+	list, err := m.records()
+	if err != nil {
+		return err
+	}
+	if i.ConfigOnly() && slices.ContainsFunc(list, func(o Info) bool { return o.ConfigFrom == i.Name }) {
+		return fmt.Errorf("configuration network %q is in use", i.Name)
 	}
 	if err := m.condemn(ctx, i); err != nil {
 		return err
@@ -198,7 +284,7 @@ func (m *Manager) condemn(ctx context.Context, i Info) error {
 		for _, ep := range eps {
 			who = append(who, cmp.Or(ep.ContainerName, ep.ContainerID))
 		}
-		return fmt.Errorf("network %s has active endpoints (%s): %w", i.Name, strings.Join(who, ", "), ErrInUse)
+		return &inUseError{i.Name, who}
 	}
 	if _, err := m.lookup(ctx, i.ID); err != nil {
 		return err // somebody else was first
@@ -207,9 +293,29 @@ func (m *Manager) condemn(ctx context.Context, i Info) error {
 	return m.save(i)
 }
 
+// inUseError is ErrInUse, in Docker's words.
+type inUseError struct {
+	network string
+	who     []string
+}
+
+func (e *inUseError) Error() string {
+	return fmt.Sprintf("network %s has active endpoints (%s)", e.network, strings.Join(e.who, ", "))
+}
+
+// Is makes errors.Is(err, ErrInUse) true.
+func (e *inUseError) Is(target error) bool { return target == ErrInUse }
+
 // finish removes what is left of a condemned network, its record last.
 func (m *Manager) finish(ctx context.Context, i Info) error {
 	if err := m.cleanup(ctx, i); err != nil {
+		return fmt.Errorf("remove network %s: %w", i.Name, err)
+	}
+	list, err := m.records()
+	if err == nil {
+		err = dropParent(i, list)
+	}
+	if err != nil {
 		return fmt.Errorf("remove network %s: %w", i.Name, err)
 	}
 	if err := os.Remove(m.root.Path("networks", i.ID+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -12,7 +12,10 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"conex/internal/disk"
+	"conex/internal/linux/netlink"
 	"conex/internal/portmap"
 )
 
@@ -99,7 +102,10 @@ func (m *Manager) Attach(ctx context.Context, r AttachRequest) (*Endpoint, error
 	}
 	ep, err := m.attach(ctx, r)
 	if err != nil {
-		return nil, fmt.Errorf("attach container %s to network %s: %w", r.ContainerID, r.Network, err)
+		if i, nerr := m.lookup(ctx, r.Network); nerr == nil {
+			r.Network = i.Name
+		}
+		return nil, fmt.Errorf("connect to network %s: %w", r.Network, err)
 	}
 	return ep, nil
 }
@@ -112,7 +118,10 @@ func (m *Manager) attach(ctx context.Context, r AttachRequest) (*Endpoint, error
 	if err != nil {
 		return nil, err
 	}
-	if !i.HasEndpoints() {
+	switch {
+	case i.ConfigOnly():
+		return nil, fmt.Errorf("cannot create endpoint on configuration-only network %s", i.Name)
+	case !i.HasEndpoints():
 		return nil, fmt.Errorf("a container on network %s has no endpoint", i.Name)
 	}
 	l, err := m.lock(ctx, i.ID)
@@ -139,14 +148,22 @@ func (m *Manager) attach(ctx context.Context, r AttachRequest) (*Endpoint, error
 	}
 	ep := newEndpoint(i, r)
 	ep.MTU = bridge.mtu
-	if err := m.assign(i, ep, r.Settings, old); err != nil {
+	if err := m.assign(i, bridge, ep, r.Settings, old); err != nil {
 		return nil, errors.Join(err, m.release(i, ep))
 	}
 	if err := m.writeEndpoint(ep); err != nil {
 		return nil, errors.Join(err, m.release(i, ep))
 	}
 	l.Release() // the address is ours and the record stands: others need not wait for the kernel
-	if err := plug(ep, bridge, r.NetNS, i.Options[OptionICC] == "false"); err != nil {
+	if i.Driver == DriverBridge {
+		err = plug(ep, bridge, r.NetNS, !i.flag(OptionICC, true))
+	} else {
+		err = hang(i, ep, bridge, r.NetNS)
+	}
+	if err == nil {
+		err = applySysctls(ep, r.NetNS)
+	}
+	if err != nil {
 		return nil, errors.Join(err, deleteLink(ep.HostInterface), m.DetachFrom(context.WithoutCancel(ctx), r.ContainerID, i.ID))
 	}
 	return ep, nil
@@ -154,17 +171,21 @@ func (m *Manager) attach(ctx context.Context, r AttachRequest) (*Endpoint, error
 
 func newEndpoint(i Info, r AttachRequest) *Endpoint {
 	id := disk.RandomID()
-	return &Endpoint{
+	ep := &Endpoint{
 		ContainerID: r.ContainerID, ContainerName: r.Name, NetworkID: i.ID, NetworkName: i.Name, Driver: i.Driver, EndpointID: id,
-		HostInterface: linkPrefix + id[:8], Interface: cmp.Or(r.Settings.Interface, "eth0"),
-		Hostname: r.Hostname, ExtraHosts: r.ExtraHosts, Aliases: r.Settings.Aliases, DriverOpts: r.Settings.DriverOpts,
+		Interface: cmp.Or(r.Settings.Interface, "eth0"),
+		Hostname:  r.Hostname, ExtraHosts: r.ExtraHosts, Aliases: r.Settings.Aliases, DriverOpts: r.Settings.DriverOpts,
 		LinkLocal: r.Settings.LinkLocal, DefaultRoute: !i.Internal && !r.Settings.NoDefaultRoute,
 	}
+	if i.Driver == DriverBridge {
+		ep.HostInterface = linkPrefix + id[:8]
+	}
+	return ep
 }
 
 // assign claims the endpoint's addresses: those that are wanted, else those of the endpoint before, else free ones. The caller releases
 // them after an error, and holds the network's lock.
-func (m *Manager) assign(i Info, ep *Endpoint, s Settings, old *Endpoint) error {
+func (m *Manager) assign(i Info, bridge link, ep *Endpoint, s Settings, old *Endpoint) error {
 	for _, a := range []struct {
 		pool   Pool
 		wanted netip.Addr
@@ -191,8 +212,13 @@ func (m *Manager) assign(i Info, ep *Endpoint, s Settings, old *Endpoint) error 
 			return err
 		}
 		*a.addr, *a.gw = netip.PrefixFrom(ip, a.pool.Subnet.Bits()), a.pool.Gateway
+		if i.layer3() {
+			*a.gw = netip.Addr{} // the way out is the interface itself
+		}
 	}
-	if ep.MAC = s.MAC; ep.MAC == "" {
+	if i.sharesMAC() {
+		ep.MAC = bridge.mac.String()
+	} else if ep.MAC = s.MAC; ep.MAC == "" {
 		first := ep.Address.Addr()
 		if !first.IsValid() {
 			first = ep.Address6.Addr()
@@ -369,9 +395,22 @@ func (m *Manager) drop(ctx context.Context, i Info, ep *Endpoint) error {
 	return m.release(i, ep)
 }
 
-// Unplug deletes an endpoint's interface when its network namespace outlives the endpoint (somebody holds it open). It takes the
-// kernel 24 ms; keep it off the hot path.
-func (m *Manager) Unplug(ep *Endpoint) error { return deleteLink(ep.HostInterface) }
+// Unplug deletes an endpoint's interface when its network namespace outlives the endpoint: the container runs on, or somebody holds it
+// open. It takes the kernel 24 ms; keep it off the hot path.
+func (m *Manager) Unplug(ep *Endpoint, netns *os.File) error {
+	if ep.HostInterface != "" || netns == nil {
+		return deleteLink(ep.HostInterface)
+	}
+	c, err := netlink.DialIn(unix.NETLINK_ROUTE, netns)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return deleteInside(c, ep.Interface)
+}
+
+// On returns the endpoints on a network, by its id.
+func (m *Manager) On(networkID string) ([]*Endpoint, error) { return m.endpoints(networkID) }
 
 // Endpoints returns a container's endpoints, the one with its default route first.
 func (m *Manager) Endpoints(containerID string) ([]*Endpoint, error) {
@@ -460,4 +499,54 @@ func (m *Manager) writeEndpoint(ep *Endpoint) error {
 // validID keeps ids inside their folder.
 func validID(id string) bool {
 	return id != "" && id != "." && id != ".." && filepath.Base(id) == id && !strings.HasPrefix(id, ".")
+}
+
+// Unpublish records that an endpoint's ports are withdrawn; their reservation is closed.
+func (m *Manager) Unpublish(ep *Endpoint) error {
+	ep.Ports = nil
+	return m.writeEndpoint(ep)
+}
+
+// TakeDefaultRoute makes an endpoint the way out of its running container, in the place of whichever of the others is: there is no moment
+// without one. The records follow.
+func (m *Manager) TakeDefaultRoute(ep *Endpoint, others []*Endpoint, netns *os.File) error {
+	c, err := netlink.DialIn(unix.NETLINK_ROUTE, netns)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	res, err := c.Execute(getLink(ep.Interface))
+	if err != nil {
+		return err
+	}
+	l, err := linkOf(res[0])
+	if err == nil {
+		err = c.Do(defaultRoutes(ep, l.index, unix.RTM_NEWROUTE)...)
+	}
+	if err != nil {
+		return fmt.Errorf("route by %s: %w", ep.Interface, err)
+	}
+	for _, o := range others {
+		if !o.DefaultRoute {
+			continue
+		}
+		// What replacing has left: a route of a family that the new one has not, which nobody must leave by.
+		res, err := c.Execute(getLink(o.Interface))
+		if err != nil {
+			return err
+		}
+		if old, err := linkOf(res[0]); err == nil {
+			for _, msg := range defaultRoutes(o, old.index, unix.RTM_DELROUTE) {
+				if err := c.Do(msg); err != nil && !errors.Is(err, unix.ESRCH) {
+					return fmt.Errorf("route no more by %s: %w", o.Interface, err)
+				}
+			}
+		}
+		o.DefaultRoute = false
+		if err := m.writeEndpoint(o); err != nil {
+			return err
+		}
+	}
+	ep.DefaultRoute = true
+	return m.writeEndpoint(ep)
 }

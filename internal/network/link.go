@@ -218,9 +218,12 @@ func defaultRoutes(ep *Endpoint, index int32, typ uint16) []netlink.Message {
 		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	}
 	var msgs []netlink.Message
-	for _, gw := range []netip.Addr{ep.Gateway, ep.Gateway6} {
-		if gw.IsValid() {
-			msgs = append(msgs, netlink.Message{Type: typ, Flags: flags, Data: defaultRoute(index, gw)})
+	for _, a := range []struct {
+		own netip.Prefix
+		gw  netip.Addr
+	}{{ep.Address, ep.Gateway}, {ep.Address6, ep.Gateway6}} {
+		if a.own.IsValid() {
+			msgs = append(msgs, netlink.Message{Type: typ, Flags: flags, Data: defaultRoute(index, a.own.Addr(), a.gw)})
 		}
 	}
 	return msgs
@@ -242,10 +245,14 @@ func addressMessage(index int32, p netip.Prefix) netlink.Attrs {
 	return b.Bytes(unix.IFA_LOCAL, a).Bytes(unix.IFA_ADDRESS, a).Bytes(unix.IFA_BROADCAST, lastAddr(p).AsSlice())
 }
 
-// defaultRoute is struct rtmsg for everything via gateway.
-func defaultRoute(index int32, gateway netip.Addr) netlink.Attrs {
+// defaultRoute is struct rtmsg for everything via gateway; without one (ipvlan's l3) everything is on the link.
+func defaultRoute(index int32, own, gateway netip.Addr) netlink.Attrs {
 	b := make(netlink.Attrs, unix.SizeofRtMsg)
-	b[0], b[4], b[5], b[6], b[7] = family(gateway), unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST
+	b[0], b[4], b[5], b[6], b[7] = family(own), unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST
+	if !gateway.IsValid() {
+		b[6] = unix.RT_SCOPE_LINK
+		return b.Uint32(unix.RTA_OIF, uint32(index))
+	}
 	return b.Bytes(unix.RTA_GATEWAY, gateway.AsSlice()).Uint32(unix.RTA_OIF, uint32(index))
 }
 
@@ -285,6 +292,9 @@ func (m *Manager) Loopback(netns *os.File) error {
 
 // deleteLink removes an interface of the host; no error when there is none. It waits for the kernel, 24 ms for a veth.
 func deleteLink(name string) error {
+	if name == "" {
+		return nil
+	}
 	c, err := netlink.Dial(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err

@@ -69,6 +69,9 @@ const (
 	DriverIPvlan  = "ipvlan"
 )
 
+// DriverNull is the driver of the network none, and of those that only hold a configuration.
+const DriverNull = "null"
+
 // Info describes a network.
 type Info struct {
 	ID      string    `json:"id"`
@@ -90,9 +93,20 @@ type Info struct {
 	Attachable bool              `json:"attachable,omitempty"`
 	Options    map[string]string `json:"options,omitempty"`
 	Labels     map[string]string `json:"labels,omitempty"`
+	// IPAMOptions are recorded alone: conex has nothing that they could mean.
+	IPAMOptions map[string]string `json:"ipamOptions,omitempty"`
+	// Config is what other networks are made from, of a network that is nothing else. ConfigFrom names the one that this was made from.
+	Config     *Spec  `json:"config,omitempty"`
+	ConfigFrom string `json:"configFrom,omitempty"`
 	// Removed says that Remove is at work, or was killed: the network is none any more, and what is left of it will go.
 	Removed bool `json:"removed,omitempty"`
 }
+
+// ConfigOnly reports whether the network only holds a configuration for others.
+func (i Info) ConfigOnly() bool { return i.Config != nil }
+
+// Builtin reports whether the network always exists.
+func (i Info) Builtin() bool { return i.Name == Bridge || i.Name == Host || i.Name == None }
 
 // Pool is a network's addresses of one family.
 type Pool struct {
@@ -132,7 +146,7 @@ func (m *Manager) Network(ctx context.Context, name string) (Info, error) { retu
 func builtin(name string) Info {
 	driver := name
 	if name == None {
-		driver = "null"
+		driver = DriverNull
 	}
 	h := sha256.Sum256([]byte("conex network " + name))
 	return Info{ID: hex.EncodeToString(h[:]), Name: name, Driver: driver, Scope: "local"}
@@ -170,14 +184,19 @@ func (m *Manager) lookup(ctx context.Context, name string) (Info, error) {
 	if name == "" || name == "default" {
 		name = Bridge
 	}
-	if name == Host || name == None {
-		return builtin(name), nil
+	var byPrefix []Info
+	for _, b := range []string{Host, None} {
+		switch i := builtin(b); {
+		case name == b || name == i.ID:
+			return i, nil
+		case strings.HasPrefix(i.ID, name):
+			byPrefix = append(byPrefix, i)
+		}
 	}
 	list, err := m.records()
 	if err != nil {
 		return Info{}, err
 	}
-	var byPrefix []Info
 	for _, i := range list {
 		if i.Name == name && i.blank() {
 			return m.define(ctx)
@@ -306,7 +325,7 @@ func (m *Manager) bridges() ([]portmap.Bridge, error) {
 // bridge is what the table knows about a network.
 func (i Info) bridge() portmap.Bridge {
 	b := portmap.Bridge{Name: i.Interface, Internal: i.Internal}
-	if i.Options[OptionMasquerade] == "false" {
+	if !i.flag(OptionMasquerade, true) {
 		return b
 	}
 	for _, p := range []Pool{i.IPv4, i.IPv6} {

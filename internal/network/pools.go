@@ -172,7 +172,7 @@ func (m *Manager) used(i Info, others []Info) ([]netip.Prefix, error) {
 		return nil, err
 	}
 	for _, o := range others {
-		if o.ID == i.ID {
+		if o.ID == i.ID || o.ConfigOnly() {
 			continue
 		}
 		for _, p := range []Pool{o.IPv4, o.IPv6} {

@@ -40,7 +40,7 @@ func helpLine(s string) bool {
 func errorLine(s string) bool {
 	for _, p := range []string{"docker: ", "Error", "error", "invalid argument", "unknown flag", "unknown shorthand", "Failed", "conflicting options", "Conflicting options",
 		"flag needs", "\"docker ", "cannot ", "template", "failed ", "OCI runtime", "You cannot", "you cannot", "you must ", "the input device", "must specify", "invalid ", "open ",
-		"unable to ", "container name ", "unknown ", "destination ", "copying between ", "no such ", "lstat ", "bad format", "filename ", "\"--"} {
+		"unable to ", "container name ", "unknown ", "destination ", "copying between ", "no such ", "lstat ", "bad format", "filename ", "\"--", "every ", "no matching ", "multiple "} {
 		if strings.HasPrefix(s, p) {
 			return true
 		}

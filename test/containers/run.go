@@ -61,7 +61,7 @@ func (p *Place) Run(ctx context.Context, c *Case, dir string) ([][]string, error
 // Clean removes what a case has left.
 func (p *Place) Clean(ctx context.Context) error {
 	n := normal{}
-	_, err := p.step(ctx, `ids=$(docker ps -aq); [ -z "$ids" ] || docker rm -fv $ids; docker volume prune -af 2>/dev/null || docker volume prune -f
+	_, err := p.step(ctx, `ids=$(docker ps -aq); [ -z "$ids" ] || docker rm -fv $ids; docker volume prune -af 2>/dev/null || docker volume prune -f; docker network prune -f
 		ids=$(docker images --format '{{.Repository}}:{{.Tag}} {{.ID}}' | awk '$1 !~ /^(`+strings.Join(Images(), "|")+`):/ {print $2}'); [ -z "$ids" ] || docker rmi -f $ids`, "/", &n)
 	return err
 }
