@@ -1,5 +1,10 @@
 // Command conex-runtime is conex's OCI runtime command line alone, as containerd, Docker and Podman call it for every container: a third
 // of conex's size and of its start-up. A link of that name to conex does the same.
+//
+// A few milliseconds need not know how much processor time the caller's cgroup allows, which takes reading half a dozen files.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
 package main
 
 import (

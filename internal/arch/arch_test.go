@@ -31,7 +31,7 @@ var floors = map[string]int{
 
 	"blobs": 1, "layers": 1, "layertar": 1, "compress": 1, "registry": 1, "credentials": 1, "dockerfile": 1, "runtime": 1, "portmap": 1, "resolver": 1, "config": 1, "git": 1, "cdi": 1, "treecopy": 1,
 
-	"disk": 0, "linux": 0, "safepath": 0, "ocispec": 0, "initstage": 0, "undo": 0,
+	"disk": 0, "linux": 0, "safepath": 0, "ocispec": 0, "initstage": 0, "undo": 0, "plainjson": 0,
 }
 
 // cmdFloor is that of cmd/..., and arch's own; nothing may import them.
@@ -54,6 +54,7 @@ var sideways = map[string]string{
 	"registry config":            "the configuration names mirrors",
 	"registry credentials":       "a registry asks for what the user has logged in with",
 	"treecopy layertar":          "names and attributes of a tar are checked in one place",
+	"disk plainjson":             "a record is decoded once by most commands",
 	"linux/cgroup linux/dbus":    "one of the drivers asks systemd",
 	"linux/cgroup linux/inotify": "a scope of systemd goes before one can ask what happened in it",
 	"linux/cgroup linux/nsfork":  "a scope of systemd begins with a process, which does nothing but wait",

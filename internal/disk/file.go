@@ -17,6 +17,8 @@ import (
 	"sync"
 	"syscall"
 
+	"conex/internal/plainjson"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -112,7 +114,7 @@ func ReadJSON(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(data, v); err != nil {
+	if err := plainjson.Unmarshal(data, v); err != nil {
 		return fmt.Errorf("decode %s: %w", path, err)
 	}
 	return nil

@@ -12,7 +12,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,6 +25,7 @@ import (
 	"conex/internal/disk"
 	"conex/internal/layers"
 	"conex/internal/ocispec"
+	"conex/internal/plainjson"
 )
 
 var (
@@ -210,7 +210,7 @@ func ParseConfig(raw []byte) (ocispec.Image, error) {
 	if len(raw) > MaxConfig {
 		return c, fmt.Errorf("config has %d bytes, at most %d are allowed", len(raw), MaxConfig)
 	}
-	if err := json.Unmarshal(raw, &c); err != nil {
+	if err := plainjson.Unmarshal(raw, &c); err != nil {
 		return c, fmt.Errorf("decode config: %w", err)
 	}
 	for _, d := range c.RootFS.DiffIDs {

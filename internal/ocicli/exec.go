@@ -2,7 +2,6 @@ package ocicli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"conex/internal/plainjson"
 	"conex/internal/runtime"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -140,7 +140,7 @@ func (c *container) execProcess(args []string, o *execOptions) (*specs.Process, 
 			return nil, err
 		}
 		var p specs.Process
-		if err := json.Unmarshal(f, &p); err != nil {
+		if err := plainjson.Unmarshal(f, &p); err != nil {
 			return nil, fmt.Errorf("%s: %w", o.process, err)
 		}
 		if len(p.Args) == 0 {

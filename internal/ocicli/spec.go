@@ -1,7 +1,6 @@
 package ocicli
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,7 @@ import (
 	"strings"
 
 	"conex/internal/linux/caps"
+	"conex/internal/plainjson"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -38,7 +38,7 @@ func readConfig(bundle string) ([]byte, error) {
 // parseSpec decodes a configuration and refuses what has no meaning on Linux. What the runtime can't do it says itself.
 func parseSpec(b []byte) (*specs.Spec, error) {
 	var s specs.Spec
-	if err := json.Unmarshal(b, &s); err != nil {
+	if err := plainjson.Unmarshal(b, &s); err != nil {
 		return nil, fmt.Errorf("config.json: %w", err)
 	}
 	switch {
