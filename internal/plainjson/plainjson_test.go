@@ -63,8 +63,6 @@ type all struct {
 	ByInt   map[int]bool
 	Quoted  int `json:",string"`
 	Ignored int `json:"-"`
-	Dash    int `json:"-,"`
-	hidden  int
 	Next    *all
 	Lists   [][]string
 	Twice   **int
@@ -93,7 +91,7 @@ var texts = []string{
 	`{"deep":-}`, `{"deep":1e2}`, `{"deep":9223372036854775808}`, `{"deep":"1"}`, `{"deep":null}`, `{"Small":128}`, `{"Small":-128}`, `{"Byte":-1}`,
 	`{"Byte":255}`, `{"Bool":truex}`, `{"Bool":false , "Float":1.5e3}`, `{"Float":"x"}`, `{"Array":[1,2,3]}`, `{"Any":{"x":[1,{}]}}`, `{"Any":nulL}`,
 	`{"Bytes":"aGk="}`, `{"Bytes":"!"}`, `{"Raw": {"a" : [ ] } }`, `{"Raw":null}`, `{"Time":"2020-01-02T03:04:05Z","When":null}`, `{"When":"x"}`,
-	`{"Addr":"::1","ByAddr":{"::1":"x"},"ByInt":{"1":true}}`, `{"Addr":null}`, `{"Quoted":"1"}`, `{"Ignored":1,"-":2,"Dash":3,"hidden":4}`,
+	`{"Addr":"::1","ByAddr":{"::1":"x"},"ByInt":{"1":true}}`, `{"Addr":null}`, `{"Quoted":"1"}`, `{"Ignored":1,"-":2,"Dash":3}`,
 	`{"Next":{"Next":{"Lists":[["a","b"],[],null,["c"]]}}}`, `{"Lists":["a"]}`, `{"Lists":[["a",]]}`, `{"Lists":[["a"],["b"],["c"],["d"],["e"],["f"]]}`,
 	`{"Twice":4}`, `{"a b":1,"Strange":2}`, `{"unknown":{"x":"}\"]","y":[{}]},"deep":1}`, `{"unknown":tru,"deep":1}`, `{"unknown":"` + "\x01" + `"}`,
 	`{"unknown":}`, `{"unknown":"\"}`, `{"deep":1}x`, "{\"\xff\":1}", "{\"Lists\":[[\"\xff\"]]}", `{"Lists":[["\ud800","\u00e9\n","\x"]]}`, `{"unknown`,
