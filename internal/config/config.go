@@ -46,6 +46,8 @@ type Config struct {
 	DNS []string `toml:"dns"`
 	// DNSSearch lists search domains for containers, instead of the host's.
 	DNSSearch []string `toml:"dns-search"`
+	// PublishPolicy says whether published ports obey the host's firewall: PublishHost (also "") or PublishDocker.
+	PublishPolicy string `toml:"publish-policy"`
 	// CDISpecDirs are folders with descriptions of devices, instead of /etc/cdi and /var/run/cdi; Docker's name.
 	CDISpecDirs []string `toml:"cdi-spec-dirs"`
 	// UsernsRange is FIRST:SIZE, the host's ids that `--userns auto` takes from; "" for DefaultUsernsRange.
@@ -77,6 +79,12 @@ const DefaultToolbox = "busybox"
 const (
 	CgroupFS      = "cgroupfs"
 	CgroupSystemd = "systemd"
+)
+
+// The values of publish-policy: what filters the host's input filters published ports too, or they pass it by as Docker's do.
+const (
+	PublishHost   = "host"
+	PublishDocker = "docker"
 )
 
 // Build bounds builds.
@@ -229,6 +237,11 @@ func (c *Config) check() error {
 	case "", CgroupFS, CgroupSystemd:
 	default:
 		return bad([]string{"cgroup-driver"}, "cgroup-driver: %q is none of cgroupfs, systemd", c.CgroupDriver)
+	}
+	switch c.PublishPolicy {
+	case "", PublishHost, PublishDocker:
+	default:
+		return bad([]string{"publish-policy"}, "publish-policy: %q is none of host, docker", c.PublishPolicy)
 	}
 	if _, err := ParseIDRange(c.UsernsRange); err != nil {
 		return bad([]string{"userns-range"}, "%s", err)

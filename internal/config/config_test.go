@@ -57,6 +57,7 @@ func TestErrorsNameThePlace(t *testing.T) {
 		"root = \"x\"":                                     `root: "x" is not an absolute path`,
 		"storage-driver = \"zfs\"":                         `storage-driver: "zfs" is none of`,
 		"\ncgroup-driver = \"v2\"":                         `:2: cgroup-driver: "v2" is none of`,
+		"publish-policy = \"open\"":                        `publish-policy: "open" is none of host, docker`,
 		"keep-blobs = \"maybe\"":                           `keep-blobs: "maybe" is none of`,
 		"[gc]\nbudget = \"a lot\"\n":                       `:2:`,
 		"[build]\n\nmax-parallelism = -1\n":                `:3: build.max-parallelism: -1 is negative`,

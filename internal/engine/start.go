@@ -116,6 +116,9 @@ func (e *Engine) launch(ctx context.Context, rec *container.Record, lock *disk.L
 	} else if hc := rec.HostConfig; hc.ConsoleSize[0] > 0 {
 		req.Rows, req.Cols = uint16(hc.ConsoleSize[0]), uint16(hc.ConsoleSize[1])
 	}
+	if err := e.Networks().SetPolicy(ctx, e.cfg.PublishPolicy == config.PublishDocker); err != nil {
+		return nil, &ExitError{125, err}
+	}
 	rep, s, err := mon.begin(lock, req)
 	if err != nil {
 		return nil, &ExitError{125, err}

@@ -70,7 +70,11 @@ func (m *Manager) ensure(ctx context.Context, i Info) (Info, link, error) {
 			return i, br, err
 		}
 	}
-	return i, br, m.forward(ctx, t, i)
+	if err := m.forward(ctx, t, i); err != nil {
+		return i, br, err
+	}
+	_, err = m.speak(ctx, t)
+	return i, br, err
 }
 
 // erect makes or repairs the network's bridge unless it stands.
@@ -359,6 +363,9 @@ func (m *Manager) cleanup(ctx context.Context, i Info) error {
 		if err := deleteLink(i.Interface); err != nil {
 			return err
 		}
+		if err := portmap.Unpass(i.Interface); err != nil {
+			return err
+		}
 	default:
 		// Another root's bridge, and so its table too.
 		return os.RemoveAll(m.dir(i.ID))
@@ -380,7 +387,7 @@ func (m *Manager) cleanup(ctx context.Context, i Info) error {
 	if err := portmap.Remove(t); err != nil {
 		return err
 	}
-	return errors.Join(os.RemoveAll(m.guardPath()), os.RemoveAll(m.dir(i.ID)))
+	return errors.Join(os.RemoveAll(m.guardPath()), os.RemoveAll(m.policyPath()), os.RemoveAll(m.dir(i.ID)))
 }
 
 // removePorts deletes our veths that are still on the bridge: their namespace is on its way out, or somebody holds it.

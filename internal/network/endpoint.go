@@ -272,6 +272,11 @@ func (m *Manager) Publish(ctx context.Context, ep *Endpoint, r *portmap.Reservat
 	if err != nil {
 		return err
 	}
+	if !t.Docker {
+		if err := r.Obey(); err != nil {
+			return err
+		}
+	}
 	ports := r.Mappings()
 	if len(ports) == 0 {
 		return nil

@@ -11,6 +11,7 @@
 //	<state>/net/<id>/ep/<container>.json the endpoint's record, there before anything is made in the kernel
 //	<state>/net/table.lock               whoever changes the nftables table; taken after a network's lock
 //	<state>/net/guard.json               see guard; there when conex switched forwarding on
+//	<state>/net/publish-policy           there when ports are published as Docker does it; see SetPolicy
 package network
 
 import (
@@ -301,6 +302,9 @@ func (m *Manager) table(ctx context.Context) (portmap.Table, error) {
 	t := portmap.Table{Name: d.Interface, Bridges: m.bridges, Live: m.live}
 	if d.Interface == firstBridge {
 		t.Name = "conex"
+	}
+	if t.Docker, err = m.dockerPolicy(); err != nil {
+		return t, err
 	}
 	g, err := m.readGuard()
 	t.Guard = g.Interfaces

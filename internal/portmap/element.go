@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -18,6 +19,7 @@ type element struct {
 	set      string
 	key, val []byte
 	end      bool // the key is the first one behind an interval
+	leads    bool // val is the name of a chain
 }
 
 // elementsOf are the elements that lead to a mapping's container, and those that keep others from it.
@@ -29,28 +31,85 @@ func elementsOf(ms []Mapping) []element {
 		host := m.HostIP.Unmap()
 		n := len(out)
 		for _, f := range []struct {
-			to        netip.Addr
-			fits      bool
-			any, addr string
+			to               netip.Addr
+			fits             bool
+			any, addr        string
+			first, addrFirst string
 		}{
-			{m.IPv4, !host.IsValid() || host.Is4(), mapAny4, mapAddr4},
-			{m.IPv6, !host.IsValid() || host.Is6(), mapAny6, mapAddr6},
+			{m.IPv4, !host.IsValid() || host.Is4(), mapAny4, mapAddr4, mapFirst4, mapAddrF4},
+			{m.IPv6, !host.IsValid() || host.Is6(), mapAny6, mapAddr6, mapFirst6, mapAddrF6},
 		} {
-			switch {
-			case !f.fits || !f.to.IsValid() || host.IsLoopback():
-			case !host.IsValid() || host.IsUnspecified():
-				out = append(out, element{set: f.any, key: port, val: value(f.to, m.ContainerPort)})
-			default:
-				out = append(out, element{set: f.addr, key: slices.Concat(host.WithZone("").AsSlice(), port), val: value(f.to, m.ContainerPort)})
+			key, set, first := port, f.any, f.first
+			if host.IsValid() && !host.IsUnspecified() {
+				key, set, first = slices.Concat(host.WithZone("").AsSlice(), port), f.addr, f.addrFirst
+			}
+			if !f.fits || !f.to.IsValid() || host.IsLoopback() {
+				continue
+			}
+			out = append(out, element{set: set, key: key, val: value(f.to, m.ContainerPort)})
+			if m.Group != 0 {
+				out = append(out, element{set: first, key: key, val: []byte(logChain(m.Group)), leads: true})
 			}
 		}
-		if host.Is4() && host.IsLoopback() {
-			out = append(out, element{set: setLocal, key: slices.Concat(host.AsSlice(), port)})
-		} else if len(out) > n && m.Bridge != "" {
+		if len(out) > n && m.Bridge != "" {
 			out = append(out, element{set: setHairpin, key: slices.Concat(ifnameData(m.Bridge), port)})
 		}
 	}
 	return out
+}
+
+// logPrefix begins the names of chains that give first packets to a log group; see firsts.
+const logPrefix = "log"
+
+func logChain(group uint16) string { return logPrefix + strconv.Itoa(int(group)) }
+
+// snaplen is how much of a logged packet is wanted: all.
+const snaplen = 0xffff
+
+// groupsOf are the log groups of mappings.
+func groupsOf(ms []Mapping) []uint16 {
+	var out []uint16
+	for _, m := range ms {
+		if m.Group != 0 && !slices.Contains(out, m.Group) {
+			out = append(out, m.Group)
+		}
+	}
+	return out
+}
+
+// logChains makes the chains of log groups, or sees that they are as they should be.
+func logChains(table string, groups []uint16) []netlink.Message {
+	var msgs []netlink.Message
+	for _, g := range groups {
+		name := logChain(g)
+		inChain := netlink.Attrs{}.String(unix.NFTA_RULE_TABLE, table).String(unix.NFTA_RULE_CHAIN, name)
+		expression := func(a netlink.Attrs, kind string, data netlink.Attrs) netlink.Attrs {
+			return a.Nest(unix.NFTA_LIST_ELEM, netlink.Attrs{}.String(unix.NFTA_EXPR_NAME, kind).Nest(unix.NFTA_EXPR_DATA, data))
+		}
+		exprs := expression(nil, "log", netlink.Attrs{}.Bytes(unix.NFTA_LOG_GROUP, []byte{byte(g >> 8), byte(g)}).
+			Bytes(unix.NFTA_LOG_SNAPLEN, []byte{0, 0, snaplen >> 8, snaplen & 0xff}).Bytes(unix.NFTA_LOG_QTHRESHOLD, []byte{0, 1}))
+		exprs = expression(exprs, "immediate", netlink.Attrs{}.Bytes(unix.NFTA_IMMEDIATE_DREG, []byte{0, 0, 0, unix.NFT_REG_VERDICT}).
+			Nest(unix.NFTA_IMMEDIATE_DATA, netlink.Attrs{}.Nest(unix.NFTA_DATA_VERDICT, netlink.Attrs{}.Bytes(unix.NFTA_VERDICT_CODE, []byte{0, 0, 0, verdictCodeDrop}))))
+		msgs = append(msgs,
+			message(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, netlink.Attrs{}.String(unix.NFTA_CHAIN_TABLE, table).String(unix.NFTA_CHAIN_NAME, name)),
+			message(unix.NFT_MSG_DELRULE, 0, inChain),
+			message(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, inChain.Nest(unix.NFTA_RULE_EXPRESSIONS, exprs)))
+	}
+	return msgs
+}
+
+// dropLogChains removes the chains of log groups, but those that ports still lead to.
+func dropLogChains(c *netlink.Conn, table string, groups []uint16) error {
+	for _, g := range groups {
+		name := logChain(g)
+		err := c.Transaction(unix.NFNL_SUBSYS_NFTABLES,
+			message(unix.NFT_MSG_DELRULE, 0, netlink.Attrs{}.String(unix.NFTA_RULE_TABLE, table).String(unix.NFTA_RULE_CHAIN, name)),
+			message(unix.NFT_MSG_DELCHAIN, 0, netlink.Attrs{}.String(unix.NFTA_CHAIN_TABLE, table).String(unix.NFTA_CHAIN_NAME, name)))
+		if err != nil && !errors.Is(err, unix.EBUSY) && !gone(err) {
+			return fmt.Errorf("remove chain %s from nftables table %s: %w", name, table, err)
+		}
+	}
+	return nil
 }
 
 // value is the data of a port's element: container address and port.
@@ -72,7 +131,10 @@ func elementMessage(typ int, flags uint16, table, set string, es []element) netl
 		if e.end {
 			el = el.Bytes(unix.NFTA_SET_ELEM_FLAGS, []byte{0, 0, 0, unix.NFT_SET_ELEM_INTERVAL_END})
 		}
-		if e.val != nil && typ == unix.NFT_MSG_NEWSETELEM {
+		if e.leads && typ == unix.NFT_MSG_NEWSETELEM {
+			v := netlink.Attrs{}.Bytes(unix.NFTA_VERDICT_CODE, []byte{0xff, 0xff, 0xff, 0xfc}).String(unix.NFTA_VERDICT_CHAIN, string(e.val)) // NFT_GOTO
+			el = el.Nest(unix.NFTA_SET_ELEM_DATA, netlink.Attrs{}.Nest(unix.NFTA_DATA_VERDICT, v))
+		} else if e.val != nil && typ == unix.NFT_MSG_NEWSETELEM {
 			el = el.Nest(unix.NFTA_SET_ELEM_DATA, netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, e.val))
 		}
 		list = list.Nest(unix.NFTA_LIST_ELEM, el)
@@ -113,7 +175,7 @@ func add(t Table, ms []Mapping) error {
 		return err
 	}
 	defer c.Close()
-	adds := elementMessages(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, t.Name, es)
+	adds := append(logChains(t.Name, groupsOf(ms)), elementMessages(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, t.Name, es)...)
 	err = c.Transaction(unix.NFNL_SUBSYS_NFTABLES, adds...)
 	if errors.Is(err, unix.ENOENT) {
 		// Somebody flushed the ruleset since Attach.
@@ -162,7 +224,11 @@ func get(c *netlink.Conn, table string, e element) (found bool, data []byte, err
 		}
 		list := netlink.Parse(r[4:])[unix.NFTA_SET_ELEM_LIST_ELEMENTS]
 		el := netlink.Parse(netlink.Parse(list)[unix.NFTA_LIST_ELEM])
-		return true, netlink.Parse(el[unix.NFTA_SET_ELEM_DATA])[unix.NFTA_DATA_VALUE], nil
+		d := netlink.Parse(el[unix.NFTA_SET_ELEM_DATA])
+		if e.leads {
+			return true, []byte(text(netlink.Parse(d[unix.NFTA_DATA_VERDICT])[unix.NFTA_VERDICT_CHAIN])), nil
+		}
+		return true, d[unix.NFTA_DATA_VALUE], nil
 	}
 	return false, nil, nil
 }
@@ -225,6 +291,9 @@ func Withdraw(ctx context.Context, t Table, ms []Mapping) error {
 	}
 	if err != nil {
 		return fmt.Errorf("remove ports from nftables table %s: %w", t.Name, err)
+	}
+	if err := dropLogChains(c, t.Name, groupsOf(ms)); err != nil {
+		return err
 	}
 	return flushUDP(ms, true)
 }

@@ -1,15 +1,18 @@
 // Package portmap owns published ports: conex's nftables table, the listeners that reserve host ports, and the forwarder for
 // what nftables cannot do.
 //
-// A port published on an address of the host reaches the container in one of two ways:
+// A port published on an address of the host reaches the container in one of these ways:
 //
-//	client                       way                                         source the container sees
-//	another machine              dnat in prerouting, a map element           the client's address
-//	another network's container  the same                                    the client's address
-//	the host, by own address     dnat in output, the same element            the host's address
-//	the host, by 127.0.0.1, ::1  the forwarder                               the bridge's gateway
-//	the same bridge, itself      the forwarder (hairpin)                     the bridge's gateway
-//	IPv6, container without it   the forwarder                               the bridge's gateway
+//	client                       way                                                     source the container sees
+//	another machine              its first packet past the host's input chains, then     the client's address
+//	                             dnat, a map element (see firsts); under the policy
+//	                             docker dnat in prerouting
+//	another network's container  the same                                                the client's address
+//	the host, by own address     dnat in output, the same element                        the host's address
+//	the host, by 127.0.0.1, ::1  the forwarder                                           the bridge's gateway
+//	the same bridge, itself      the forwarder (hairpin)                                 the bridge's gateway
+//	IPv6, container without it   the forwarder                                           the bridge's gateway
+//	IPv6, link-local address     the forwarder                                           the bridge's gateway
 //
 // Containers of the bridge itself are kept off the dnat on purpose: a reply between two of them would cross the bridge without
 // passing the host's connection tracking, so the client would see it come from the wrong address. Loopback is kept off it because that
@@ -30,7 +33,7 @@ import (
 
 // Mapping publishes one port of a container on the host.
 type Mapping struct {
-	// Proto is "tcp" or "udp".
+	// Proto is "tcp", "udp" or "sctp".
 	Proto string `json:"proto"`
 	// HostIP is the host's address; the zero value means all of them, IPv4 and IPv6. 0.0.0.0 and :: mean all of one family.
 	HostIP netip.Addr `json:"hostIP"`
@@ -41,6 +44,8 @@ type Mapping struct {
 	HostPortEnd uint16 `json:"hostPortEnd,omitempty"`
 	// Target is filled in by Activate.
 	Target
+	// Group is the packet log's group that first packets come by, filled in by Obey; 0 without.
+	Group uint16 `json:"group,omitempty"`
 	// ContainerPort is the port inside the container.
 	ContainerPort uint16 `json:"containerPort"`
 }
@@ -80,6 +85,9 @@ func (m Mapping) hostAddr() string {
 type Table struct {
 	// Name is the table's name (family inet).
 	Name string
+	// Docker translates what comes from outside before any filter of the host's input sees it, as Docker does; without it the host's
+	// input chains are asked, see firsts.
+	Docker bool
 	// Guard lists interfaces between which the host did not forward before conex switched forwarding on; new connections from
 	// one of them to another stay dropped.
 	Guard []string

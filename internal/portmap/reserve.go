@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -24,6 +25,7 @@ type Reservation struct {
 	active bool
 	closed bool
 	cancel context.CancelFunc
+	firsts *firsts // nil under the policy docker
 	done   sync.WaitGroup
 	conns  map[io.Closer]struct{}
 }
@@ -171,6 +173,33 @@ func (r *Reservation) Mappings() []Mapping {
 	return append([]Mapping(nil), r.maps...)
 }
 
+// Obey prepares the ports for a table that has the host's input chains asked: the mappings get a log group. A kernel that has no packet
+// log is no error: there the forwarder serves outsiders, who obey as well, but are seen as the gateway. It comes before Activate.
+func (r *Reservation) Obey() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || r.active || r.firsts != nil || !r.outward() {
+		return nil
+	}
+	f, err := openFirsts()
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r.firsts = f
+	for i := range r.maps {
+		r.maps[i].Group = f.group
+	}
+	return nil
+}
+
+// outward reports whether somebody outside could use one of the ports.
+func (r *Reservation) outward() bool {
+	return slices.ContainsFunc(r.maps, func(m Mapping) bool { return !m.HostIP.IsLoopback() })
+}
+
 // Activate makes the ports reach a container: map elements in the table, which is made when it is missing, and forwarders. It may be called
 // once, by who holds the table's lock. network.Manager.Publish calls it with the endpoint's data and records the ports for the case that
 // this process dies.
@@ -188,6 +217,11 @@ func (r *Reservation) Activate(ctx context.Context, t Table, containerID string,
 	}
 	if err := add(t, r.maps); err != nil {
 		return fmt.Errorf("activate ports of %s: %w", containerID, err)
+	}
+	if r.firsts != nil {
+		if err := r.firsts.start(); err != nil {
+			return errors.Join(err, Withdraw(ctx, t, r.maps))
+		}
 	}
 	r.table, r.active = t, true
 	fctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // the forwarders live until Close, not until ctx ends
@@ -226,6 +260,9 @@ func (r *Reservation) Close() error {
 	}
 	r.mu.Unlock()
 	r.done.Wait()
+	if r.firsts != nil {
+		err = errors.Join(err, r.firsts.close())
+	}
 	return err
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -22,19 +23,34 @@ import (
 //	set subnets4 { type ipv4_addr; flags interval }     what leaves the host with its address; subnets6 the same
 //	map ports4     { type inet_proto . inet_service : ipv4_addr . inet_service }              published on every address; ports6
 //	map addrports4 { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service }  published on one; addrports6
-//	set loopback { type ipv4_addr . inet_proto . inet_service }                               published on 127.x
 //	set hairpin  { type ifname . inet_proto . inet_service }  published ports by their own bridge
 //	set guard    { type ifname }                        see Table.Guard
+//	set foreign  { type ifname }                        see KeepFrom
+//	map first4     { type inet_proto . inet_service : verdict }              where a first packet goes, see firsts; first6
+//	map addrfirst4 { type ipv4_addr . inet_proto . inet_service : verdict }  of a port published on one address; addrfirst6
 //	chain raw  { type filter hook prerouting priority raw
-//	  meta nfproto ipv4 iifname != "lo" ip daddr . meta l4proto . th dport @loopback drop }
+//	  meta nfproto ipv4 iifname != "lo" ip daddr 127.0.0.0/8 drop
+//	  meta nfproto ipv4 iifname != "lo" ip saddr 127.0.0.0/8 drop }
 //	chain publish {
 //	  meta nfproto ipv4 dnat ip to ip daddr . meta l4proto . th dport map @addrports4
 //	  meta nfproto ipv4 dnat ip to meta l4proto . th dport map @ports4
 //	  meta nfproto ipv6 dnat ip6 to ip6 daddr . meta l4proto . th dport map @addrports6
 //	  meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @ports6 }
-//	chain prerouting  { type nat hook prerouting priority dstnat
+//	chain prerouting  { type nat hook prerouting priority dstnat       under the policy docker
 //	  iifname . meta l4proto . th dport @hairpin return
+//	  meta nfproto ipv6 ip6 saddr fe80::/10 return
 //	  fib daddr type local jump publish }
+//	chain input       { type filter hook input priority 1073741824     under the policy host
+//	  iifname "lo" return
+//	  fib daddr type != local return
+//	  ct state != new return
+//	  iifname . meta l4proto . th dport @hairpin return
+//	  meta nfproto ipv6 ip6 saddr fe80::/10 return
+//	  meta nfproto ipv4 ip daddr . meta l4proto . th dport vmap @addrfirst4
+//	  meta nfproto ipv4 meta l4proto . th dport vmap @first4
+//	  meta nfproto ipv6 ip6 daddr . meta l4proto . th dport vmap @addrfirst6
+//	  meta nfproto ipv6 meta l4proto . th dport vmap @first6 }
+//	chain log7001 { log group 7001 snaplen 65535 queue-threshold 1 drop }   one for each container with such ports
 //	chain output      { type nat hook output priority dstnat
 //	  oifname "lo" ip daddr 127.0.0.0/8 return
 //	  ip6 daddr ::1 return
@@ -47,13 +63,16 @@ import (
 //	  iifname . oifname @pairs accept
 //	  iifname @internal drop
 //	  oifname @internal drop
+//	  iifname @bridges oifname @foreign ct status ! dnat drop
 //	  oifname @bridges ct status dnat accept
 //	  oifname @bridges drop
 //	  iifname @bridges accept
 //	  iifname @guard oifname @guard drop }
 //
-// The number of rules is the same with one network or a hundred, with one published port or ten thousand: all else are elements of hash
-// tables, and publishing is a few of them in one transaction, not rules in three chains.
+// The number of rules that a packet meets is the same with one network or a hundred, with one published port or ten thousand: all else
+// are elements of hash tables, and publishing is a few of them in one transaction, not rules in three chains.
+//
+// raw stands before everything: with route_localnet, which other software sets, nobody outside reaches what listens on 127.0.0.1.
 const (
 	setBridges  = "bridges"
 	setInternal = "internal"
@@ -64,20 +83,29 @@ const (
 	mapAny6     = "ports6"
 	mapAddr4    = "addrports4"
 	mapAddr6    = "addrports6"
-	setLocal    = "loopback"
+	mapFirst4   = "first4"
+	mapFirst6   = "first6"
+	mapAddrF4   = "addrfirst4"
+	mapAddrF6   = "addrfirst6"
 	setHairpin  = "hairpin"
 	setGuard    = "guard"
+	setForeign  = "foreign"
 
 	chainRaw         = "raw"
 	chainPublish     = "publish"
 	chainPrerouting  = "prerouting"
+	chainInput       = "input"
 	chainOutput      = "output"
 	chainPostrouting = "postrouting"
 	chainForward     = "forward"
 )
 
 // setNames lists the sets and maps whose elements change while the table stands.
-var setNames = []string{setBridges, setInternal, setPairs, setSubnets4, setSubnets6, mapAny4, mapAny6, mapAddr4, mapAddr6, setLocal, setHairpin}
+var setNames = []string{setBridges, setInternal, setPairs, setSubnets4, setSubnets6, mapAny4, mapAny6, mapAddr4, mapAddr6, mapFirst4, mapFirst6, mapAddrF4, mapAddrF6, setHairpin, setForeign}
+
+// behindAll is the priority of our input chain: behind whatever filters the host's input, and before connections are confirmed, so that
+// a packet that is dropped there leaves none behind.
+const behindAll = 1 << 30
 
 // ErrNoTable says that the table is not there.
 var ErrNoTable = errors.New("nftables table is missing")
@@ -86,6 +114,7 @@ var ErrNoTable = errors.New("nftables table is missing")
 const (
 	ctStateEstablished = 1 << 1
 	ctStateRelated     = 1 << 2
+	ctStateNew         = 1 << 3
 	ctStatusDstNAT     = 1 << 5
 	rtnLocal           = 2
 	reg1               = 1 // 16 bytes: the 32-bit registers 8 to 11
@@ -118,17 +147,36 @@ func planOf(t Table) *plan {
 	postrouting := p.chain(chainPostrouting, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 	forward := p.chain(chainForward, nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 
-	// A host with route_localnet (other software sets it) must still not show ports of 127.0.0.1 to its network.
-	p.rule(raw, family(unix.NFPROTO_IPV4), ifname(expr.MetaKeyIIFNAME, expr.CmpOpNeq, "lo"), daddr4(reg32), protoPort(reg32+1), in(setLocal, reg32), drop())
+	outside := ifname(expr.MetaKeyIIFNAME, expr.CmpOpNeq, "lo")
+	p.rule(raw, family(unix.NFPROTO_IPV4), outside, within(daddr4(reg1), loopback4), drop())
+	p.rule(raw, family(unix.NFPROTO_IPV4), outside, within(saddr4(reg1), loopback4), drop())
 	p.rule(publish, family(unix.NFPROTO_IPV4), daddr4(reg32), protoPort(reg32+1), translate(mapAddr4))
 	p.rule(publish, family(unix.NFPROTO_IPV4), protoPort(reg32), translate(mapAny4))
 	p.rule(publish, family(unix.NFPROTO_IPV6), daddr6(reg32), protoPort(reg32+4), translate(mapAddr6))
 	p.rule(publish, family(unix.NFPROTO_IPV6), protoPort(reg32), translate(mapAny6))
-	p.rule(prerouting, load(expr.MetaKeyIIFNAME, reg32), protoPort(reg32+4), in(setHairpin, reg32), verdict(expr.VerdictReturn, ""))
-	p.rule(prerouting, toLocal(), jump(chainPublish))
-	p.rule(output, family(unix.NFPROTO_IPV4), daddrIn(netip.MustParsePrefix("127.0.0.0/8")), verdict(expr.VerdictReturn, ""))
-	p.rule(output, family(unix.NFPROTO_IPV6), daddrIn(netip.MustParsePrefix("::1/128")), verdict(expr.VerdictReturn, ""))
-	p.rule(output, toLocal(), jump(chainPublish))
+	hairpin := slices.Concat(load(expr.MetaKeyIIFNAME, reg32), protoPort(reg32+4), in(setHairpin, reg32))
+	// No container can answer an address that is good on one link alone: the forwarder does.
+	linkLocal := slices.Concat(family(unix.NFPROTO_IPV6), within(saddr6(reg1), netip.MustParsePrefix("fe80::/10")))
+	if t.Docker {
+		p.rule(prerouting, hairpin, back())
+		p.rule(prerouting, linkLocal, back())
+		p.rule(prerouting, toLocal(expr.CmpOpEq), jump(chainPublish))
+	} else {
+		prio := nftables.ChainPriority(behindAll)
+		input := p.chain(chainInput, nftables.ChainTypeFilter, nftables.ChainHookInput, &prio)
+		p.rule(input, ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, "lo"), back())
+		p.rule(input, toLocal(expr.CmpOpNeq), back())
+		p.rule(input, ctLacks(expr.CtKeySTATE, ctStateNew), back())
+		p.rule(input, hairpin, back())
+		p.rule(input, linkLocal, back())
+		p.rule(input, family(unix.NFPROTO_IPV4), daddr4(reg32), protoPort(reg32+1), vmap(mapAddrF4))
+		p.rule(input, family(unix.NFPROTO_IPV4), protoPort(reg32), vmap(mapFirst4))
+		p.rule(input, family(unix.NFPROTO_IPV6), daddr6(reg32), protoPort(reg32+4), vmap(mapAddrF6))
+		p.rule(input, family(unix.NFPROTO_IPV6), protoPort(reg32), vmap(mapFirst6))
+	}
+	p.rule(output, family(unix.NFPROTO_IPV4), within(daddr4(reg1), loopback4), back())
+	p.rule(output, family(unix.NFPROTO_IPV6), within(daddr6(reg1), netip.MustParsePrefix("::1/128")), back())
+	p.rule(output, toLocal(expr.CmpOpEq), jump(chainPublish))
 	p.rule(postrouting, family(unix.NFPROTO_IPV4), saddr4(reg1), in(setSubnets4, reg1), load(expr.MetaKeyOIFNAME, reg1), notIn(setBridges, reg1), []expr.Any{&expr.Masq{}})
 	p.rule(postrouting, family(unix.NFPROTO_IPV6), saddr6(reg1), in(setSubnets6, reg1), load(expr.MetaKeyOIFNAME, reg1), notIn(setBridges, reg1), []expr.Any{&expr.Masq{}})
 	from, to := load(expr.MetaKeyIIFNAME, reg1), load(expr.MetaKeyOIFNAME, reg1)
@@ -136,6 +184,7 @@ func planOf(t Table) *plan {
 	p.rule(forward, load(expr.MetaKeyIIFNAME, reg32), load(expr.MetaKeyOIFNAME, reg32+4), in(setPairs, reg32), accept())
 	p.rule(forward, from, in(setInternal, reg1), drop())
 	p.rule(forward, to, in(setInternal, reg1), drop())
+	p.rule(forward, from, in(setBridges, reg1), to, in(setForeign, reg1), ctLacks(expr.CtKeySTATUS, ctStatusDstNAT), drop())
 	p.rule(forward, to, in(setBridges, reg1), ctHas(expr.CtKeySTATUS, ctStatusDstNAT), accept())
 	p.rule(forward, to, in(setBridges, reg1), drop())
 	p.rule(forward, from, in(setBridges, reg1), accept())
@@ -203,18 +252,21 @@ func notIn(set string, reg uint32) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: reg, SetName: set, Invert: true}}
 }
 
-func toLocal() []expr.Any {
+func vmap(name string) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: reg32, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: name}}
+}
+
+func toLocal(op expr.CmpOp) []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: reg1, FlagDADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: binaryutil.NativeEndian.PutUint32(rtnLocal)},
+		&expr.Cmp{Op: op, Register: reg1, Data: binaryutil.NativeEndian.PutUint32(rtnLocal)},
 	}
 }
 
-func daddrIn(p netip.Prefix) []expr.Any {
-	get := daddr4(reg1)
-	if p.Addr().Is6() {
-		get = daddr6(reg1)
-	}
+var loopback4 = netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8)
+
+// within compares the address that get loads.
+func within(get []expr.Any, p netip.Prefix) []expr.Any {
 	a := p.Masked().Addr().AsSlice()
 	mask := make([]byte, len(a))
 	for b := range p.Bits() {
@@ -226,11 +278,14 @@ func daddrIn(p netip.Prefix) []expr.Any {
 	)
 }
 
-func ctHas(key expr.CtKey, bits uint32) []expr.Any {
+func ctHas(key expr.CtKey, bits uint32) []expr.Any   { return ctBits(key, bits, expr.CmpOpNeq) }
+func ctLacks(key expr.CtKey, bits uint32) []expr.Any { return ctBits(key, bits, expr.CmpOpEq) }
+
+func ctBits(key expr.CtKey, bits uint32, op expr.CmpOp) []expr.Any {
 	return []expr.Any{
 		&expr.Ct{Key: key, Register: reg1},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: make([]byte, 4)},
+		&expr.Cmp{Op: op, Register: reg1, Data: make([]byte, 4)},
 	}
 }
 
@@ -240,6 +295,7 @@ func verdict(kind expr.VerdictKind, chain string) []expr.Any {
 
 func accept() []expr.Any           { return verdict(expr.VerdictAccept, "") }
 func drop() []expr.Any             { return verdict(expr.VerdictDrop, "") }
+func back() []expr.Any             { return verdict(expr.VerdictReturn, "") }
 func jump(chain string) []expr.Any { return verdict(expr.VerdictJump, chain) }
 
 // Standing reports whether the table is there and whole, and knows the bridge. Two round trips, a tenth of a millisecond.
@@ -331,7 +387,7 @@ func behind(p netip.Prefix) netip.Addr {
 }
 
 // whole asks the kernel for the table and counts its rules: a flushed table has none, and chains or maps that are in use
-// can't be deleted.
+// can't be deleted. Those of log chains come and go with ports.
 func whole(c *netlink.Conn, t Table) (bool, error) {
 	rules, err := c.Dump(message(unix.NFT_MSG_GETRULE, 0, netlink.Attrs{}.String(unix.NFTA_RULE_TABLE, t.Name)))
 	if errors.Is(err, unix.ENOENT) {
@@ -340,12 +396,18 @@ func whole(c *netlink.Conn, t Table) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("list rules of table %s: %w", t.Name, err)
 	}
-	return len(rules) == len(planOf(t).rules), nil
+	n := 0
+	for _, b := range rules {
+		if r, ok := readRule(b); ok && !strings.HasPrefix(r.chain, logPrefix) {
+			n++
+		}
+	}
+	return n == len(planOf(t).rules), nil
 }
 
 // build replaces the table by a new one in one transaction: no packet sees it half made.
 func build(t Table) error {
-	elements, err := everything(t)
+	elements, groups, err := everything(t)
 	if err != nil {
 		return fmt.Errorf("rebuild table %s: %w", t.Name, err)
 	}
@@ -358,6 +420,16 @@ func build(t Table) error {
 	conn.AddTable(p.table)
 	conn.DelTable(p.table)
 	conn.AddTable(p.table)
+	for _, c := range p.chains {
+		conn.AddChain(c)
+	}
+	for _, g := range groups {
+		c := conn.AddChain(&nftables.Chain{Name: logChain(g), Table: p.table})
+		conn.AddRule(&nftables.Rule{Table: p.table, Chain: c, Exprs: []expr.Any{
+			&expr.Log{Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN | 1<<unix.NFTA_LOG_QTHRESHOLD, Group: g, Snaplen: snaplen, QThreshold: 1},
+			&expr.Verdict{Kind: expr.VerdictDrop},
+		}})
+	}
 	for _, s := range sets(p.table) {
 		if err := conn.AddSet(s, nil); err != nil {
 			return fmt.Errorf("table %s: set %s: %w", t.Name, s.Name, err)
@@ -367,9 +439,6 @@ func build(t Table) error {
 				return fmt.Errorf("table %s: set %s: %w", t.Name, s.Name, err)
 			}
 		}
-	}
-	for _, c := range p.chains {
-		conn.AddChain(c)
 	}
 	for _, r := range p.rules {
 		conn.AddRule(r)
@@ -400,23 +469,28 @@ func sets(t *nftables.Table) []*nftables.Set {
 	subnets := func(name string, key nftables.SetDatatype) *nftables.Set {
 		return &nftables.Set{Table: t, Name: name, Interval: true, KeyType: key}
 	}
+	first := func(name string, key nftables.SetDatatype) *nftables.Set {
+		return &nftables.Set{Table: t, Name: name, IsMap: true, Concatenation: true, KeyType: key, DataType: nftables.TypeVerdict}
+	}
 	return []*nftables.Set{
-		names(setBridges), names(setInternal), names(setGuard),
+		first(mapFirst4, nftables.MustConcatSetType(port...)), first(mapAddrF4, with(nftables.TypeIPAddr)),
+		first(mapFirst6, nftables.MustConcatSetType(port...)), first(mapAddrF6, with(nftables.TypeIP6Addr)),
+		names(setBridges), names(setInternal), names(setGuard), names(setForeign),
 		concat(setPairs, nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)),
 		subnets(setSubnets4, nftables.TypeIPAddr), subnets(setSubnets6, nftables.TypeIP6Addr),
 		ports(mapAny4, nftables.MustConcatSetType(port...), target4), ports(mapAddr4, with(nftables.TypeIPAddr), target4),
 		ports(mapAny6, nftables.MustConcatSetType(port...), target6), ports(mapAddr6, with(nftables.TypeIP6Addr), target6),
-		concat(setLocal, with(nftables.TypeIPAddr)), concat(setHairpin, with(nftables.TypeIFName)),
+		concat(setHairpin, with(nftables.TypeIFName)),
 	}
 }
 
-// everything gathers the elements of a table from the records, by set.
-func everything(t Table) (map[string][]nftables.SetElement, error) {
+// everything gathers the elements of a table from the records, by set, and the log groups that they lead to.
+func everything(t Table) (elements map[string][]nftables.SetElement, groups []uint16, err error) {
 	var es []element
 	if t.Bridges != nil {
 		bridges, err := t.Bridges()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		for _, b := range bridges {
 			es = append(es, bridgeElements(b)...)
@@ -425,9 +499,10 @@ func everything(t Table) (map[string][]nftables.SetElement, error) {
 	if t.Live != nil {
 		live, err := t.Live()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		es = append(es, elementsOf(live)...)
+		groups = groupsOf(live)
 	}
 	for _, name := range t.Guard {
 		es = append(es, element{set: setGuard, key: ifnameData(name)})
@@ -438,6 +513,9 @@ func everything(t Table) (map[string][]nftables.SetElement, error) {
 	for _, e := range es {
 		k := fmt.Sprint(e.set, e.end, e.key)
 		el := nftables.SetElement{Key: e.key, Val: e.val, IntervalEnd: e.end}
+		if e.leads {
+			el.Val, el.VerdictData = nil, &expr.Verdict{Kind: expr.VerdictGoto, Chain: string(e.val)}
+		}
 		if i, ok := seen[k]; ok {
 			out[e.set][i] = el
 			continue
@@ -445,7 +523,7 @@ func everything(t Table) (map[string][]nftables.SetElement, error) {
 		seen[k] = len(out[e.set])
 		out[e.set] = append(out[e.set], el)
 	}
-	return out, nil
+	return out, groups, nil
 }
 
 // Remove deletes the table. It is no error when there is none.

@@ -17,8 +17,8 @@ const udpIdle = 90 * time.Second
 // the monitor's descriptors. Beyond it datagrams are dropped, as a full queue would.
 const maxSessions = 1024
 
-// datagrams lends buffers of the largest UDP datagram, only while one is in hand: an idle port holds none.
-var datagrams = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
+// datagrams lends buffers of the largest IP packet and what the kernel's log says of it, only while one is in hand: an idle port holds none.
+var datagrams = sync.Pool{New: func() any { b := make([]byte, 65<<10); return &b }}
 
 // client names a session: who asks, and which address of the host was asked.
 type client struct {

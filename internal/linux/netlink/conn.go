@@ -21,6 +21,8 @@ type Conn struct {
 	fd  int
 	seq uint32
 	buf []byte // for receiving, made at first use
+	// roomy says that the socket was given room to send more at once.
+	roomy bool
 }
 
 // Message is one request: its type, extra NLM_F_ flags (NLM_F_REQUEST and NLM_F_ACK are added) and everything after the
@@ -77,9 +79,16 @@ func pad(b []byte) []byte {
 	return b
 }
 
+// send makes room for what is larger than a socket may send at once: thousands of ports are one transaction.
 func (c *Conn) send(buf []byte) error {
 	for {
 		err := unix.Sendto(c.fd, buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		if err == unix.EMSGSIZE && !c.roomy {
+			c.roomy = true
+			if unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 2*len(buf)) == nil {
+				continue
+			}
+		}
 		if err != unix.EINTR {
 			return err
 		}

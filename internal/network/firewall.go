@@ -1,0 +1,93 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	rtnetlink "github.com/vishvananda/netlink"
+
+	"conex/internal/disk"
+	"conex/internal/portmap"
+)
+
+// policyDocker is the content of <state>/net/publish-policy under config.PublishDocker. Without the file the host's firewall is obeyed.
+const policyDocker = "docker"
+
+func (m *Manager) policyPath() string { return filepath.Join(m.state, "publish-policy") }
+
+// SetPolicy says whether published ports are translated before the host's input chains see their packets, as Docker does it, or obey
+// them. The table follows at its next use; what runs keeps the listeners that it has.
+func (m *Manager) SetPolicy(ctx context.Context, docker bool) error {
+	was, err := m.dockerPolicy()
+	if err != nil || was == docker {
+		return err
+	}
+	if err := os.MkdirAll(m.state, 0o711); err != nil {
+		return fmt.Errorf("make network state: %w", err)
+	}
+	l, err := m.lockTable(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	if docker {
+		return disk.WriteFile(m.policyPath(), []byte(policyDocker+"\n"), 0o644, disk.Volatile)
+	}
+	if err := os.Remove(m.policyPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("set publish policy: %w", err)
+	}
+	return nil
+}
+
+func (m *Manager) dockerPolicy() (bool, error) {
+	_, err := os.Lstat(m.policyPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// speak sees that this root's bridges pass where iptables' FORWARD chain drops by default, and reports for which it had to. What that
+// policy kept apart from containers, other engines' bridges and virtual machines, stays apart.
+func (m *Manager) speak(ctx context.Context, t portmap.Table) ([]string, error) {
+	drops, err := portmap.Drops()
+	if err != nil || !drops {
+		return nil, err
+	}
+	list, err := m.records()
+	if err != nil {
+		return nil, err
+	}
+	links, err := rtnetlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	out, err := uplinks()
+	if err != nil {
+		return nil, err
+	}
+	var ours, foreign []string
+	for _, l := range links {
+		name := l.Attrs().Name
+		switch {
+		case slices.ContainsFunc(list, func(i Info) bool { return i.Interface == name && i.Driver == DriverBridge }):
+			ours = append(ours, name)
+		case l.Type() == "bridge" && !slices.Contains(out, name):
+			foreign = append(foreign, name)
+		}
+	}
+	l, err := m.lockTable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer l.Release()
+	if err := portmap.KeepFrom(t, foreign); err != nil {
+		return nil, err
+	}
+	return portmap.Pass(ours)
+}

@@ -1,0 +1,310 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"conex/internal/linux/netlink"
+	"conex/internal/portmap"
+)
+
+// sh runs a command line in the host's namespace.
+func sh(t testing.TB, line string) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-ec", line).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+	return string(out)
+}
+
+func need(t testing.TB, tools ...string) {
+	t.Helper()
+	for _, name := range tools {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skipf("%s is not installed, so there is no such firewall to obey", name)
+		}
+	}
+}
+
+// TestPolicyHost has a published port behind each kind of firewall: what it keeps from the host it keeps from the container, what it lets
+// through arrives with the client's address. Under the policy docker it has no say.
+func TestPolicyHost(t *testing.T) {
+	need(t, "nft", "iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy")
+	w := newWorld(t)
+	for _, policy := range []string{"host", "docker"} {
+		check(t, w.m.SetPolicy(t.Context(), policy == "docker"))
+		a := w.attach("aaa" + policy)
+		a.serve(80)
+		r := a.publish(
+			portmap.Mapping{Proto: "tcp", HostPort: 8080, ContainerPort: 80},
+			portmap.Mapping{Proto: "udp", HostPort: 8080, ContainerPort: 80},
+			portmap.Mapping{Proto: "tcp", HostPort: 8081, ContainerPort: 80, HostIP: netip.MustParseAddr(hostIP4)},
+		)
+		for _, f := range []struct{ name, up, down, refused string }{
+			{name: "nothing"},
+			{
+				name: "nftables",
+				up:   "nft 'table inet fw { chain in { type filter hook input priority 0; policy drop; iif lo accept; ct state established,related accept; icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept; tcp dport 22 accept; }; }'",
+				down: "nft delete table inet fw", refused: "drop",
+			},
+			{
+				name: "nftables, late and rejecting",
+				up:   "nft 'table inet fw { chain in { type filter hook input priority 1000; tcp dport { 8080, 8081 } reject with tcp reset; udp dport 8080 reject; }; }'",
+				down: "nft delete table inet fw", refused: "reject",
+			},
+			{
+				name: "iptables-nft",
+				up:   "iptables-nft -A INPUT -p tcp --dport 8080:8081 -j DROP; iptables-nft -A INPUT -p udp --dport 8080 -j DROP; ip6tables-nft -A INPUT -p udp --dport 8080 -j DROP;  ip6tables-nft -A INPUT -p tcp --dport 8080 -j DROP",
+				down: "iptables-nft -F INPUT; ip6tables-nft -F INPUT", refused: "drop",
+			},
+			{
+				name: "iptables-legacy",
+				up:   "iptables-legacy -A INPUT -p tcp --dport 8080:8081 -j DROP; iptables-legacy -A INPUT -p udp --dport 8080 -j DROP; ip6tables-legacy -A INPUT -p udp --dport 8080 -j DROP;  ip6tables-legacy -A INPUT -p tcp --dport 8080 -j DROP",
+				down: "iptables-legacy -F INPUT; ip6tables-legacy -F INPUT", refused: "drop",
+			},
+			{
+				name: "only for another client",
+				up:   "nft 'table inet fw { chain in { type filter hook input priority 0; policy accept; ip saddr " + clientIP4 + " accept; ip6 saddr " + clientIP6 + " accept; iif lo accept; th dport { 8080, 8081 } drop; }; }'",
+				down: "nft delete table inet fw",
+			},
+		} {
+			t.Run(policy+"/"+f.name, func(t *testing.T) {
+				if f.up != "" {
+					sh(t, f.up)
+					defer sh(t, f.down)
+				}
+				for _, c := range []struct{ network, addr, seen string }{
+					{"tcp", hostIP4 + ":8080", clientIP4}, {"udp", hostIP4 + ":8080", clientIP4}, {"tcp", hostIP4 + ":8081", clientIP4},
+					{"tcp", "[" + hostIP6 + "]:8080", clientIP6}, {"udp", "[" + hostIP6 + "]:8080", clientIP6},
+				} {
+					seen, err := ask(w.client, c.network, c.addr)
+					switch kept := f.refused != "" && policy == "host"; {
+					case kept && err == nil:
+						t.Errorf("%s %s is reached", c.network, c.addr)
+					case kept && c.network == "tcp" && errors.Is(err, syscall.ECONNREFUSED) != (f.refused == "reject"):
+						t.Errorf("%s %s: %v, want %s", c.network, c.addr, err, f.refused)
+					case !kept && (err != nil || seen != c.seen):
+						t.Errorf("%s %s: source %q, want %q: %v", c.network, c.addr, seen, c.seen, err)
+					}
+				}
+				// The host itself is no outsider.
+				if _, err := ask(nil, "tcp", hostIP4+":8080"); err != nil {
+					t.Errorf("host by its own address: %v", err)
+				}
+			})
+		}
+		check(t, r.Close())
+		for _, id := range w.attached() {
+			check(t, w.m.Detach(t.Context(), id))
+		}
+	}
+}
+
+// TestPolicyOtherNetwork publishes to containers of another network, which obey the host's firewall as well.
+func TestPolicyOtherNetwork(t *testing.T) {
+	need(t, "nft")
+	w := newWorld(t)
+	_, err := w.m.Create(t.Context(), Spec{Name: "other"})
+	check(t, err)
+	defer func() { check(t, w.m.Remove(t.Context(), "other")) }()
+	a := w.attach("aaa")
+	a.serve(80)
+	a.publish(portmap.Mapping{Proto: "tcp", HostPort: 8080, ContainerPort: 80}, portmap.Mapping{Proto: "udp", HostPort: 8080, ContainerPort: 80})
+	b := &container{ns: newNetNS(t), w: w}
+	b.ep, err = w.m.Attach(t.Context(), AttachRequest{ContainerID: "bbb", Name: "b", NetNS: b.ns, Network: "other"})
+	check(t, err)
+	defer func() { check(t, w.m.Detach(t.Context(), "bbb")) }()
+	for _, network := range []string{"tcp", "udp"} {
+		for _, c := range []struct{ addr, seen string }{
+			{hostIP4 + ":8080", b.ep.Address.Addr().String()}, {b.ep.Gateway.String() + ":8080", b.ep.Address.Addr().String()},
+			{"[" + hostIP6 + "]:8080", b.ep.Address6.Addr().String()},
+		} {
+			if seen, err := ask(b.ns, network, c.addr); err != nil || seen != c.seen {
+				t.Errorf("%s %s: source %q, want %q: %v", network, c.addr, seen, c.seen, err)
+			}
+		}
+		for _, addr := range []string{a.ep.Address.Addr().String() + ":80", "[" + a.ep.Address6.Addr().String() + "]:80"} {
+			if seen, err := ask(b.ns, network, addr); err == nil {
+				t.Errorf("%s %s is reached around the published port, source %s", network, addr, seen)
+			}
+		}
+	}
+	sh(t, "nft 'table inet fw { chain in { type filter hook input priority 0; iifname \""+b.ep.Bridge(w)+"\" drop; }; }'")
+	defer sh(t, "nft delete table inet fw")
+	if seen, err := ask(b.ns, "tcp", hostIP4+":8080"); err == nil {
+		t.Errorf("reached past the firewall, source %s", seen)
+	}
+}
+
+// Bridge is the name of the endpoint's bridge.
+func (ep *Endpoint) Bridge(w *world) string {
+	i, err := w.m.Network(w.t.Context(), ep.NetworkID)
+	check(w.t, err)
+	return i.Interface
+}
+
+// TestLoopbackServices has a service of the host on 127.0.0.1 that nobody published, and a host that lets its loopback be routed.
+func TestLoopbackServices(t *testing.T) {
+	w := newWorld(t)
+	a := w.attach("aaa")
+	(&container{w: w, ns: hostNS(t)}).serve(9090)
+	check(t, os.WriteFile("/proc/sys/net/ipv4/conf/"+uplinkName+"/route_localnet", []byte("1"), 0))
+	bridge := "/proc/sys/net/ipv4/conf/" + a.ep.Bridge(w) + "/route_localnet"
+	check(t, os.WriteFile(bridge, []byte("1"), 0))
+	for _, c := range []*os.File{w.client, a.ns} {
+		check(t, netlink.In(c, func() error {
+			if err := os.WriteFile("/proc/sys/net/ipv4/conf/all/route_localnet", []byte("1"), 0); err != nil {
+				return err
+			}
+			sh(t, "ip addr flush dev lo") // and with it goes the route that keeps 127.0.0.0/8 at home
+			return nil
+		}))
+		via := hostIP4
+		if c == a.ns {
+			via = a.ep.Gateway.String()
+		}
+		check(t, netlink.In(c, func() error {
+			out, err := exec.Command("ip", "route", "add", "127.0.0.0/8", "via", via).CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		}))
+		for _, network := range []string{"tcp", "udp"} {
+			if seen, err := ask(c, network, "127.0.0.1:9090"); err == nil {
+				t.Errorf("%s: a service on the host's loopback is reached, source %s", network, seen)
+			}
+		}
+	}
+	if _, err := ask(nil, "tcp", "127.0.0.1:9090"); err != nil {
+		t.Errorf("the host itself: %v", err)
+	}
+}
+
+func hostNS(t testing.TB) *os.File {
+	f, err := os.Open("/proc/thread-self/ns/net")
+	check(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// TestForwardDrop is a host whose iptables drop what they are not told of, as beside dockerd or ufw: containers reach out and are reached,
+// and what others' bridges had against containers still holds. Afterwards nothing of it is left.
+func TestForwardDrop(t *testing.T) {
+	need(t, "iptables-nft", "ip6tables-nft")
+	w := newWorld(t)
+	sh(t, "for i in iptables-nft ip6tables-nft; do $i -P FORWARD DROP; done; ip link add other0 type bridge; ip addr add 10.66.0.1/24 dev other0; ip link set other0 up")
+	defer sh(t, "for i in iptables-nft ip6tables-nft; do $i -P FORWARD ACCEPT; $i -F FORWARD; done; ip link del other0")
+	vm := newNetNS(t)
+	w.cable("vm0", vm, "10.66.0.9/32", "10.66.0.2/24")
+	sh(t, "ip addr flush dev vm0; ip link set vm0 master other0")
+	check(t, netlink.In(vm, func() error { return exec.Command("ip", "route", "add", "default", "via", "10.66.0.1").Run() }))
+	a := w.attach("aaa")
+	a.serve(80)
+	(&container{ns: w.client, w: w}).serve(81)
+	(&container{ns: vm, w: w}).serve(81)
+	a.publish(portmap.Mapping{Proto: "tcp", HostPort: 8080, ContainerPort: 80}, portmap.Mapping{Proto: "udp", HostPort: 8080, ContainerPort: 80})
+	for _, c := range []struct {
+		what string
+		from *os.File
+		addr string
+		want bool
+	}{
+		{"outside, published", w.client, hostIP4 + ":8080", true},
+		{"outside, published, IPv6", w.client, "[" + hostIP6 + "]:8080", true},
+		{"container to outside", a.ns, clientIP4 + ":81", true},
+		{"container to another engine's", a.ns, "10.66.0.2:81", false},
+		{"another engine's to the port", vm, hostIP4 + ":8080", true},
+		{"another engine's to the container", vm, a.ep.Address.Addr().String() + ":80", false},
+	} {
+		for _, network := range []string{"tcp", "udp"} {
+			if _, err := ask(c.from, network, c.addr); (err == nil) != c.want {
+				t.Errorf("%s, %s: %v", c.what, network, err)
+			}
+		}
+	}
+	// A rule of the administrator's stands above us.
+	sh(t, "iptables-nft -I FORWARD -o "+a.ep.Bridge(w)+" -p tcp --dport 80 -j DROP")
+	if _, err := ask(w.client, "tcp", hostIP4+":8080"); err == nil {
+		t.Error("reached past an administrator's rule")
+	}
+	check(t, w.m.Detach(t.Context(), "aaa"))
+	check(t, w.m.Cleanup(t.Context()))
+	if rules := sh(t, "iptables-nft -S FORWARD; ip6tables-nft -S FORWARD"); strings.Contains(rules, "-i "+firstBridge) || strings.Contains(rules, "DNAT") {
+		t.Errorf("rules are left:\n%s", rules)
+	}
+	check(t, deleteLink("vm0"))
+}
+
+// TestBridgeNetfilter is a host that sends what stays on a bridge through iptables, too.
+func TestBridgeNetfilter(t *testing.T) {
+	need(t, "iptables-nft")
+	const file = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+	if _, err := os.Stat(file); err != nil {
+		t.Skip("this kernel has no br_netfilter")
+	}
+	w := newWorld(t)
+	before, err := os.ReadFile(file)
+	check(t, err)
+	check(t, os.WriteFile(file, []byte("1"), 0))
+	defer os.WriteFile(file, before, 0)
+	sh(t, "iptables-nft -P FORWARD DROP")
+	defer sh(t, "iptables-nft -P FORWARD ACCEPT; iptables-nft -F FORWARD")
+	a, b := w.attach("aaa"), w.attach("bbb")
+	a.serve(80)
+	a.publish(portmap.Mapping{Proto: "tcp", HostPort: 8080, ContainerPort: 80})
+	for _, addr := range []string{a.ep.Address.Addr().String() + ":80", hostIP4 + ":8080"} {
+		if _, err := ask(b.ns, "tcp", addr); err != nil {
+			t.Errorf("%s: %v", addr, err)
+		}
+	}
+	if seen, err := ask(w.client, "tcp", hostIP4+":8080"); err != nil || seen != clientIP4 {
+		t.Errorf("outside: source %q, %v", seen, err)
+	}
+}
+
+// TestPublishOften publishes and frees a port a thousand times: no rule, chain, element, group or descriptor is left.
+func TestPublishOften(t *testing.T) {
+	need(t, "nft")
+	w := newWorld(t)
+	a := w.attach("aaa")
+	a.serve(80)
+	ports := []portmap.Mapping{{Proto: "tcp", HostPort: 8080, ContainerPort: 80}, {Proto: "udp", HostPort: 8080, ContainerPort: 80}}
+	once := func() {
+		t.Helper()
+		r, err := w.m.Reserve(t.Context(), ports)
+		check(t, err)
+		check(t, w.m.Publish(t.Context(), a.ep, r))
+		check(t, r.Close())
+	}
+	once()
+	measure := func() (int, string) {
+		runtime.GC() // closes what earlier tests forgot
+		fds, err := os.ReadDir("/proc/self/fd")
+		check(t, err)
+		return len(fds), sh(t, "nft list ruleset")
+	}
+	descriptors, rules := measure()
+	for range 1000 {
+		once()
+	}
+	if d, r := measure(); d > descriptors || r != rules {
+		t.Errorf("%d descriptors and\n%s\nhave become %d and\n%s", descriptors, rules, d, r)
+	}
+	r, err := w.m.Reserve(t.Context(), slices.Clone(ports))
+	check(t, err)
+	check(t, w.m.Publish(t.Context(), a.ep, r))
+	if seen, err := ask(w.client, "tcp", hostIP4+":8080"); err != nil || seen != clientIP4 {
+		t.Errorf("source %q, %v", seen, err)
+	}
+	check(t, r.Close())
+}
