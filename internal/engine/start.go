@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 
+	"conex/internal/config"
 	"conex/internal/container"
 	"conex/internal/control"
 	"conex/internal/disk"
