@@ -49,12 +49,8 @@ func (e *Engine) validateRuntime(hc *apic.HostConfig) error {
 	if err != nil || path == "" {
 		return err
 	}
-	const only = "%s needs the runtime conex"
-	switch {
-	case hc.Init != nil && *hc.Init:
-		return invalid(only, "--init")
-	case hc.UsernsMode != "" && !hc.UsernsMode.IsHost():
-		return invalid(only, "--userns")
+	if hc.Init != nil && *hc.Init {
+		return invalid("--init needs the runtime conex")
 	}
 	return nil
 }

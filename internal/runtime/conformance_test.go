@@ -352,6 +352,8 @@ func conform(t *testing.T, make func(*testing.T) runtime.Runtime) {
 		}
 	})
 	run("never started", func(s suite) { s.create(s.config("sleep", "1000")) })
+	run("parts of sources", func(s suite) { testSources(s, false) })
+	run("user namespace", func(s suite) { testSources(s, true) })
 	run("again under its id", func(s suite) {
 		c := s.config("true")
 		for range 2 {
@@ -368,6 +370,64 @@ func conform(t *testing.T, make func(*testing.T) runtime.Runtime) {
 			}
 		}
 	})
+}
+
+// testSources mounts what the specification has no words for, with and without ids of the container's own.
+func testSources(s suite, users bool) {
+	top := s.t.TempDir() // which the container's root could not enter
+	if err := os.Chmod(top, 0o700); err != nil {
+		s.t.Fatal(err)
+	}
+	write := func(path string, uid int) {
+		path = filepath.Join(top, path)
+		err := os.MkdirAll(filepath.Dir(path), 0o755)
+		if err == nil {
+			err = os.WriteFile(path, []byte("x"), 0o644)
+		}
+		if err = errors.Join(err, os.Chown(path, uid, uid), os.Chown(filepath.Dir(path), uid, uid)); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	write("volume/part/of-volume", 5)
+	write("lower/inner/of-image", 6)
+	write("other/another", 0)
+	write("caller/of-caller", 1234)
+	c := s.config("sh", "-c", "ls -n /volume/of-volume /image/of-image /caller/of-caller | while read m l u g x; do echo $u; done; touch /volume/new /caller/new; touch /image/new 2>/dev/null || echo ro; ls /sys/class/net; id -u; cat /proc/self/uid_map")
+	bind := func(name, source string, src runtime.Source, more ...string) {
+		c.Spec.Mounts = append(c.Spec.Mounts, specs.Mount{Destination: "/" + name, Type: "bind", Source: source, Options: append([]string{"rbind"}, more...)})
+		if c.Sources == nil {
+			c.Sources = map[string]runtime.Source{}
+		}
+		c.Sources["/"+name] = src
+	}
+	own := []string{}
+	if users {
+		own = append(own, "idmap")
+	}
+	bind("volume", top+"/volume", runtime.Source{Subpath: "part"}, own...)
+	bind("image", "", runtime.Source{Lower: []string{top + "/lower", top + "/other"}, Subpath: "inner"}, "ro")
+	bind("caller", top+"/caller", runtime.Source{Owner: &runtime.Owner{UID: 1234, GID: 1234}})
+	ids, base := "0 0 4294967295", uint32(0)
+	if users {
+		base = 1_500_000_000
+		ids = "0 1500000000 65536"
+		c.Spec.Linux.Namespaces = append(c.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+		m := []specs.LinuxIDMapping{{ContainerID: 0, HostID: base, Size: 65536}}
+		c.Spec.Linux.UIDMappings, c.Spec.Linux.GIDMappings = m, m
+	}
+	out, st := s.run(c)
+	if got, want := strings.Join(strings.Fields(out), " "), "0 6 5 ro lo 0 "+ids; got != want || st.Code != 0 {
+		s.t.Errorf("got %q, %+v, want %q", got, st, want)
+	}
+	for path, want := range map[string]uint32{"volume/part/new": 0, "caller/new": 1234} {
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(top, path), &st); err != nil || st.Uid != want {
+			s.t.Errorf("%s: owner %d, %v, want %d", path, st.Uid, err, want)
+		}
+	}
+	if infos, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(infos), top) || strings.Contains(string(infos), c.Scratch) {
+		s.t.Errorf("a mount is left on the host: %v", err)
+	}
 }
 
 func hostNet(t *testing.T) string {

@@ -60,6 +60,8 @@ type foreign struct {
 	dir   string // the bundle, and other files of ours
 	cg    cgroup.Manager
 	netns *os.File
+	// aside is where the root file system was mounted for the runtime, "" for Scratch.
+	aside string
 
 	console *os.File
 	execs   atomic.Int64
@@ -110,15 +112,10 @@ func (e External) check(cfg *Config) error {
 	switch {
 	case cfg.Init:
 		return fmt.Errorf(only, "--init")
-	case hasNamespace(cfg.Spec, specs.UserNamespace):
-		return fmt.Errorf(only, "a user namespace")
+	case slices.ContainsFunc(cfg.Spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace && n.Path != "" }):
+		return fmt.Errorf(only, "a user namespace that exists")
 	case cfg.DieWithParent || cfg.Hold != nil:
 		return fmt.Errorf(only, "this kind of container")
-	}
-	for at, s := range cfg.Sources {
-		if s.Subpath != "" || len(s.Lower) > 0 || s.Owner != nil {
-			return fmt.Errorf(only, "the mount "+at)
-		}
 	}
 	return nil
 }
@@ -129,7 +126,16 @@ func (f *foreign) create() error {
 	if err != nil {
 		return err
 	}
-	if i := slices.IndexFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace && n.Path == "" }); i >= 0 {
+	users, err := ownUsers(spec)
+	if err != nil {
+		return err
+	}
+	defer users.close()
+	if v, ok := spec.Linux.Sysctl[pingGroups]; ok { // written by the runtime, in the namespace
+		spec.Linux.Sysctl[pingGroups] = users.groups(v, false)
+	}
+	net := slices.IndexFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace && n.Path == "" })
+	if net >= 0 && users == nil {
 		// On another thread: the runtime, executed from this one, takes its own namespace for the host's.
 		made := make(chan error, 1)
 		thread.Go(func() {
@@ -140,26 +146,42 @@ func (f *foreign) create() error {
 		if err := <-made; err != nil {
 			return err
 		}
-		spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.netns.Fd())
+		spec.Linux.Namespaces[net].Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.netns.Fd())
 	}
-	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
-		return fmt.Errorf("make mount namespace: %w", err)
+	r := &rootfs{cfg: f.cfg, users: users}
+	defer r.close()
+	if r.early() {
+		if err := r.collect(); err != nil {
+			return err
+		}
 	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
+	if err := ownMounts(); err != nil {
+		return err
 	}
 	for _, t := range f.cfg.Trees {
 		if err := showTree(t); err != nil {
 			return err
 		}
 	}
-	r := &rootfs{cfg: f.cfg}
-	defer r.close()
-	if err := r.mountRoot(); err != nil {
+	var at *place
+	if users != nil {
+		if at, err = f.newPlace(users); err != nil {
+			return err
+		}
+	}
+	if spec.Root.Path, err = f.root(r, at); err != nil {
+		return err
+	}
+	if err := f.prepare(r, &at, spec); err != nil {
 		return err
 	}
 	if err := f.identify(r.root, spec.Process, f.cfg.User, f.cfg.GroupAdd, f.cfg.Exact); err != nil {
 		return err
+	}
+	if u := spec.Process.User; u.UID != 0 || u.GID != 0 {
+		if err := users.check(User{UID: u.UID, GID: u.GID, Groups: u.AdditionalGids}); err != nil {
+			return err
+		}
 	}
 	b, err := json.Marshal(spec)
 	if err == nil {
@@ -184,6 +206,11 @@ func (f *foreign) create() error {
 		return fmt.Errorf("open container process %d: %w", pid, err)
 	}
 	f.init = newProcess(pid, os.NewFile(uintptr(pidfd), "pidfd"), console)
+	if net >= 0 && users != nil { // made by the runtime, so that it belongs to the user namespace
+		if f.netns, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", pid)); err != nil {
+			return fmt.Errorf("open container's network namespace: %w", err)
+		}
+	}
 	pids, err := f.cg.Pids()
 	if err == nil && !slices.Contains(pids, pid) { // a runtime that does not know the v2 tree beside v1's
 		err = f.cg.AddProcess(pid)
@@ -206,7 +233,6 @@ func (f *foreign) spec() (*specs.Spec, error) {
 		return nil, err
 	}
 	s.Version = plainVersion
-	s.Root.Path = f.cfg.Scratch
 	if s.Linux.Seccomp == nil && f.cfg.DefaultSeccomp {
 		var bounding []string
 		if c := s.Process.Capabilities; c != nil {
@@ -428,7 +454,16 @@ func (f *foreign) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
 		return nil, err
 	}
 	defer os.Remove(file)
-	pid, console, err := f.launch(p, cfg.Stdio, "exec", "--detach", "--process", file)
+	var pid int
+	var console *os.File
+	done := make(chan struct{})
+	thread.Go(func() { // which may get mounts of its own
+		defer close(done)
+		if err = f.showAside(); err == nil {
+			pid, console, err = f.launch(p, cfg.Stdio, "exec", "--detach", "--process", file)
+		}
+	})
+	<-done
 	if err != nil {
 		return nil, err
 	}

@@ -427,6 +427,9 @@ func (r *rootfs) network() error {
 		if !own(need) && !foreign(need) {
 			return fmt.Errorf("sysctl %s: not allowed in the host's %s namespace", k, need)
 		}
+		if k == pingGroups {
+			v = r.users.groups(v, true)
+		}
 		path := filepath.Join("/proc/sys", strings.ReplaceAll(k, ".", "/"))
 		if !strings.HasPrefix(path, "/proc/sys/") {
 			return fmt.Errorf("sysctl %s: not a name", k)

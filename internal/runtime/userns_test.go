@@ -87,6 +87,7 @@ func testUserNamespace(t *testing.T) {
 		{"own sysctl", "sysctl -n net.ipv4.ip_unprivileged_port_start", "42\n", func(c *Config) {
 			c.Spec.Linux.Sysctl = map[string]string{"net.ipv4.ip_unprivileged_port_start": "42"}
 		}},
+		{"groups that may ping", "sysctl -n net.ipv4.ping_group_range", "0\t65535\n", nil},
 		{"read-only root", "touch /x 2>/dev/null || echo no", "no\n", func(c *Config) { c.Spec.Root.Readonly = true }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
