@@ -174,5 +174,5 @@ func (x *execution) fillCache(ctx context.Context, dir string, m mountOp) error 
 		return err
 	}
 	defer f.Close()
-	return volume.CopyTree(dir, f)
+	return volume.CopyTree(ctx, dir, f, volume.CopyOptions{})
 }

@@ -232,7 +232,7 @@ func TestParseVolume(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, tt := range []struct{ in, bind, anonymous, owner, err string }{
+	for _, tt := range []struct{ in, bind, anonymous, own, err string }{
 		{"/a:/b", "/a:/b", "", "", ""},
 		{"/a/../c:/b:ro,rshared", "/c:/b:ro,rshared", "", "", ""},
 		{"./x:/b", wd + "/x:/b", "", "", ""},
@@ -247,18 +247,23 @@ func TestParseVolume(t *testing.T) {
 		{"/", "", "", "", "destination can't be '/'"},
 		{"/a::ro", "", "", "", "empty section"},
 		{"/a:/b:ro:x", "", "", "", "too many colons"},
-		{"/a:/b:U", "", "", "", "never changes the owners of what it mounts; -v /a:/b:idmap shows"},
+		{"/a:/b:U", "/a:/b", "", "auto", ""},
+		{"name:/b:z,U", "name:/b:z", "", "auto", ""},
+		{"/a:/b:O", "/a:/b", "", "discard", ""},
+		{"/a:/b:overlay", "/a:/b", "", "discard", ""},
+		{"/a:/b:z,overlay=keep", "/a:/b:z", "", "keep", ""},
+		{"/a:/b:O,upperdir=/u", "", "", "", "changes lie with the container"},
 		{"", "", "", "", "empty section"},
 	} {
-		bind, anonymous, owner, err := parseVolume(tt.in)
+		bind, anonymous, own, err := parseVolume(tt.in)
 		if tt.err != "" {
 			if err == nil || !strings.Contains(err.Error(), tt.err) {
 				t.Errorf("%q: error %v, want %q", tt.in, err, tt.err)
 			}
 			continue
 		}
-		if err != nil || bind != tt.bind || anonymous != tt.anonymous || owner != tt.owner {
-			t.Errorf("%q: %q, %q, %q, %v", tt.in, bind, anonymous, owner, err)
+		if err != nil || bind != tt.bind || anonymous != tt.anonymous || own.idMap+own.overlay != tt.own {
+			t.Errorf("%q: %q, %q, %q, %v", tt.in, bind, anonymous, own, err)
 		}
 	}
 }
@@ -305,7 +310,7 @@ func TestParseMount(t *testing.T) {
 		}
 	}
 	for in, want := range map[string]string{"type=bind,src=/d,dst=/x,idmap=1:2": "1:2", "type=bind,src=/d,dst=/x,idmap": "auto"} {
-		if _, owner, err := parseMount(in); owner != want || err != nil {
+		if _, owner, err := parseMount(in); owner.idMap != want || err != nil {
 			t.Errorf("%s: %q %v", in, owner, err)
 		}
 	}

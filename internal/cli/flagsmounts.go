@@ -30,17 +30,16 @@ func (c *mountFlags) register(f *pflag.FlagSet) {
 func (c *mountFlags) apply(t *flagTarget) error {
 	cfg, host := t.config, t.host
 	host.ReadonlyRootfs, host.VolumeDriver, host.VolumesFrom = c.readOnly, c.volumeDriver, c.volumesFrom
-	idMap := func(target, owner string) {
-		if owner == "" {
-			return
+	ownOptions := func(target string, own ownOptions) {
+		if own.idMap != "" {
+			t.options.IDMap = with(t.options.IDMap, path.Clean(target), own.idMap)
 		}
-		if t.options.IDMap == nil {
-			t.options.IDMap = map[string]string{}
+		if own.overlay != "" {
+			t.options.Overlay = with(t.options.Overlay, path.Clean(target), own.overlay)
 		}
-		t.options.IDMap[path.Clean(target)] = owner
 	}
 	for _, v := range c.volumes {
-		bind, anonymous, owner, err := parseVolume(v)
+		bind, anonymous, own, err := parseVolume(v)
 		if err != nil {
 			return err
 		}
@@ -52,7 +51,7 @@ func (c *mountFlags) apply(t *flagTarget) error {
 			continue
 		}
 		host.Binds = append(host.Binds, bind)
-		idMap(strings.SplitN(bind, ":", 3)[1], owner)
+		ownOptions(strings.SplitN(bind, ":", 3)[1], own)
 	}
 	for _, v := range c.tmpfs {
 		target, options, err := parseTmpfs(v)
@@ -65,14 +64,18 @@ func (c *mountFlags) apply(t *flagTarget) error {
 		host.Tmpfs[target] = options
 	}
 	for _, v := range c.mounts {
-		m, owner, err := parseMount(v)
+		m, own, err := parseMount(v)
 		if err != nil {
 			return fmt.Errorf("invalid argument %q for \"--mount\" flag: %w", v, err)
 		}
-		if owner != "" && m.Type != mount.TypeBind {
-			return fmt.Errorf("invalid argument %q for \"--mount\" flag: cannot mix 'idmap' with mount type '%s'", v, m.Type)
+		if m.Type != mount.TypeBind && m.Type != mount.TypeVolume {
+			for name, val := range map[string]string{"idmap": own.idMap, "overlay": own.overlay} {
+				if val != "" {
+					return fmt.Errorf("invalid argument %q for \"--mount\" flag: cannot mix '%s' with mount type '%s'", v, name, m.Type)
+				}
+			}
 		}
-		idMap(m.Target, owner)
+		ownOptions(m.Target, own)
 		host.Mounts = append(host.Mounts, m)
 	}
 	for _, o := range c.storageOpt {
@@ -86,4 +89,13 @@ func (c *mountFlags) apply(t *flagTarget) error {
 		host.StorageOpt[k] = v
 	}
 	return nil
+}
+
+// with sets a key in a map that may be nil.
+func with(in map[string]string, key, val string) map[string]string {
+	if in == nil {
+		in = map[string]string{}
+	}
+	in[key] = val
+	return in
 }

@@ -69,5 +69,8 @@ func (a *app) buildxGroup() *cobra.Command {
 }
 
 func (a *app) volumeGroup() *cobra.Command {
-	return a.group("volume", "Manage volumes", a.volumePruneCommand())
+	return a.group("volume", "Manage volumes",
+		a.volumeCloneCommand(), a.volumeCreateCommand(), a.volumeDuCommand(), a.volumeExportCommand(), a.volumeImportCommand(), a.volumeInspectCommand(),
+		a.volumeLsCommand(), a.volumePruneCommand(), a.volumeRenameCommand(), a.volumeRestoreCommand(), a.volumeRmCommand(), a.volumeSnapshotCommand(),
+		a.volumeSnapshotsCommand())
 }

@@ -21,22 +21,24 @@ func (a *app) inspectCommand() *cobra.Command {
 		Use: "inspect [OPTIONS] NAME|ID [NAME|ID...]", Short: "Return low-level information on Docker objects", Args: a.atLeast(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().Changed("type") && kind == "" {
-				return errors.New(`type is empty: must be one of "container", "image", "network"`)
+				return errors.New(`type is empty: must be one of "container", "image", "network", "volume"`)
 			}
 			var find []func(context.Context, string) (any, error)
 			switch kind {
 			case "":
-				find = append(find, a.findContainer(size), a.findImage(""), a.findNetwork())
+				find = append(find, a.findContainer(size), a.findImage(""), a.findNetwork(), a.findVolume())
 			case "container":
 				find = append(find, a.findContainer(size))
 			case "image":
 				find = append(find, a.findImage(""))
 			case "network":
 				find = append(find, a.findNetwork())
-			case "volume", "config", "node", "plugin", "secret", "service", "swarm", "task":
-				return fmt.Errorf("--type %s is not supported yet: must be one of \"container\", \"image\", \"network\"", kind)
+			case "volume":
+				find = append(find, a.findVolume())
+			case "config", "node", "plugin", "secret", "service", "swarm", "task":
+				return fmt.Errorf("--type %s is not supported yet: must be one of \"container\", \"image\", \"network\", \"volume\"", kind)
 			default:
-				return fmt.Errorf("unknown type: %q: must be one of \"container\", \"image\", \"network\"", kind)
+				return fmt.Errorf("unknown type: %q: must be one of \"container\", \"image\", \"network\", \"volume\"", kind)
 			}
 			return a.inspect(cmd.Context(), args, format, func(ctx context.Context, name string) (any, error) {
 				for _, f := range find {

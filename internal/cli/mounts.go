@@ -16,10 +16,10 @@ import (
 )
 
 // parseVolume reads a value of -v: source:target[:options], the source being a path or the name of a volume, comes back as bind with
-// an absolute path, as HostConfig.Binds has it; target alone asks for an anonymous volume. owner is what conex's own option idmap says.
-func parseVolume(s string) (bind, anonymous, owner string, err error) {
-	fail := func(format string, args ...any) (string, string, string, error) {
-		return "", "", "", fmt.Errorf(format, args...)
+// an absolute path, as HostConfig.Binds has it; target alone asks for an anonymous volume. own is what conex's own options say.
+func parseVolume(s string) (bind, anonymous string, own ownOptions, err error) {
+	fail := func(format string, args ...any) (string, string, ownOptions, error) {
+		return "", "", ownOptions{}, fmt.Errorf(format, args...)
 	}
 	parts := strings.SplitN(s, ":", 3)
 	switch {
@@ -34,11 +34,11 @@ func parseVolume(s string) (bind, anonymous, owner string, err error) {
 		if path.Clean(s) == "/" {
 			return fail("invalid volume specification: '%s': invalid mount config for type \"volume\": invalid specification: destination can't be '/'", s)
 		}
-		return "", path.Clean(s), "", nil
+		return "", path.Clean(s), own, nil
 	}
 	if src := parts[0]; strings.HasPrefix(src, ".") || strings.HasPrefix(src, "/") {
 		if parts[0], err = filepath.Abs(src); err != nil {
-			return "", "", "", err
+			return "", "", own, err
 		}
 	}
 	if len(parts) == 3 {
@@ -47,11 +47,19 @@ func parseVolume(s string) (bind, anonymous, owner string, err error) {
 			k, v, _ := strings.Cut(o, "=")
 			switch {
 			case k == "idmap":
-				if owner = v; v == "" {
-					owner = "auto"
+				if own.idMap = v; v == "" {
+					own.idMap = "auto"
 				}
-			case o == "U":
-				return fail("invalid mode: %s: conex never changes the owners of what it mounts; -v %s:%s:idmap shows them as the container's instead", parts[2], parts[0], parts[1])
+			case o == "U": // podman's, which changes owners; here they are shown as the container's instead
+				own.idMap = "auto"
+			case k == "overlay":
+				if own.overlay = v; v == "" {
+					own.overlay = "discard"
+				}
+			case o == "O": // podman's
+				own.overlay = "discard"
+			case k == "upperdir" || k == "workdir":
+				return fail("invalid mode: %s: an overlay's changes lie with the container; overlay=keep keeps them until it is removed", parts[2])
 			default:
 				rest = append(rest, o)
 			}
@@ -60,7 +68,7 @@ func parseVolume(s string) (bind, anonymous, owner string, err error) {
 			parts = append(parts, strings.Join(rest, ","))
 		}
 	}
-	return strings.Join(parts, ":"), "", owner, nil
+	return strings.Join(parts, ":"), "", own, nil
 }
 
 // parseTmpfs reads a value of --tmpfs: target[:options].
@@ -72,38 +80,47 @@ func parseTmpfs(s string) (target, options string, err error) {
 	return path.Clean(target), options, nil
 }
 
-// parseMount reads a value of --mount. owner is what conex's own option idmap says.
-func parseMount(s string) (m mount.Mount, owner string, err error) {
+// ownOptions are those of a mount which Docker does not have: "" without.
+type ownOptions struct{ idMap, overlay string }
+
+// parseMount reads a value of --mount. own is what conex's own options say.
+func parseMount(s string) (m mount.Mount, own ownOptions, err error) {
 	fields, err := csv.NewReader(strings.NewReader(s)).Read()
 	if err != nil {
-		return m, "", err
+		return m, own, err
 	}
 	m.Type = mount.TypeVolume
 	for _, f := range fields {
 		k, v, hasValue := strings.Cut(f, "=")
 		switch {
 		case strings.TrimSpace(k) != k:
-			return m, "", fmt.Errorf("invalid option '%s' in '%s': option should not have whitespace", strings.TrimSpace(k), f)
+			return m, own, fmt.Errorf("invalid option '%s' in '%s': option should not have whitespace", strings.TrimSpace(k), f)
 		case hasValue && strings.TrimSpace(v) == "":
-			return m, "", fmt.Errorf("invalid value for '%s': value is empty", k)
+			return m, own, fmt.Errorf("invalid value for '%s': value is empty", k)
 		case hasValue && strings.TrimSpace(v) != v:
-			return m, "", fmt.Errorf("invalid value for '%s' in '%s': value should not have whitespace", k, f)
+			return m, own, fmt.Errorf("invalid value for '%s' in '%s': value should not have whitespace", k, f)
 		}
 		k = strings.ToLower(k)
-		if !hasValue && !slices.Contains([]string{"readonly", "ro", "bind-nonrecursive", "bind-create-src", "volume-nocopy", "idmap"}, k) {
-			return m, "", fmt.Errorf("invalid field '%s' must be a key=value pair", f)
+		if !hasValue && !slices.Contains([]string{"readonly", "ro", "bind-nonrecursive", "bind-create-src", "volume-nocopy", "idmap", "overlay"}, k) {
+			return m, own, fmt.Errorf("invalid field '%s' must be a key=value pair", f)
 		}
 		if k == "idmap" {
-			if owner = v; v == "" {
-				owner = "auto"
+			if own.idMap = v; v == "" {
+				own.idMap = "auto"
+			}
+			continue
+		}
+		if k == "overlay" {
+			if own.overlay = v; v == "" {
+				own.overlay = "discard"
 			}
 			continue
 		}
 		if err := mountField(&m, k, v, f, hasValue); err != nil {
-			return m, "", err
+			return m, own, err
 		}
 	}
-	return m, owner, checkMount(&m)
+	return m, own, checkMount(&m)
 }
 
 // mountField takes one key of --mount.

@@ -85,11 +85,6 @@ var notYet = []string{
 	"context",
 }
 
-// notYetIn are notYet's like, by group.
-var notYetIn = map[string][]string{
-	"volume": {"create", "inspect", "ls", "rm"},
-}
-
 // rootCommand builds the tree that args need.
 func (a *app) rootCommand(args []string) *cobra.Command {
 	root := &cobra.Command{
@@ -164,9 +159,6 @@ func (a *app) group(name, short string, sub ...*cobra.Command) *cobra.Command {
 	g := &cobra.Command{
 		Use: name, Short: short, Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 && slices.Contains(notYetIn[name], args[0]) {
-				return &exitError{code: 1, help: cmd.CommandPath(), err: fmt.Errorf("'%s' is not a %s command yet", args[0], cmd.CommandPath())}
-			}
 			if len(args) > 0 {
 				return &exitError{code: 1, help: cmd.CommandPath(), err: fmt.Errorf("'%s' is not a %s command%s", args[0], cmd.CommandPath(), didYouMean(args[0], names(cmd)))}
 			}

@@ -1,6 +1,8 @@
 package container
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 
 	"conex/internal/ocispec"
@@ -24,6 +26,14 @@ type Mount struct {
 	Layers []ocispec.Digest `json:"layers,omitempty"`
 	// Owner is whom files of the container's user belong to in a bind's source; nil: themselves.
 	Owner *Owner `json:"owner,omitempty"`
+	// Overlay is OverlayDiscard or OverlayKeep: what is mounted is a copy on write of the source.
+	Overlay string `json:"overlay,omitempty"`
+}
+
+// OverlayDir is where the changes of the overlay mount at dst lie: upper and work.
+func (s *Store) OverlayDir(id, dst string) string {
+	sum := sha256.Sum256([]byte(dst))
+	return s.Dir(id, "overlay", hex.EncodeToString(sum[:8]))
 }
 
 // Owner is a user and a group of the host, or with Source whoever owns the source.

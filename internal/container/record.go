@@ -5,6 +5,7 @@
 //	containers/<id>/desired.json   Desired: whether it should run
 //	containers/<id>/exit.json      Exit: how its last run ended
 //	containers/<id>/upper,work     the writable layer
+//	containers/<id>/overlay/<hex>  upper and work of an overlay mount
 //	containers/<id>/log            its output (package logs)
 //	containers/<id>/files          hosts, hostname, resolv.conf, bind-mounted into it
 //	names/<name> -> <id>           a link counts while that container's record carries that name

@@ -16,7 +16,6 @@ import (
 	"conex/internal/image"
 	"conex/internal/layers"
 	"conex/internal/ocispec"
-	"conex/internal/volume"
 
 	apic "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
@@ -341,7 +340,7 @@ func (a *account) addVolumes(context.Context) error {
 			}
 		}
 	}
-	vols := volume.Open(a.e.root)
+	vols := a.e.Volumes()
 	names, err := vols.List()
 	if err != nil {
 		return err

@@ -135,7 +135,7 @@ func (c *checker) missing(ids []ocispec.Digest) []string {
 }
 
 func (c *checker) containerRecords() error {
-	cs, vols := c.e.Containers(), volume.Open(c.e.root)
+	cs, vols := c.e.Containers(), c.e.Volumes()
 	ids, err := cs.List()
 	if err != nil {
 		return err
@@ -187,7 +187,7 @@ func (c *checker) containerRecords() error {
 }
 
 func (c *checker) volumes() error {
-	vols := volume.Open(c.e.root)
+	vols := c.e.Volumes()
 	names, err := vols.List()
 	if err != nil {
 		return err
@@ -199,7 +199,7 @@ func (c *checker) volumes() error {
 			c.add(Finding{Severity: Damaged, Kind: "volume", Name: name, Problem: "it has no folder _data", Advice: "bring it back from a backup, or move " + dir + " away"})
 			continue
 		}
-		if v, err := vols.Get(name); err == nil && v.Name == name {
+		if _, err := vols.Get(name); err == nil {
 			continue
 		}
 		c.add(Finding{Severity: Damaged, Kind: "volume", Name: name, Problem: "its record can't be read; its content is there", Advice: repairs + "writes the record anew",

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	"conex/internal/container"
 	"conex/internal/linux/mount"
+	"conex/internal/runtime"
 	"conex/internal/safepath"
 	"conex/internal/volume"
 
@@ -15,8 +17,8 @@ import (
 )
 
 // copyUp fills a new volume with what the image has at dst, as Docker does. An image that has nothing there, or no folder, leaves it
-// empty.
-func (e *Engine) copyUp(ctx context.Context, rec *container.Record, dst, data string) error {
+// empty. In a volume of other ids (idmap=UID:GID) what is the container's user's belongs to those. With merge data may have a part of it.
+func (e *Engine) copyUp(ctx context.Context, rec *container.Record, dst, data string, merge bool) error {
 	if len(rec.Layers) == 0 {
 		return nil
 	}
@@ -41,8 +43,36 @@ func (e *Engine) copyUp(ctx context.Context, rec *container.Record, dst, data st
 		return err
 	}
 	defer src.Close()
-	if err := volume.CopyTree(data, src); err != nil {
+	if merge {
+		err = volume.MergeTree(ctx, data, src, volume.MergeOptions{Top: true})
+	} else {
+		var o volume.CopyOptions
+		if o.Owner, err = volumeOwner(root, rec, rec.More[dst].Owner); err == nil {
+			err = volume.CopyTree(ctx, data, src, o)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("copy %s of the image: %w", dst, err)
 	}
 	return nil
+}
+
+// volumeOwner says whom a file of the image belongs to in a volume that own is asked for; nil: whom it belonged to.
+func volumeOwner(root *os.File, rec *container.Record, own *container.Owner) (func(uid, gid uint32) (uint32, uint32), error) {
+	if own == nil || own.Source {
+		return nil, nil
+	}
+	seen, err := runtime.ResolveUser(root, rec.Config.User, nil)
+	if err != nil {
+		return nil, err
+	}
+	return func(uid, gid uint32) (uint32, uint32) {
+		if uid == seen.UID {
+			uid = own.UID
+		}
+		if gid == seen.GID {
+			gid = own.GID
+		}
+		return uid, gid
+	}, nil
 }

@@ -15,7 +15,6 @@ import (
 	"conex/internal/image"
 	"conex/internal/registry"
 	"conex/internal/undo"
-	"conex/internal/volume"
 
 	apic "github.com/moby/moby/api/types/container"
 )
@@ -122,14 +121,21 @@ func (e *Engine) create(ctx context.Context, req CreateRequest, hold bool) (rec 
 			}
 		}
 	}
-	vols, err := volume.Open(e.root).LockUse()
+	vols, err := e.Volumes().LockUse()
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	defer vols.Release()
+	var made []string // volumes, which another container may have got meanwhile
+	defer func() {
+		vols.Release()
+		if err != nil {
+			// A volume is easily made again; one that stays behind is only found by looking.
+			_ = e.removeAnonymous(ctx, made)
+		}
+	}()
 	var back undo.Stack
 	defer back.Run()
-	mounted, err := e.addMounts(ctx, rec, &back)
+	mounted, err := e.addMounts(ctx, rec, &made)
 	if err != nil {
 		return nil, nil, nil, err
 	}

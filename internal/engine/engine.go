@@ -18,6 +18,7 @@ import (
 	"conex/internal/image"
 	"conex/internal/layers"
 	"conex/internal/network"
+	"conex/internal/volume"
 )
 
 // Engine opens the stores under one root and one state folder. The stores open on first use, since most commands need few.
@@ -68,6 +69,13 @@ func (e *Engine) Images() (*image.Store, error) { return e.images() }
 
 // Containers returns the container store.
 func (e *Engine) Containers() *container.Store { return container.Open(e.root, e.cfg.State) }
+
+// Volumes returns the volume store.
+func (e *Engine) Volumes() *volume.Store {
+	s := volume.Open(e.root, e.cfg.State)
+	s.Number = e.volumeNumber
+	return s
+}
 
 // Networks returns the network manager.
 func (e *Engine) Networks() *network.Manager { return network.Open(e.root, e.cfg.State) }

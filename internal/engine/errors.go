@@ -65,9 +65,9 @@ func classify(err error) error {
 		return nil
 	case is(ErrNotFound, container.ErrNotFound, image.ErrNotFound, network.ErrNotFound, volume.ErrNotFound):
 		return &kindError{ErrNotFound, err}
-	case is(ErrConflict, container.ErrNameTaken):
+	case is(ErrConflict, container.ErrNameTaken, volume.ErrExists):
 		return &kindError{ErrConflict, err}
-	case is(ErrInvalid, container.ErrName, container.ErrAmbiguous, image.ErrReference, volume.ErrName):
+	case is(ErrInvalid, container.ErrName, container.ErrAmbiguous, image.ErrReference, volume.ErrName, volume.ErrOptions):
 		return &kindError{ErrInvalid, err}
 	default:
 		return err

@@ -16,7 +16,6 @@ import (
 	"conex/internal/container"
 	"conex/internal/disk"
 	"conex/internal/layers"
-	"conex/internal/undo"
 	"conex/internal/volume"
 
 	apic "github.com/moby/moby/api/types/container"
@@ -28,13 +27,15 @@ import (
 type mounter struct {
 	e      *Engine
 	rec    *container.Record
-	back   *undo.Stack
+	made   *[]string // volumes that did not exist
 	leases []*collect.Lease
 	// taken are the destinations of what was asked for by name.
 	taken map[string]bool
 	// noCopy are volumes that stay as they are, by destination.
 	noCopy map[string]bool
 	labels map[string]map[string]string
+	// options are volume-opt's.
+	options map[string]map[string]string
 }
 
 // close ends the leases on mounted images, once the record names them.
@@ -44,10 +45,10 @@ func (m *mounter) close() {
 	}
 }
 
-// addMounts fills in the record's mounts. It makes the volumes that are new, and registers how to take that back. The caller calls
+// addMounts fills in the record's mounts. It makes the volumes that are new, and adds them to made. The caller calls
 // done when the record is written, or given up.
-func (e *Engine) addMounts(ctx context.Context, rec *container.Record, back *undo.Stack) (done func(), err error) {
-	m := &mounter{e: e, rec: rec, back: back, taken: map[string]bool{}, noCopy: map[string]bool{}, labels: map[string]map[string]string{}}
+func (e *Engine) addMounts(ctx context.Context, rec *container.Record, made *[]string) (done func(), err error) {
+	m := &mounter{e: e, rec: rec, made: made, taken: map[string]bool{}, noCopy: map[string]bool{}, labels: map[string]map[string]string{}, options: map[string]map[string]string{}}
 	if err := m.add(ctx); err != nil {
 		m.close()
 		return nil, err
@@ -114,10 +115,13 @@ func (m *mounter) add(ctx context.Context) error {
 	if err := m.idMaps(); err != nil {
 		return err
 	}
+	if err := m.overlays(); err != nil {
+		return err
+	}
 	m.rec.Anonymous = slices.DeleteFunc(m.rec.Anonymous, func(name string) bool { // what was replaced
 		return !slices.ContainsFunc(m.rec.Mounts, func(p apic.MountPoint) bool { return p.Name == name })
 	})
-	vols := volume.Open(m.e.root)
+	vols := m.e.Volumes()
 	for i := range m.rec.Mounts {
 		if p := &m.rec.Mounts[i]; p.Type == mount.TypeVolume {
 			if err := m.volume(ctx, vols, p); err != nil {
@@ -215,7 +219,7 @@ func (m *mounter) volumesFrom(from []string) error {
 // volume fills in a volume's name and folder, and makes it when it does not exist. One that is empty gets what the image has in its
 // place.
 func (m *mounter) volume(ctx context.Context, vols *volume.Store, p *apic.MountPoint) error {
-	v := volume.Volume{Name: p.Name, Created: time.Now().UTC(), Labels: m.labels[p.Destination]}
+	v := volume.Volume{Name: p.Name, Created: time.Now().UTC(), Labels: m.labels[p.Destination], Options: m.options[p.Destination]}
 	if v.Name == "" {
 		v.Name, v.Anonymous = disk.RandomID(), true
 		m.rec.Anonymous = append(m.rec.Anonymous, v.Name)
@@ -229,16 +233,28 @@ func (m *mounter) volume(ctx context.Context, vols *volume.Store, p *apic.MountP
 	p.Name, p.Driver, p.Source = v.Name, "local", vols.Data(v.Name)
 	var fill func(string) error
 	if !m.noCopy[p.Destination] {
-		fill = func(data string) error { return m.e.copyUp(ctx, m.rec, p.Destination, data) }
+		fill = func(data string) error { return m.e.copyUp(ctx, m.rec, p.Destination, data, false) }
 	}
-	made, err := vols.Create(v, fill)
+	inPlace := v.Mounted() // what it is filled with lies elsewhere
+	if have, err := vols.Get(v.Name); err == nil {
+		inPlace = have.Mounted()
+	}
+	first := fill
+	if inPlace {
+		first = nil
+	}
+	made, err := vols.Create(v, first)
 	if err != nil {
 		return err
 	}
 	if made {
-		// A volume is easily made again; one that stays behind is only found by looking.
-		m.back.Add(func() { _ = vols.Remove(v.Name) })
+		*m.made = append(*m.made, v.Name)
 		m.e.volumeEvent(mevents.ActionCreate, v.Name)
+	}
+	if inPlace && fill != nil {
+		fill = func(dir string) error { return m.e.copyUp(ctx, m.rec, p.Destination, dir, true) }
+	}
+	if made && !inPlace {
 		return nil
 	}
 	return vols.Fill(v.Name, fill)
@@ -415,6 +431,13 @@ func (m *mounter) volumeMount(s mount.Mount, p apic.MountPoint) (apic.MountPoint
 	if err := checkVolumeDriver(o.DriverConfig); err != nil {
 		return p, err
 	}
+	if o.DriverConfig != nil && len(o.DriverConfig.Options) > 0 {
+		v := volume.Volume{Name: s.Source, Options: o.DriverConfig.Options}
+		if err := m.e.checkVolume(&v); err != nil {
+			return p, err
+		}
+		m.options[p.Destination] = v.Options
+	}
 	m.noCopy[p.Destination] = o.NoCopy
 	m.labels[p.Destination] = o.Labels
 	if o.Subpath != "" {
@@ -436,16 +459,13 @@ func (m *mounter) subpath(p apic.MountPoint, sub string) error {
 	return nil
 }
 
-// checkVolumeDriver refuses drivers and options that are not there.
+// checkVolumeDriver refuses drivers that are not there.
 func checkVolumeDriver(d *mount.Driver) error {
 	if d == nil {
 		return nil
 	}
 	if d.Name != "" && d.Name != "local" {
 		return invalid("error looking up volume plugin %s: plugin %q not found", d.Name, d.Name)
-	}
-	if len(d.Options) > 0 {
-		return invalid("options of the local volume driver (volume-opt) are not supported yet")
 	}
 	return nil
 }
@@ -475,8 +495,8 @@ func (m *mounter) idMaps() error {
 	for dst, val := range m.rec.Options.IDMap {
 		dst = path.Clean(dst)
 		at := slices.IndexFunc(m.rec.Mounts, func(p apic.MountPoint) bool { return p.Destination == dst })
-		if at < 0 || m.rec.Mounts[at].Type != mount.TypeBind {
-			return invalid("idmap is for bind mounts: %s is none", dst)
+		if at < 0 || m.rec.Mounts[at].Type != mount.TypeBind && m.rec.Mounts[at].Type != mount.TypeVolume {
+			return invalid("idmap is for bind mounts and volumes: %s is none", dst)
 		}
 		if m.rec.HostConfig.UsernsMode == usernsNomap {
 			return invalid("idmap and --userns %s exclude each other: no process of such a container is any user of the host, through no mount", usernsNomap)

@@ -9,7 +9,6 @@ import (
 
 	"conex/internal/config"
 	"conex/internal/container"
-	"conex/internal/undo"
 
 	apic "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
@@ -19,9 +18,8 @@ import (
 func resolve(t *testing.T, e *Engine, hc apic.HostConfig, opts container.Options) (*container.Record, error) {
 	t.Helper()
 	rec := &container.Record{ID: "x", Config: &apic.Config{}, HostConfig: &hc, Options: opts}
-	var back undo.Stack
-	defer back.Run()
-	done, err := e.addMounts(t.Context(), rec, &back)
+	var made []string
+	done, err := e.addMounts(t.Context(), rec, &made)
 	if err == nil {
 		done()
 	}
@@ -87,7 +85,7 @@ func TestMountsThatAreRefused(t *testing.T) {
 		`"tmpfs": field Source must not be specified`:   bind(mount.Mount{Type: "tmpfs", Source: "x", Target: "/x"}),
 		"must not set Subpath when using anonymous vol": bind(mount.Mount{Type: "volume", Target: "/x", VolumeOptions: &mount.VolumeOptions{Subpath: "a"}}),
 		"subpath must be a relative path within the vo": bind(mount.Mount{Type: "volume", Source: "vol", Target: "/x", VolumeOptions: &mount.VolumeOptions{Subpath: "../a"}}),
-		"(volume-opt) are not supported yet":            bind(mount.Mount{Type: "volume", Target: "/x", VolumeOptions: &mount.VolumeOptions{DriverConfig: &mount.Driver{Options: map[string]string{"type": "nfs"}}}}),
+		`missing required option: "device"`:             bind(mount.Mount{Type: "volume", Target: "/x", VolumeOptions: &mount.VolumeOptions{DriverConfig: &mount.Driver{Options: map[string]string{"type": "nfs"}}}}),
 		`"image": field Source must not be empty`:       bind(mount.Mount{Type: "image", Target: "/x"}),
 		"No such image: nosuch:latest":                  bind(mount.Mount{Type: "image", Source: "nosuch", Target: "/x"}),
 		`"npipe": mount type unknown`:                   bind(mount.Mount{Type: "npipe", Source: "x", Target: "/x"}),
@@ -100,10 +98,13 @@ func TestMountsThatAreRefused(t *testing.T) {
 		}
 	}
 	for want, opts := range map[string]container.Options{
-		"idmap is for bind mounts: /nosuch":   {IDMap: map[string]string{"/nosuch": "auto"}},
-		`invalid idmap "x:1" of /x: neither`:  {IDMap: map[string]string{"/x": "x:1"}},
-		`invalid idmap "-1" of /x: neither`:   {IDMap: map[string]string{"/x": "-1"}},
-		`invalid idmap "1:2:3" of /x: neithe`: {IDMap: map[string]string{"/x": "1:2:3"}},
+		"idmap is for bind mounts and volumes: /nosuch": {IDMap: map[string]string{"/nosuch": "auto"}},
+		`invalid idmap "x:1" of /x: neither`:            {IDMap: map[string]string{"/x": "x:1"}},
+		`invalid idmap "-1" of /x: neither`:             {IDMap: map[string]string{"/x": "-1"}},
+		`invalid idmap "1:2:3" of /x: neithe`:           {IDMap: map[string]string{"/x": "1:2:3"}},
+		"overlay is for bind mounts and volumes: /no":   {Overlay: map[string]string{"/nosuch": "keep"}},
+		`invalid overlay "some" of /x: neither`:         {Overlay: map[string]string{"/x": "some"}},
+		"overlay and idmap exclude each other":          {Overlay: map[string]string{"/x": "keep"}, IDMap: map[string]string{"/x": "auto"}},
 	} {
 		if _, err := resolve(t, e, apic.HostConfig{Binds: []string{dir + ":/x"}}, opts); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), want) {
 			t.Errorf("want %q, got %v", want, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 
 	"conex/internal/container"
 	"conex/internal/disk"
@@ -64,11 +65,10 @@ func (e *Engine) giveNumbers(ctx context.Context, rec *container.Record) (lock *
 		}
 	}
 	if size > 0 {
-		n := uint32(firstProject)
-		for taken.projects[n] {
-			n++
+		if err := e.volumeProjects(taken.projects); err != nil {
+			return lock, err
 		}
-		rec.Options.Project = n
+		rec.Options.Project = freeProject(taken.projects)
 	}
 	return lock, nil
 }
@@ -100,4 +100,39 @@ func (e *Engine) takenNumbers() (numbers, error) {
 		out.projects[r.Options.Project] = true
 	}
 	return out, nil
+}
+
+// volumeNumber gives a project number to a volume, see volume.Store.
+func (e *Engine) volumeNumber() (uint32, func(), error) {
+	if err := quota.Check(e.root.Path("volumes")); err != nil {
+		return 0, nil, err
+	}
+	lock, err := disk.Acquire(e.root.Path("numbers.lock"))
+	if err != nil {
+		return 0, nil, err
+	}
+	taken, err := e.takenNumbers()
+	if err == nil {
+		err = e.volumeProjects(taken.projects)
+	}
+	if err != nil {
+		lock.Release()
+		return 0, nil, err
+	}
+	return freeProject(taken.projects), lock.Release, nil
+}
+
+// volumeProjects adds the numbers that volumes have.
+func (e *Engine) volumeProjects(taken map[uint32]bool) error {
+	of, err := e.Volumes().Projects()
+	maps.Copy(taken, of)
+	return err
+}
+
+func freeProject(taken map[uint32]bool) uint32 {
+	n := uint32(firstProject)
+	for taken[n] {
+		n++
+	}
+	return n
 }

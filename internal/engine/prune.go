@@ -191,7 +191,7 @@ func (e *Engine) pruneContainers(ctx context.Context, f *pruneFilter, rep *Prune
 
 // pruneVolumes holds the volumes' lock, so that nobody is making a container that has a volume and no record yet.
 func (e *Engine) pruneVolumes(ctx context.Context, req PruneRequest, f *pruneFilter, rep *PruneReport) error {
-	vols := volume.Open(e.root)
+	vols := e.Volumes()
 	l, err := vols.LockUnused(ctx)
 	if err != nil {
 		return err
@@ -230,7 +230,12 @@ func (e *Engine) pruneVolumes(ctx context.Context, req PruneRequest, f *pruneFil
 		if err != nil {
 			return err
 		}
-		if err := vols.Remove(name); err != nil {
+		if kept, err := vols.Snapshots(name); err != nil {
+			return err
+		} else if len(kept) > 0 {
+			continue // somebody wants what was in it
+		}
+		if err := vols.Remove(ctx, name); err != nil {
 			return err
 		}
 		e.volumeEvent(mevents.ActionDestroy, name)

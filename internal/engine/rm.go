@@ -8,7 +8,6 @@ import (
 	"conex/internal/container"
 	"conex/internal/control"
 	"conex/internal/image"
-	"conex/internal/volume"
 
 	mevents "github.com/moby/moby/api/types/events"
 )
@@ -80,7 +79,7 @@ func (e *Engine) RemoveContainer(ctx context.Context, req RemoveRequest) error {
 
 // removeAnonymous deletes the volumes that were made for a container which is gone, but for those that another one has.
 func (e *Engine) removeAnonymous(ctx context.Context, names []string) error {
-	return volume.Open(e.root).RemoveAnonymous(context.WithoutCancel(ctx), names, e.Containers().VolumesInUse, func(name string) {
+	return e.Volumes().RemoveAnonymous(context.WithoutCancel(ctx), names, e.Containers().VolumesInUse, func(name string) {
 		e.volumeEvent(mevents.ActionDestroy, name)
 	})
 }

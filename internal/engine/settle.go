@@ -46,7 +46,7 @@ func (e *Engine) Settle(ctx context.Context) error {
 	}
 	errs := make([]error, len(ids), len(ids)+1)
 	each(len(ids), func(i int) { errs[i] = e.settleOne(ctx, ids[i]) })
-	errs = append(errs, build.Settle(ctx, e.cfg.State, e.Networks()))
+	errs = append(errs, build.Settle(ctx, e.cfg.State, e.Networks()), e.Volumes().Settle())
 	return errors.Join(errs...)
 }
 

@@ -31,5 +31,5 @@ func (e *Engine) Teardown(ctx context.Context) error {
 	if lerr == nil {
 		lerr = ls.Unmount()
 	}
-	return errors.Join(err, merr, lerr, cgroup.Prune(monitorsCgroup), cgroup.Prune("conex"))
+	return errors.Join(err, merr, lerr, e.Volumes().Settle(), cgroup.Prune(monitorsCgroup), cgroup.Prune("conex"))
 }

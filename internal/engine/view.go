@@ -331,11 +331,11 @@ func mountTarget(root *os.File, path string, tree *os.File, make bool) (*os.File
 // mountTree is a bind mount, volume or image as a mount that is attached nowhere. A lease holds the image's layers.
 func (e *Engine) mountTree(ctx context.Context, rec *container.Record, m apic.MountPoint) (*os.File, error) {
 	more := rec.More[m.Destination]
-	t, err := e.mountSource(ctx, m, more)
+	t, err := e.mountSource(ctx, rec, m, more)
 	if err != nil {
 		return nil, err
 	}
-	if more.Subpath != "" {
+	if more.Subpath != "" && more.Overlay == "" {
 		at, err := safepath.Open(t, more.Subpath, unix.O_PATH, 0)
 		if err == nil {
 			var part *os.File
@@ -359,11 +359,23 @@ func (e *Engine) mountTree(ctx context.Context, rec *container.Record, m apic.Mo
 	return t, nil
 }
 
-func (e *Engine) mountSource(ctx context.Context, m apic.MountPoint, more container.Mount) (*os.File, error) {
-	if m.Type == apimount.TypeImage {
+func (e *Engine) mountSource(ctx context.Context, rec *container.Record, m apic.MountPoint, more container.Mount) (*os.File, error) {
+	source := m.Source
+	switch m.Type {
+	case apimount.TypeImage:
 		return e.layerTree(ctx, more.Layers)
+	case apimount.TypeVolume:
+		u, err := e.Volumes().Use(m.Name)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = u.Release() }() // the mount that is made here lasts; what stays of the volume's own, the next settler takes
+		source = u.Dir
 	}
-	t, err := mount.Clone(unix.AT_FDCWD, m.Source, !more.NonRecursive)
+	if more.Overlay != "" {
+		return e.overlayTree(ctx, rec, m, more.Subpath, source)
+	}
+	t, err := mount.Clone(unix.AT_FDCWD, source, !more.NonRecursive)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("bind source path does not exist: %s", m.Source)
 	}

@@ -24,7 +24,7 @@ func (m *monitor) removeRest() error {
 	if m.trash != "" {
 		errs = append(errs, os.RemoveAll(m.trash))
 	}
-	vols := volume.Open(m.root)
+	vols := volume.Open(m.root, m.req.State)
 	errs = append(errs, vols.RemoveAnonymous(context.Background(), m.rec.Anonymous, m.store.VolumesInUse, func(name string) {
 		m.announce(mevents.VolumeEventType, mevents.ActionDestroy, name, map[string]string{"driver": "local"})
 	}))

@@ -14,6 +14,7 @@ import (
 	"conex/internal/network"
 	"conex/internal/portmap"
 	"conex/internal/runtime"
+	"conex/internal/volume"
 
 	apic "github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -42,6 +43,7 @@ type run struct {
 	released bool
 	io       *streams
 	console  *os.File
+	volumes  []*volume.Use
 	outputs  []*os.File // read ends, closed when the output lasts longer than the process
 	started  time.Time
 	cleaned  bool // used by main alone
@@ -123,7 +125,11 @@ func (m *monitor) start(first *client) (*run, error) {
 	if err := makeSources(m.rec); err != nil {
 		return r, err
 	}
-	cfg, err := buildConfig(m.current(), files, m.place, m.req.Images)
+	from, err := r.sources()
+	if err != nil {
+		return r, err
+	}
+	cfg, err := buildConfig(m.current(), files, m.place, from)
 	if err != nil {
 		return r, err
 	}
@@ -336,10 +342,10 @@ func (r *run) clean() error {
 		f.Close()
 	}
 	if r.ct == nil || r.cleaned {
-		return nil
+		return r.leaveVolumes()
 	}
 	r.cleaned = true
-	return r.ct.Delete()
+	return errors.Join(r.ct.Delete(), r.leaveVolumes())
 }
 
 // terminate sends sig and, when the process is still there after timeout (negative: for ever), SIGKILL. It returns when the

@@ -15,9 +15,8 @@ import (
 )
 
 // buildConfig turns a record into what the runtime takes. files is the folder of hosts, hostname and resolv.conf, "" when the
-// container gets none (no network of its own to describe); place is its cgroup; images has the layers of images that are mounted, by
-// destination.
-func buildConfig(r *container.Record, files string, place cgroup.Place, images map[string][]string) (*runtime.Config, error) {
+// container gets none (no network of its own to describe); place is its cgroup.
+func buildConfig(r *container.Record, files string, place cgroup.Place, from sources) (*runtime.Config, error) {
 	s := runtime.DefaultSpec()
 	hc := r.HostConfig
 	s.Process.Args = append([]string{r.Path}, r.Args...)
@@ -53,7 +52,7 @@ func buildConfig(r *container.Record, files string, place cgroup.Place, images m
 		return nil, err
 	}
 	users(s, r.Options.Users)
-	if err := mounts(c, r, files, images); err != nil {
+	if err := mounts(c, r, files, from); err != nil {
 		return nil, err
 	}
 	return c, nil

@@ -19,9 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mounts adds the generated files and the record's mounts. A mount of the user's replaces a default one at the same place. images are
-// the layers of images that are mounted, by destination.
-func mounts(c *runtime.Config, r *container.Record, files string, images map[string][]string) error {
+// mounts adds the generated files and the record's mounts. A mount of the user's replaces a default one at the same place.
+func mounts(c *runtime.Config, r *container.Record, files string, from sources) error {
 	s := c.Spec
 	var add []specs.Mount
 	if files != "" {
@@ -58,14 +57,20 @@ func mounts(c *runtime.Config, r *container.Record, files string, images map[str
 			}
 		case mount.TypeImage:
 			om.Options = []string{"rbind", "rprivate", "rro", "rnosuid", "rnodev"}
-			source(c, m.Destination, func(src *runtime.Source) { src.Lower, src.Subpath = images[m.Destination], more.Subpath })
+			source(c, m.Destination, func(src *runtime.Source) { src.Lower, src.Subpath = from.images[m.Destination], more.Subpath })
 		default:
+			if m.Type == mount.TypeVolume {
+				om.Source = from.volumes[m.Name]
+			}
 			om.Options = bindOptions(r, m, more)
+			if o, ok := from.overlays[m.Destination]; ok {
+				source(c, m.Destination, func(src *runtime.Source) { src.Overlay = &o })
+			}
 			if more.Subpath != "" {
 				source(c, m.Destination, func(src *runtime.Source) { src.Subpath = more.Subpath })
 			}
 			if o := more.Owner; o != nil {
-				own, err := ownerOf(m.Source, o)
+				own, err := ownerOf(om.Source, o)
 				if err != nil {
 					return err
 				}

@@ -127,7 +127,7 @@ func TestBuildConfig(t *testing.T) {
 		{Type: mount.TypeTmpfs, Destination: "/a", Mode: "exec,size=1m", RW: true},
 		{Type: mount.TypeBind, Source: "/h", Destination: "/etc/hosts", RW: true},
 	}
-	c, err := buildConfig(r, "/files", cgroup.Place{Path: "conex/" + r.ID}, nil)
+	c, err := buildConfig(r, "/files", cgroup.Place{Path: "conex/" + r.ID}, sources{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -143,7 +143,7 @@ func (f *foreign) prepare(r *rootfs, p **place, s *specs.Spec) error {
 		m := &s.Mounts[i]
 		o := parseMountOptions(m.Options)
 		src := f.cfg.Sources[m.Destination]
-		special := src.Subpath != "" || src.Lower != nil || src.Owner != nil || o.idmap || len(m.UIDMappings)+len(m.GIDMappings) > 0
+		special := src.Subpath != "" || src.Lower != nil || src.Overlay != nil || src.Owner != nil || o.idmap || len(m.UIDMappings)+len(m.GIDMappings) > 0
 		if !o.bind && m.Type != "bind" || !special && r.users == nil {
 			continue
 		}

@@ -137,6 +137,15 @@ type Source struct {
 	Lower []string
 	// Owner is whom files of the container's user belong to in the source, without any change of owner there.
 	Owner *Owner
+	// Overlay shows the source, a folder, under what the container changes of it. What is mounted below the source does not show.
+	Overlay *Overlay
+}
+
+// Overlay are the existing folders that changes are kept in.
+type Overlay struct {
+	Upper, Work string
+	// Volatile is as RootFS's.
+	Volatile bool
 }
 
 // Owner is a user and a group of the host.

@@ -30,7 +30,7 @@ func (r *rootfs) collect() error {
 	r.trees = map[int]*os.File{}
 	for i, m := range r.cfg.Spec.Mounts {
 		o := parseMountOptions(m.Options)
-		if !o.bind && m.Type != "bind" || r.cfg.Sources[m.Destination].Lower != nil || len(r.cfg.Trees) > 0 && o.propagation != unix.MS_SHARED {
+		if !o.bind && m.Type != "bind" || r.cfg.Sources[m.Destination].Lower != nil || r.cfg.Sources[m.Destination].Overlay != nil || len(r.cfg.Trees) > 0 && o.propagation != unix.MS_SHARED {
 			continue
 		}
 		t, err := r.bindSource(m, o)
@@ -56,6 +56,8 @@ func (r *rootfs) source(i int, m specs.Mount, o mountOptions) (t *os.File, err e
 		delete(r.trees, i)
 	case src.Lower != nil:
 		t, err = r.imageSource(src)
+	case src.Overlay != nil:
+		t, err = r.overlaySource(m, src)
 	default:
 		t, err = r.bindSource(m, o)
 	}
@@ -63,7 +65,7 @@ func (r *rootfs) source(i int, m specs.Mount, o mountOptions) (t *os.File, err e
 		return nil, err
 	}
 	err = o.attributes(t)
-	if err == nil && src.Lower == nil {
+	if err == nil && src.Lower == nil && src.Overlay == nil {
 		err = r.mapSource(t, m, o, src)
 	}
 	if err != nil {
@@ -95,6 +97,31 @@ func (r *rootfs) bindSource(m specs.Mount, o mountOptions) (*os.File, error) {
 	}
 	defer f.Close()
 	return mount.Clone(int(f.Fd()), "", o.recursive)
+}
+
+// overlaySource mounts a bind's source with the container's changes above it. The source is opened as bindSource does.
+func (r *rootfs) overlaySource(m specs.Mount, src Source) (*os.File, error) {
+	dir, err := os.OpenFile(m.Source, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("bind source path does not exist: %s", m.Source)
+	}
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil, fmt.Errorf("overlay is for folders: %s is none", m.Source)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	at := dir
+	if src.Subpath != "" {
+		if at, err = safepath.Open(dir, src.Subpath, unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
+			return nil, fmt.Errorf("cannot access path %s: %w", src.Subpath, errors.Unwrap(err))
+		}
+		defer at.Close()
+	}
+	return mount.Overlay(mount.OverlayOptions{
+		Lower: []string{fmt.Sprintf("/proc/self/fd/%d", at.Fd())}, Upper: src.Overlay.Upper, Work: src.Overlay.Work, Volatile: src.Overlay.Volatile, Users: r.users.mapping(),
+	})
 }
 
 // imageSource mounts an image's layers, or what is at a path in them.

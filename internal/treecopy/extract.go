@@ -92,7 +92,7 @@ func (x *extractor) entry(h *tar.Header, r io.Reader) error {
 		return err
 	}
 	if name == "" {
-		return nil // the folder that everything goes into: it keeps its attributes
+		return x.topFolder(h)
 	}
 	at := x.dir + "/" + name
 	if err := x.enter(path.Dir(name)); err != nil {
@@ -132,6 +132,24 @@ func (x *extractor) entry(h *tar.Header, r io.Reader) error {
 		err = fmt.Errorf("unknown type %q of tar entry", h.Typeflag)
 	}
 	return fail(at, err)
+}
+
+// topFolder gives the folder that everything goes into its attributes, if it is to have them.
+func (x *extractor) topFolder(h *tar.Header) error {
+	if !x.Top || h.Typeflag != tar.TypeDir {
+		return nil
+	}
+	a, err := headerAttributes(h)
+	if err != nil {
+		return fail("/", err)
+	}
+	dir, err := safepath.Open(x.root, x.dir+"/.", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return fail("/", err)
+	}
+	defer dir.Close()
+	x.folders = append(x.folders, folderTime{x.dir + "/.", a})
+	return fail("/", x.apply(int(dir.Fd()), a))
 }
 
 // name checks an entry's name and returns it without what does not count; "" is the top.

@@ -34,6 +34,8 @@ type Options struct {
 	SetID, Caps bool
 	// Devices copies device nodes; without it they are left out.
 	Devices bool
+	// Top gives the folder that a tar is put into what the tar says of its top; otherwise that folder keeps its own.
+	Top bool
 	// LeftOut is told of each device that is left out. May be nil.
 	LeftOut func(path string)
 	// Progress is told now and then how much has been copied, counted as Size counts. May be nil.

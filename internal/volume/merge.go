@@ -21,6 +21,8 @@ type MergeOptions struct {
 	Mirror bool
 	// NoDevices leaves devices out.
 	NoDevices bool
+	// Top gives dst itself what src has, too.
+	Top bool
 }
 
 // MergeTree copies what is in the folder src (a readable handle) into the folder dst, which may have files already: folders become one, a
@@ -33,10 +35,16 @@ func MergeTree(ctx context.Context, dst string, src *os.File, o MergeOptions) er
 		return err
 	}
 	defer d.Close()
-	c := newCopier()
+	c := newCopier(&merge{ctx: ctx, MergeOptions: o})
 	defer c.close()
-	c.merge = &merge{ctx: ctx, MergeOptions: o}
-	return c.folder(src, d)
+	if err := c.folder(src, d); err != nil || !o.Top {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(src.Fd()), &st); err != nil {
+		return fmt.Errorf("stat %s: %w", src.Name(), err)
+	}
+	return c.attributes(int(d.Fd()), "", fmt.Sprintf("/proc/self/fd/%d", src.Fd()), &st)
 }
 
 // merge is what a copier does where the target has files.
@@ -115,11 +123,14 @@ func settle(dst *os.File, at, name string) error {
 // attributes is the function of that name; in a merge what the file system or the user can't have is left out.
 func (c *copier) attributes(dir int, name, src string, st *unix.Stat_t) error {
 	err := attributes(dir, name, src, st)
-	if c.merge == nil || err == nil {
-		return err
+	if err == nil {
+		return nil
 	}
 	if !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.EPERM) {
 		return err
+	}
+	if name == "" {
+		return unix.Fchmod(dir, st.Mode&0o777)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
 		if err := unix.Fchmodat(dir, name, st.Mode&0o777, 0); err != nil {

@@ -1,23 +1,29 @@
 // Package volume owns volumes/: folders that outlive the containers they are mounted in.
 //
-//	volumes/<name>/meta.json   Volume
-//	volumes/<name>/_data       the content
-//	volumes.lock               flock: shared by who makes a container with volumes, alone by who removes unused ones
+//	volumes/<name>/meta.json          Volume; its name is the folder's alone, so that a rename is one rename
+//	volumes/<name>/_data              the content
+//	volumes/<name>/lock               flock: shared by who runs a container with it or reads it, alone by who replaces, renames or removes it
+//	volumes/<name>/fill.lock          flock: held by who fills an empty one
+//	volumes/<name>/fill               what an empty one begins with, whole, on its way into _data
+//	volumes/<name>/filling            says that something mounted is being filled
+//	volumes/<name>/snapshots/<name>/  Snapshot in meta.json, _data, and lock: shared by who reads it, alone by who removes it
+//	volumes.lock                      flock: shared by who makes a container with volumes, alone by who removes unused ones
+//	<state>/volumes/<name>            where the file system of an option type= is mounted, while somebody uses it; <name>.lock: held by who mounts it
+//
+// Order of the locks: volumes.lock, a volume's lock, its fill.lock, its mount's lock.
 package volume
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 
 	"conex/internal/disk"
-
-	"golang.org/x/sys/unix"
+	"conex/internal/linux/quota"
 )
 
 var (
@@ -25,26 +31,41 @@ var (
 	ErrNotFound = errors.New("no such volume")
 	// ErrName says that a name has characters that are not allowed.
 	ErrName = errors.New("invalid volume name")
+	// ErrExists says that a volume or snapshot of that name is there already.
+	ErrExists = errors.New("exists already")
+	// ErrOptions says that the options of a volume make no sense.
+	ErrOptions = errors.New("invalid volume options")
 )
 
 // Volume is what meta.json says.
 type Volume struct {
-	Name    string    `json:"name"`
-	Created time.Time `json:"created"`
-	// Labels are --mount's volume-label.
-	Labels map[string]string `json:"labels,omitempty"`
-	// Anonymous volumes were made for one container.
+	Name    string            `json:"-"`
+	Created time.Time         `json:"created"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	// Options are the local driver's: type, o and device say what is mounted in the place of the content, size bounds it.
+	Options map[string]string `json:"options,omitempty"`
+	// Anonymous volumes were made for one container, or without a name.
 	Anonymous bool `json:"anonymous,omitempty"`
 }
 
 // Store is the volume store of one root.
-type Store struct{ root *disk.Root }
+type Store struct {
+	root  *disk.Root
+	state string
+	// Number gives a project number that nothing has, for a volume with a size, and holds it until done is called, when the volume's
+	// folder has it. Nil where no such volume is made.
+	Number func() (n uint32, done func(), err error)
+}
 
-// Open returns the store.
-func Open(root *disk.Root) *Store { return &Store{root} }
+// Open returns the store. state is the state folder, below which the file systems of volumes are mounted.
+func Open(root *disk.Root, state string) *Store { return &Store{root: root, state: state} }
 
-// Data returns the folder that is mounted.
+// Data returns the folder that is mounted, unless the volume has a file system of its own (see Use).
 func (s *Store) Data(name string) string { return s.root.Path("volumes", name, "_data") }
+
+func (s *Store) path(name string, elem ...string) string {
+	return s.root.Path(append([]string{"volumes", name}, elem...)...)
+}
 
 // CheckName checks a name against Docker's rule, [a-zA-Z0-9][a-zA-Z0-9_.-]+. The error is ErrName.
 func CheckName(name string) error {
@@ -75,60 +96,76 @@ func (s *Store) Create(v Volume, fill func(data string) error) (made bool, err e
 	}
 	defer st.Close()
 	dir := filepath.Join(st.Dir, "v")
-	data := filepath.Join(dir, "_data")
 	if err := os.Mkdir(dir, 0o701); err != nil {
 		return false, fmt.Errorf("create volume: %w", err)
 	}
-	if err := os.Mkdir(data, 0o755); err != nil {
+	data, err := s.makeData(dir, &v, "")
+	if err != nil {
 		return false, fmt.Errorf("create volume: %w", err)
-	}
-	if err := disk.WriteJSON(filepath.Join(dir, "meta.json"), v, disk.Durable); err != nil {
-		return false, err
 	}
 	if fill != nil {
 		if err := fill(data); err != nil {
 			return false, fmt.Errorf("fill volume %s: %w", v.Name, err)
 		}
 	}
-	return st.Publish(s.root.Path("volumes", v.Name), "v")
+	if err := disk.WriteJSON(filepath.Join(dir, "meta.json"), v, disk.Durable); err != nil {
+		return false, err
+	}
+	return st.Publish(s.path(v.Name), "v")
 }
 
-// Fill fills a volume that exists and is empty, as Create would have; who starts a container with it meanwhile sees it come. With fill
-// nil, or something in the volume, nothing is done.
-func (s *Store) Fill(name string, fill func(data string) error) error {
-	if fill == nil {
-		return nil
+// makeData makes a folder for v's content in dir, with v's bound: counted together with the folder with, or alone if that is "".
+func (s *Store) makeData(dir string, v *Volume, with string) (string, error) {
+	data := filepath.Join(dir, "_data")
+	if err := os.Mkdir(data, 0o755); err != nil {
+		return "", err
 	}
-	d, err := os.Open(s.Data(name))
+	size, err := v.Size()
+	if err != nil || size == 0 {
+		return data, err
+	}
+	if with != "" {
+		n, err := quota.Project(with)
+		if err != nil {
+			return "", err
+		}
+		return data, quota.Limit(data, n, size)
+	}
+	n, done, err := s.Number()
 	if err != nil {
-		return fmt.Errorf("open volume %s: %w", name, err)
+		return "", err
 	}
-	defer d.Close()
-	if names, err := d.Readdirnames(1); len(names) > 0 || err != io.EOF {
-		return err
+	defer done()
+	return data, quota.Limit(data, n, size)
+}
+
+// Projects are the project numbers of volumes, and of what is being made or removed.
+func (s *Store) Projects() (map[uint32]bool, error) {
+	out := map[uint32]bool{}
+	for _, pattern := range []string{s.path("*", "_data"), s.path("*", "snapshots", "*", "_data"), s.root.Path("staging", "*", "_data"), s.root.Path("staging", "*", "v", "_data"),
+		s.root.Path("trash", "*", "_data"), s.root.Path("trash", "*")} {
+		dirs, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range dirs {
+			n, err := quota.Project(d)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, quota.ErrNotSupported) {
+				return nil, err
+			}
+			out[n] = true
+		}
 	}
-	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil { // of several at a time, one fills it
-		return fmt.Errorf("lock volume %s: %w", name, err)
-	}
-	if _, err := d.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	if names, err := d.Readdirnames(1); len(names) > 0 || err != io.EOF {
-		return err
-	}
-	if err := fill(s.Data(name)); err != nil {
-		return fmt.Errorf("fill volume %s: %w", name, err)
-	}
-	return nil
+	return out, nil
 }
 
 // Get returns one volume.
 func (s *Store) Get(name string) (Volume, error) {
-	var v Volume
+	v := Volume{Name: name}
 	if err := CheckName(name); err != nil {
 		return v, err
 	}
-	err := disk.ReadJSON(s.root.Path("volumes", name, "meta.json"), &v)
+	err := disk.ReadJSON(s.path(name, "meta.json"), &v)
 	if errors.Is(err, fs.ErrNotExist) {
 		return v, fmt.Errorf("%w: %s", ErrNotFound, name)
 	}
@@ -180,7 +217,11 @@ func (s *Store) RemoveAnonymous(ctx context.Context, names []string, inUse func(
 		if used[n] {
 			continue
 		}
-		err := s.Remove(n)
+		if kept, err := s.Snapshots(n); err != nil || len(kept) > 0 {
+			errs = append(errs, err) // somebody wants what was in it
+			continue
+		}
+		err := s.Remove(ctx, n)
 		if err == nil && removed != nil {
 			removed(n)
 		}
@@ -189,10 +230,45 @@ func (s *Store) RemoveAnonymous(ctx context.Context, names []string, inUse func(
 	return errors.Join(errs...)
 }
 
-// Remove deletes a volume. Idempotent. That nothing uses it is the caller's to know.
-func (s *Store) Remove(name string) error {
+// Remove deletes a volume with its snapshots, as soon as nobody reads it. Idempotent. That no container has it is the caller's to know.
+func (s *Store) Remove(ctx context.Context, name string) error {
 	if err := CheckName(name); err != nil {
 		return err
 	}
-	return s.root.Trash(s.root.Path("volumes", name))
+	trash, err := s.remove(ctx, name)
+	if err != nil || trash == "" {
+		return err
+	}
+	return os.RemoveAll(trash)
+}
+
+func (s *Store) remove(ctx context.Context, name string) (trash string, err error) {
+	l, err := s.Alone(ctx, name)
+	if errors.Is(err, ErrNotFound) {
+		// What a power loss left of one has no record.
+		return s.root.TrashLater(s.path(name))
+	}
+	if err != nil {
+		return "", err
+	}
+	defer l.Release()
+	if err := s.unmount(name); err != nil {
+		return "", err
+	}
+	return s.root.TrashLater(s.path(name))
+}
+
+// Rename gives a volume another name. The caller has it alone (Alone), and knows that no container has it. ErrExists if the name is taken.
+func (s *Store) Rename(from, to string) error {
+	if err := CheckName(to); err != nil {
+		return err
+	}
+	if err := s.unmount(from); err != nil {
+		return err
+	}
+	won, err := disk.Publish(s.path(from), s.path(to))
+	if err == nil && !won {
+		return fmt.Errorf("volume %s: %w", to, ErrExists)
+	}
+	return errors.Join(err, disk.SyncDir(s.root.Path("volumes")))
 }

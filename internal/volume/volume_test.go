@@ -18,7 +18,7 @@ func newStore(t *testing.T) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Open(root)
+	return Open(root, t.TempDir())
 }
 
 func TestCreate(t *testing.T) {
@@ -44,7 +44,7 @@ func TestCreate(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	for range 2 {
-		if err := s.Remove("vol"); err != nil {
+		if err := s.Remove(t.Context(), "vol"); err != nil {
 			t.Error(err)
 		}
 	}
@@ -52,7 +52,7 @@ func TestCreate(t *testing.T) {
 		if _, err := s.Create(Volume{Name: name}, nil); !errors.Is(err, ErrName) {
 			t.Errorf("%q: %v", name, err)
 		}
-		if err := s.Remove(name); !errors.Is(err, ErrName) {
+		if err := s.Remove(t.Context(), name); !errors.Is(err, ErrName) {
 			t.Errorf("remove %q: %v", name, err)
 		}
 	}
@@ -90,7 +90,7 @@ func TestCopyTree(t *testing.T) {
 	f, err := os.Open(src)
 	must(err)
 	defer f.Close()
-	must(CopyTree(dst, f))
+	must(CopyTree(t.Context(), dst, f, CopyOptions{}))
 	stat := func(n string) (st unix.Stat_t) {
 		t.Helper()
 		must(unix.Lstat(filepath.Join(dst, n), &st))

@@ -84,6 +84,23 @@ func Limit(dir string, number uint32, bytes int64) error {
 	return nil
 }
 
+// Project is the number that dir carries, 0 for none.
+func Project(dir string) (uint32, error) {
+	d, err := os.OpenFile(dir, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer d.Close()
+	var x fsxattr
+	if err := ioctl(d, getXattr, unsafe.Pointer(&x)); err != nil {
+		if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) {
+			return 0, ErrNotSupported
+		}
+		return 0, fmt.Errorf("read project of %s: %w", dir, err)
+	}
+	return x.projid, nil
+}
+
 func ioctl(f *os.File, req uintptr, arg unsafe.Pointer) error {
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), req, uintptr(arg)); errno != 0 {
 		return errno
