@@ -16,11 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// copyUp fills a new volume with what the image has at dst, as Docker does. An image that has nothing there, or no folder, leaves it
-// empty. In a volume of other ids (idmap=UID:GID) what is the container's user's belongs to those. With merge data may have a part of it.
+// copyUp fills a new volume with what the image has at dst, as Docker does. An image that has nothing there, or no folder, is
+// volume.ErrNothing. In a volume of other ids (idmap=UID:GID) what is the container's user's belongs to those. With merge data may have a part of it.
 func (e *Engine) copyUp(ctx context.Context, rec *container.Record, dst, data string, merge bool) error {
 	if len(rec.Layers) == 0 {
-		return nil
+		return volume.ErrNothing
 	}
 	ls, err := e.Layers()
 	if err != nil {
@@ -37,7 +37,7 @@ func (e *Engine) copyUp(ctx context.Context, rec *container.Record, dst, data st
 	defer root.Close() // the mount is attached nowhere and goes with it
 	src, err := safepath.Open(root, dst, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-		return nil
+		return volume.ErrNothing
 	}
 	if err != nil {
 		return err

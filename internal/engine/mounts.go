@@ -231,17 +231,30 @@ func (m *mounter) volume(ctx context.Context, vols *volume.Store, p *apic.MountP
 		return nil
 	}
 	p.Name, p.Driver, p.Source = v.Name, "local", vols.Data(v.Name)
-	var fill func(string) error
-	if !m.noCopy[p.Destination] {
-		fill = func(data string) error { return m.e.copyUp(ctx, m.rec, p.Destination, data, false) }
-	}
-	inPlace := v.Mounted() // what it is filled with lies elsewhere
+	of := v.Options
 	if have, err := vols.Get(v.Name); err == nil {
-		inPlace = have.Mounted()
+		of = have.Options
+	}
+	inPlace := of["type"] != "" // what it is filled with lies elsewhere
+	var fill func(string) error
+	if !m.noCopy[p.Destination] && of["type"] != "tmpfs" { // that is empty again by the start
+		fill = func(dir string) error {
+			if err := m.e.copyUp(ctx, m.rec, p.Destination, dir, inPlace); err != nil {
+				return fmt.Errorf("fill volume %s: %w", v.Name, err)
+			}
+			return nil
+		}
 	}
 	first := fill
-	if inPlace {
+	if own := m.rec.More[p.Destination].Owner; inPlace {
 		first = nil
+	} else if own != nil && !own.Source {
+		first = func(dir string) error { // the container's user can write to it
+			if err := os.Lchown(dir, int(own.UID), int(own.GID)); err != nil || fill == nil {
+				return err
+			}
+			return fill(dir)
+		}
 	}
 	made, err := vols.Create(v, first)
 	if err != nil {
@@ -250,9 +263,6 @@ func (m *mounter) volume(ctx context.Context, vols *volume.Store, p *apic.MountP
 	if made {
 		*m.made = append(*m.made, v.Name)
 		m.e.volumeEvent(mevents.ActionCreate, v.Name)
-	}
-	if inPlace && fill != nil {
-		fill = func(dir string) error { return m.e.copyUp(ctx, m.rec, p.Destination, dir, true) }
 	}
 	if made && !inPlace {
 		return nil

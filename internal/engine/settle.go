@@ -99,6 +99,10 @@ func (e *Engine) settleLocked(ctx context.Context, id string) error {
 	if err := runtime.ForgetExternal(filepath.Join(e.cfg.State, "oci"), id); err != nil {
 		return fmt.Errorf("settle container %s: %w", id[:12], err)
 	}
+	// Nor does anybody use its volumes, if it was the last.
+	if err := e.Volumes().Settle(); err != nil {
+		return fmt.Errorf("settle container %s: %w", id[:12], err)
+	}
 	// Nobody uses the address any more.
 	if err := e.Networks().Detach(ctx, id); err != nil {
 		return fmt.Errorf("settle container %s: %w", id[:12], err)

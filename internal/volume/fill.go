@@ -25,9 +25,8 @@ func (s *Store) Fill(name string, fill func(dir string) error) error {
 	if err != nil {
 		return err
 	}
-	err = u.fill(fill)
-	if err != nil {
-		err = fmt.Errorf("fill volume %s: %w", name, err)
+	if err = u.fill(fill); errors.Is(err, ErrNothing) {
+		err = nil
 	}
 	return errors.Join(err, u.Release())
 }
@@ -50,10 +49,11 @@ func (u *Use) fill(fill func(dir string) error) error {
 		if err := disk.WriteFile(mark, nil, 0o600, disk.Durable); err != nil {
 			return err
 		}
-		if err := fill(u.Dir); err != nil {
-			return err
+		err := fill(u.Dir)
+		if err == nil || errors.Is(err, ErrNothing) {
+			err = errors.Join(err, os.Remove(mark))
 		}
-		return os.Remove(mark)
+		return err
 	}
 	st, err := s.root.Stage()
 	if err != nil {

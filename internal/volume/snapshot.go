@@ -60,7 +60,7 @@ func (s *Store) Snapshots(name string) ([]Snapshot, error) {
 
 // HasSnapshot returns nil if a volume has a snapshot of that name, otherwise ErrNotFound.
 func (s *Store) HasSnapshot(name, snapshot string) error {
-	err := CheckName(snapshot)
+	err := CheckSnapshotName(snapshot)
 	if err == nil {
 		_, err = os.Lstat(s.SnapshotData(name, snapshot))
 	}
@@ -74,7 +74,7 @@ func (s *Store) HasSnapshot(name, snapshot string) error {
 // power loss.
 func (u *Use) Snapshot(ctx context.Context, snapshot string) error {
 	s, name := u.store, u.Volume.Name
-	if err := CheckName(snapshot); err != nil {
+	if err := CheckSnapshotName(snapshot); err != nil {
 		return err
 	}
 	if s.HasSnapshot(name, snapshot) == nil {
@@ -185,7 +185,7 @@ func (s *Store) Replace(v *Volume, keep string, make func(data string) error) er
 		return fmt.Errorf("volume %s: what is mounted there (type=%s) can't be replaced as a whole", v.Name, v.Options["type"])
 	}
 	if keep != "" {
-		if err := CheckName(keep); err != nil {
+		if err := CheckSnapshotName(keep); err != nil {
 			return err
 		}
 		if s.HasSnapshot(v.Name, keep) == nil {

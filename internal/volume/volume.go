@@ -31,6 +31,8 @@ var (
 	ErrNotFound = errors.New("no such volume")
 	// ErrName says that a name has characters that are not allowed.
 	ErrName = errors.New("invalid volume name")
+	// ErrNothing is what a function that fills volumes returns when it has nothing to put in: the volume stays as it is.
+	ErrNothing = errors.New("nothing to fill a volume with")
 	// ErrExists says that a volume or snapshot of that name is there already.
 	ErrExists = errors.New("exists already")
 	// ErrOptions says that the options of a volume make no sense.
@@ -69,16 +71,28 @@ func (s *Store) path(name string, elem ...string) string {
 
 // CheckName checks a name against Docker's rule, [a-zA-Z0-9][a-zA-Z0-9_.-]+. The error is ErrName.
 func CheckName(name string) error {
-	ok := len(name) >= 2 && len(name) <= 255
+	if len(name) < 2 || !validName(name) {
+		return fmt.Errorf("%w: %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed", ErrName, name)
+	}
+	return nil
+}
+
+// CheckSnapshotName checks a snapshot's name: as a volume's, but one letter is enough. The error is ErrName.
+func CheckSnapshotName(name string) error {
+	if !validName(name) {
+		return fmt.Errorf("%w: snapshot name %q: only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed", ErrName, name)
+	}
+	return nil
+}
+
+func validName(name string) bool {
+	ok := name != "" && len(name) <= 255
 	for i := 0; ok && i < len(name); i++ {
 		c := name[i]
 		alnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
 		ok = alnum || i > 0 && (c == '_' || c == '.' || c == '-')
 	}
-	if !ok {
-		return fmt.Errorf("%w: %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed", ErrName, name)
-	}
-	return nil
+	return ok
 }
 
 // Create makes the volume; made is false when it existed. fill, which may be nil, fills the new data folder before anybody sees it.
@@ -104,8 +118,8 @@ func (s *Store) Create(v Volume, fill func(data string) error) (made bool, err e
 		return false, fmt.Errorf("create volume: %w", err)
 	}
 	if fill != nil {
-		if err := fill(data); err != nil {
-			return false, fmt.Errorf("fill volume %s: %w", v.Name, err)
+		if err := fill(data); err != nil && !errors.Is(err, ErrNothing) {
+			return false, err
 		}
 	}
 	if err := disk.WriteJSON(filepath.Join(dir, "meta.json"), v, disk.Durable); err != nil {
