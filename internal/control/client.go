@@ -206,6 +206,11 @@ func (c *Client) Disconnect(ctx context.Context, at container.Attachment) error 
 	return c.call(ctx, "POST", "/disconnect", url.Values{"network": {at.NetworkID}, "name": {at.Network}}, nil, nil)
 }
 
+// Relink has the container look again where those are to which it has links.
+func (c *Client) Relink(ctx context.Context) error {
+	return c.call(ctx, "POST", "/relink", nil, nil, nil)
+}
+
 // Freeze stops every process in the container. They go on at Frozen.Thaw, at the latest at the end of this process, and when somebody
 // stops or kills the container.
 func (c *Client) Freeze(ctx context.Context) (*Frozen, error) {

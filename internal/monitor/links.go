@@ -24,29 +24,40 @@ type link struct {
 // links looks the linked containers up, which must run on the bridge.
 func (m *monitor) links() ([]link, error) {
 	var out []link
+	if err := m.markLinks(); err != nil {
+		return nil, err
+	}
 	for _, l := range m.rec.Options.Links {
-		rec, err := m.store.Load(l.ID)
+		k, err := m.link(l)
 		if err != nil {
 			return nil, err
 		}
-		st, err := m.store.State(l.ID)
-		if err != nil {
-			return nil, err
-		}
-		if st == nil || st.Status != container.Running {
-			return nil, fmt.Errorf("cannot link to a non running container: /%s AS /%s/%s", rec.Name, m.rec.Name, l.Alias)
-		}
-		ep := st.On(network.Bridge)
-		if ep == nil {
-			return nil, fmt.Errorf("cannot link to /%s, as it does not belong to the default network", rec.Name)
-		}
-		p, err := netip.ParsePrefix(ep.Address)
-		if err != nil {
-			return nil, fmt.Errorf("link to %s: %w", rec.Name, err)
-		}
-		out = append(out, link{l.Alias, p.Addr(), rec})
+		out = append(out, k)
 	}
 	return out, nil
+}
+
+func (m *monitor) link(l container.Link) (link, error) {
+	rec, err := m.store.Load(l.ID)
+	if err != nil {
+		return link{}, err
+	}
+	st, err := m.store.State(l.ID)
+	if err != nil {
+		return link{}, err
+	}
+	if st == nil || st.Status != container.Running {
+		return link{}, fmt.Errorf("cannot link to a non running container: /%s AS /%s/%s", rec.Name, m.rec.Name, l.Alias)
+	}
+	ep := st.On(network.Bridge)
+	if ep == nil {
+		return link{}, fmt.Errorf("cannot link to /%s, as it does not belong to the default network", rec.Name)
+	}
+	p, err := netip.ParsePrefix(ep.Address)
+	if err != nil {
+		return link{}, fmt.Errorf("link to %s: %w", rec.Name, err)
+	}
+	return link{l.Alias, p.Addr(), rec}, nil
 }
 
 // hosts is the link's line for /etc/hosts.

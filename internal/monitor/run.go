@@ -200,6 +200,10 @@ func (m *monitor) start(first *client) (*run, error) {
 	if err := m.running(r); err != nil {
 		return r, errors.Join(err, r.proc.Signal(unix.SIGKILL))
 	}
+	m.tellLinkers()
+	if len(links) > 0 { // one may have begun anew since we looked, and found us starting
+		return r, r.relink()
+	}
 	return r, nil
 }
 
@@ -325,6 +329,7 @@ func (r *run) release() error {
 	r.m.changes.Lock() // nobody connects or disconnects it meanwhile
 	defer r.m.changes.Unlock()
 	r.released = true
+	r.m.unmarkLinks()
 	if r.res != nil {
 		errs = append(errs, r.res.Close())
 		r.res = nil

@@ -103,6 +103,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		err = s.connect(w, q)
 	case "POST /disconnect":
 		err = s.disconnect(w, q)
+	case "POST /relink":
+		err = s.relink(w)
 	case "POST /update":
 		err = s.update(w, q)
 	case "POST /exec":
