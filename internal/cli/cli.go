@@ -63,11 +63,8 @@ func (a *app) run(ctx context.Context, args []string) int {
 	return a.report(a.rootFlagError(root, root.ExecuteContext(ctx)))
 }
 
-// engine opens the engine that the global flags, the environment and the configuration file (in this order) describe.
-func (a *app) engine() (*engine.Engine, error) {
-	if a.eng != nil {
-		return a.eng, nil
-	}
+// configuration is what the global flags, the environment and the configuration file (in this order) say.
+func (a *app) configuration() (*config.Config, error) {
 	path := a.config
 	if path == "" {
 		path = config.Path()
@@ -107,6 +104,18 @@ func (a *app) engine() (*engine.Engine, error) {
 	}
 	if a.debug {
 		fmt.Fprintf(a.err, "%s: debug: configuration %s, root %s, state %s, storage driver %q\n", a.name, path, cfg.Root, cfg.State, cfg.StorageDriver)
+	}
+	return cfg, nil
+}
+
+// engine opens the engine that the configuration describes.
+func (a *app) engine() (*engine.Engine, error) {
+	if a.eng != nil {
+		return a.eng, nil
+	}
+	cfg, err := a.configuration()
+	if err != nil {
+		return nil, err
 	}
 	if a.eng, err = engine.Open(cfg); err != nil {
 		if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {

@@ -46,6 +46,7 @@ func commands() []command {
 		{name: "create", build: (*app).createCommand},
 		{name: "debug", build: (*app).debugCommand},
 		{name: "diff", build: (*app).diffCommand},
+		{name: "doctor", build: (*app).doctorCommand},
 		{name: "events", build: (*app).eventsCommand},
 		{name: "export", build: (*app).exportCommand},
 		{name: "history", build: (*app).historyCommand},

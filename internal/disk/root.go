@@ -52,6 +52,22 @@ func OpenRoot(dir string) (*Root, error) {
 	return &Root{dir}, nil
 }
 
+// LookRoot is OpenRoot for who only reads: it makes and mends nothing. The error is fs.ErrNotExist when there is no root.
+func LookRoot(dir string) (*Root, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	v, err := os.ReadFile(filepath.Join(dir, "version"))
+	if err != nil {
+		return nil, fmt.Errorf("open root: %w", err)
+	}
+	if s := strings.TrimSpace(string(v)); s != Version {
+		return nil, fmt.Errorf("%s holds layout version %q, this conex knows %s: use a newer conex or another --root", dir, s, Version)
+	}
+	return &Root{dir}, nil
+}
+
 // mendFolders makes the folders that are missing: one lstat each in the usual case.
 func mendFolders(dir string) error {
 	for _, d := range Folders {

@@ -136,3 +136,22 @@ func parse(b []byte) parsed {
 	}
 	return p
 }
+
+// Nameservers are the host's own name servers, those behind systemd-resolved's stub when that is all (stub).
+func Nameservers(hostFile string) (servers []netip.Addr, stub bool, err error) {
+	host, err := read(hostFile)
+	if err != nil {
+		return nil, false, err
+	}
+	if slices.Equal(host.servers, []string{systemdStub}) {
+		if real, err := read(systemdFile); err == nil && len(real.servers) > 0 {
+			host, stub = real, true
+		}
+	}
+	for _, s := range host.servers {
+		if a, err := netip.ParseAddr(s); err == nil {
+			servers = append(servers, a)
+		}
+	}
+	return servers, stub, nil
+}

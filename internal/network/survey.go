@@ -1,0 +1,95 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	rtnetlink "github.com/vishvananda/netlink"
+
+	"conex/internal/portmap"
+)
+
+// Survey is how a root's networks stand in the kernel.
+type Survey struct {
+	// Networks are those that have a bridge now, Endpoints those of containers on all of them.
+	Networks  []Info
+	Endpoints []*Endpoint
+	// Faults keep containers from what they should reach; Leaked are interfaces that nobody has; Foreign are bridges of conex's
+	// that belong to no network of this root, another root's as a rule.
+	Faults, Leaked, Foreign []string
+	// Findings are what others do to the default network: see portmap.Audit.
+	Findings []portmap.Finding
+}
+
+// Survey compares records and kernel. Unlike all else here it makes, mends and locks nothing.
+func (m *Manager) Survey(ctx context.Context) (Survey, error) {
+	var s Survey
+	list, err := m.records()
+	if err != nil {
+		return s, err
+	}
+	links, err := rtnetlink.LinkList()
+	if err != nil {
+		return s, fmt.Errorf("list interfaces: %w", err)
+	}
+	ports := map[int]bool{} // bridges of this root
+	plugged := map[string]bool{}
+	for _, i := range list {
+		eps, err := m.endpoints(i.ID)
+		if err != nil {
+			return s, err
+		}
+		s.Endpoints = append(s.Endpoints, eps...)
+		for _, ep := range eps {
+			plugged[ep.HostInterface] = true
+		}
+		if i.Interface == "" || i.blank() {
+			continue
+		}
+		br, ok, err := m.standing(i)
+		if err != nil {
+			return s, err
+		}
+		switch {
+		case br.index == 0 && len(eps) > 0:
+			s.Faults = append(s.Faults, fmt.Sprintf("bridge %s of network %s is gone: its containers reach nothing", i.Interface, i.Name))
+		case br.index == 0: // made when it is needed
+		case !ok && len(eps) > 0:
+			s.Faults = append(s.Faults, fmt.Sprintf("bridge %s of network %s is down, or has lost its address %s", i.Interface, i.Name, i.subnets()))
+		}
+		if br.index != 0 {
+			ports[int(br.index)] = true
+			s.Networks = append(s.Networks, i)
+		}
+	}
+	for _, l := range links {
+		a := l.Attrs()
+		switch {
+		case strings.HasPrefix(a.Name, linkPrefix) && ports[a.MasterIndex] && !plugged[a.Name]:
+			s.Leaked = append(s.Leaked, a.Name)
+		case l.Type() == "bridge" && ours(a.Name) && !slices.ContainsFunc(list, func(i Info) bool { return i.Interface == a.Name }):
+			s.Foreign = append(s.Foreign, a.Name)
+		}
+	}
+	if !slices.ContainsFunc(s.Networks, func(i Info) bool { return i.Name == Bridge }) {
+		return s, nil
+	}
+	t, err := m.table(ctx)
+	if err != nil {
+		return s, err
+	}
+	for _, i := range s.Networks {
+		ok, err := portmap.Standing(t, i.bridge())
+		if err != nil {
+			return s, err
+		}
+		if !ok {
+			s.Faults = append(s.Faults, fmt.Sprintf("nftables table %s is gone, was changed, or lacks bridge %s: published ports and the way out do not work", t.Name, i.Interface))
+			break
+		}
+	}
+	s.Findings, err = m.Audit(ctx, Bridge)
+	return s, err
+}
