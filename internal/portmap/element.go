@@ -77,7 +77,8 @@ func groupsOf(ms []Mapping) []uint16 {
 	return out
 }
 
-// logChains makes the chains of log groups, or sees that they are as they should be.
+// logChains makes the chains of log groups, or sees that they are as they should be. What comes from an internal network ends there:
+// the monitor would send it on as the host's own, past the chain that keeps such networks apart.
 func logChains(table string, groups []uint16) []netlink.Message {
 	var msgs []netlink.Message
 	for _, g := range groups {
@@ -86,14 +87,18 @@ func logChains(table string, groups []uint16) []netlink.Message {
 		expression := func(a netlink.Attrs, kind string, data netlink.Attrs) netlink.Attrs {
 			return a.Nest(unix.NFTA_LIST_ELEM, netlink.Attrs{}.String(unix.NFTA_EXPR_NAME, kind).Nest(unix.NFTA_EXPR_DATA, data))
 		}
-		exprs := expression(nil, "log", netlink.Attrs{}.Bytes(unix.NFTA_LOG_GROUP, []byte{byte(g >> 8), byte(g)}).
+		dropped := func(exprs netlink.Attrs) netlink.Message {
+			exprs = expression(exprs, "immediate", netlink.Attrs{}.Bytes(unix.NFTA_IMMEDIATE_DREG, []byte{0, 0, 0, unix.NFT_REG_VERDICT}).
+				Nest(unix.NFTA_IMMEDIATE_DATA, netlink.Attrs{}.Nest(unix.NFTA_DATA_VERDICT, netlink.Attrs{}.Bytes(unix.NFTA_VERDICT_CODE, []byte{0, 0, 0, verdictCodeDrop}))))
+			return message(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, inChain.Nest(unix.NFTA_RULE_EXPRESSIONS, exprs))
+		}
+		sealed := expression(nil, "meta", netlink.Attrs{}.Bytes(unix.NFTA_META_DREG, []byte{0, 0, 0, reg1}).Bytes(unix.NFTA_META_KEY, []byte{0, 0, 0, unix.NFT_META_IIFNAME}))
+		sealed = expression(sealed, "lookup", netlink.Attrs{}.String(unix.NFTA_LOOKUP_SET, setInternal).Bytes(unix.NFTA_LOOKUP_SREG, []byte{0, 0, 0, reg1}))
+		logged := expression(nil, "log", netlink.Attrs{}.Bytes(unix.NFTA_LOG_GROUP, []byte{byte(g >> 8), byte(g)}).
 			Bytes(unix.NFTA_LOG_SNAPLEN, []byte{0, 0, snaplen >> 8, snaplen & 0xff}).Bytes(unix.NFTA_LOG_QTHRESHOLD, []byte{0, 1}))
-		exprs = expression(exprs, "immediate", netlink.Attrs{}.Bytes(unix.NFTA_IMMEDIATE_DREG, []byte{0, 0, 0, unix.NFT_REG_VERDICT}).
-			Nest(unix.NFTA_IMMEDIATE_DATA, netlink.Attrs{}.Nest(unix.NFTA_DATA_VERDICT, netlink.Attrs{}.Bytes(unix.NFTA_VERDICT_CODE, []byte{0, 0, 0, verdictCodeDrop}))))
 		msgs = append(msgs,
 			message(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, netlink.Attrs{}.String(unix.NFTA_CHAIN_TABLE, table).String(unix.NFTA_CHAIN_NAME, name)),
-			message(unix.NFT_MSG_DELRULE, 0, inChain),
-			message(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, inChain.Nest(unix.NFTA_RULE_EXPRESSIONS, exprs)))
+			message(unix.NFT_MSG_DELRULE, 0, inChain), dropped(sealed), dropped(logged))
 	}
 	return msgs
 }

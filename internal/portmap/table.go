@@ -38,19 +38,20 @@ import (
 //	  meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @ports6 }
 //	chain prerouting  { type nat hook prerouting priority dstnat       under the policy docker
 //	  iifname . meta l4proto . th dport @hairpin return
-//	  meta nfproto ipv6 ip6 saddr fe80::/10 return
+//	  meta nfproto ipv6 ip6 saddr fe80::/10 iifname != @internal return
 //	  fib daddr type local jump publish }
 //	chain input       { type filter hook input priority 1073741824     under the policy host
 //	  iifname "lo" return
 //	  fib daddr type != local return
 //	  ct state != new return
 //	  iifname . meta l4proto . th dport @hairpin return
-//	  meta nfproto ipv6 ip6 saddr fe80::/10 return
+//	  meta nfproto ipv6 ip6 saddr fe80::/10 iifname != @internal return
 //	  meta nfproto ipv4 ip daddr . meta l4proto . th dport vmap @addrfirst4
 //	  meta nfproto ipv4 meta l4proto . th dport vmap @first4
 //	  meta nfproto ipv6 ip6 daddr . meta l4proto . th dport vmap @addrfirst6
 //	  meta nfproto ipv6 meta l4proto . th dport vmap @first6 }
-//	chain log7001 { log group 7001 snaplen 65535 queue-threshold 1 drop }   one for each container with such ports
+//	chain log7001 { iifname @internal drop                                  one for each container with such ports
+//	  log group 7001 snaplen 65535 queue-threshold 1 drop }
 //	chain output      { type nat hook output priority dstnat
 //	  oifname "lo" ip daddr 127.0.0.0/8 return
 //	  ip6 daddr ::1 return
@@ -156,7 +157,8 @@ func planOf(t Table) *plan {
 	p.rule(publish, family(unix.NFPROTO_IPV6), protoPort(reg32), translate(mapAny6))
 	hairpin := slices.Concat(load(expr.MetaKeyIIFNAME, reg32), protoPort(reg32+4), in(setHairpin, reg32))
 	// No container can answer an address that is good on one link alone: the forwarder does.
-	linkLocal := slices.Concat(family(unix.NFPROTO_IPV6), within(saddr6(reg1), netip.MustParsePrefix("fe80::/10")))
+	// But not those of internal networks, which have no way past the forward chain.
+	linkLocal := slices.Concat(family(unix.NFPROTO_IPV6), within(saddr6(reg1), netip.MustParsePrefix("fe80::/10")), load(expr.MetaKeyIIFNAME, reg1), notIn(setInternal, reg1))
 	if t.Docker {
 		p.rule(prerouting, hairpin, back())
 		p.rule(prerouting, linkLocal, back())
@@ -423,12 +425,10 @@ func build(t Table) error {
 	for _, c := range p.chains {
 		conn.AddChain(c)
 	}
-	for _, g := range groups {
+	for _, g := range groups { // before the elements that lead to them
 		c := conn.AddChain(&nftables.Chain{Name: logChain(g), Table: p.table})
-		conn.AddRule(&nftables.Rule{Table: p.table, Chain: c, Exprs: []expr.Any{
-			&expr.Log{Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN | 1<<unix.NFTA_LOG_QTHRESHOLD, Group: g, Snaplen: snaplen, QThreshold: 1},
-			&expr.Verdict{Kind: expr.VerdictDrop},
-		}})
+		p.rule(c, load(expr.MetaKeyIIFNAME, reg1), in(setInternal, reg1), drop())
+		p.rule(c, []expr.Any{&expr.Log{Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN | 1<<unix.NFTA_LOG_QTHRESHOLD, Group: g, Snaplen: snaplen, QThreshold: 1}}, drop())
 	}
 	for _, s := range sets(p.table) {
 		if err := conn.AddSet(s, nil); err != nil {
