@@ -24,6 +24,7 @@ import (
 //	registry VAR [USER:HASH] starts a registry and sets VAR to its address
 //	machine VAR              sets VAR to the flags of another root and state, as if on another machine
 //	serve VAR                starts an HTTP server for files and git repositories
+//	nameserver FILE ADDRESS [NAME=ADDRESS]...  starts a name server on an address of the world's host, which writes the names that it is asked for into FILE
 //	fixture                  imports the busybox image
 //	same TEXT                compares the last stdout, without its last newline, with TEXT, where \n is a newline
 //
@@ -80,7 +81,7 @@ func runScript(t *testing.T, file string) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": scriptExits, "eventually": scriptEventually, "fixture": scriptFixture, "same": scriptSame,
-			"registry": w.scriptRegistry, "machine": w.scriptMachine, "serve": w.scriptServe,
+			"registry": w.scriptRegistry, "machine": w.scriptMachine, "serve": w.scriptServe, "nameserver": w.scriptNameserver,
 		},
 	})
 }

@@ -48,6 +48,9 @@ type Config struct {
 	DNSSearch []string `toml:"dns-search"`
 	// PublishPolicy says whether published ports obey the host's firewall: PublishHost (also "") or PublishDocker.
 	PublishPolicy string `toml:"publish-policy"`
+	// DNSDomains lists the name servers, ADDRESS[:PORT], that containers' questions about a domain and what lies in it go to, instead of
+	// the others. With none, the domain has no names.
+	DNSDomains map[string][]string `toml:"dns-domains"`
 	// CDISpecDirs are folders with descriptions of devices, instead of /etc/cdi and /var/run/cdi; Docker's name.
 	CDISpecDirs []string `toml:"cdi-spec-dirs"`
 	// UsernsRange is FIRST:SIZE, the host's ids that `--userns auto` takes from; "" for DefaultUsernsRange.
@@ -221,6 +224,18 @@ func lineOf(data []byte, key []string) int {
 	return 0
 }
 
+// ParseServer reads a name server, ADDRESS or ADDRESS:PORT, IPv6 with a port in brackets.
+func ParseServer(s string) (netip.AddrPort, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.AddrPortFrom(a, 53), nil
+	}
+	a, err := netip.ParseAddrPort(s)
+	if err != nil || a.Port() == 0 {
+		return a, fmt.Errorf("%q is not an IP address with or without a port", s)
+	}
+	return a, nil
+}
+
 // check refuses values that would only fail later and less clearly.
 func (c *Config) check() error {
 	for _, dir := range []struct{ key, val string }{{"root", c.Root}, {"state", c.State}} {
@@ -284,6 +299,17 @@ func (c *Config) check() error {
 	for _, a := range c.DNS {
 		if _, err := netip.ParseAddr(a); err != nil {
 			return bad([]string{"dns"}, "dns: %q is not an IP address", a)
+		}
+	}
+	for domain, servers := range c.DNSDomains {
+		key := []string{"dns-domains", domain}
+		if domain == "" || strings.ContainsFunc(domain, func(r rune) bool { return r <= ' ' || r == '/' || r == '*' }) || strings.HasPrefix(domain, ".") {
+			return bad(key, "dns-domains.%q: is not a domain, such as corp.example", domain)
+		}
+		for _, a := range servers {
+			if _, err := ParseServer(a); err != nil {
+				return bad(key, "dns-domains.%q: %s", domain, err)
+			}
 		}
 	}
 	return nil

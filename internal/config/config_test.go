@@ -26,6 +26,7 @@ func TestLoad(t *testing.T) {
 root = "/data"
 storage-driver = "dir"
 dns = ["9.9.9.9", "::1"]
+dns-domains = {"corp.example" = ["10.0.0.1", "[fd00::1]:5353"], "lan" = []}
 [registry."docker.io"]
 mirrors = ["http://127.0.0.1:5000", "https://mirror.example.com/hub"]
 [registry."reg.lan:5000"]
@@ -36,6 +37,7 @@ options = {max-size = "10m"}
 `))
 	want := &Config{
 		Root: "/data", State: DefaultState, StorageDriver: "dir", KeepBlobs: KeepAuto, Debug: Debug{Image: DefaultToolbox}, DNS: []string{"9.9.9.9", "::1"},
+		DNSDomains: map[string][]string{"corp.example": {"10.0.0.1", "[fd00::1]:5353"}, "lan": {}},
 		Registry: map[string]Registry{
 			"docker.io":    {Mirrors: []string{"http://127.0.0.1:5000", "https://mirror.example.com/hub"}},
 			"reg.lan:5000": {PlainHTTP: true},
@@ -73,6 +75,8 @@ func TestErrorsNameThePlace(t *testing.T) {
 		"[registry.\"a.b/c\"]\nplain-http=true\n":                                   "is not a registry's name",
 		"[registry.\"*.b\"]\nplain-http=true\n":                                     "is not a registry's name",
 		"\ncert-dirs = [\"certs\"]":                                                 ":2: cert-dirs: ",
+		"[dns-domains]\n\n\"corp.example\" = [\"ns.corp.example\"]":                 `:3: dns-domains."corp.example": "ns.corp.example" is not an IP address with or without a port`,
+		"[dns-domains]\n\"*.lan\" = [\"::1\"]":                                      `:2: dns-domains."*.lan": is not a domain`,
 		"\n\n\ndns = [\"dns.example.com\"]":                                         ":4: dns: ",
 	} {
 		p := write(t, text)

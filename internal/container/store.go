@@ -355,6 +355,9 @@ func (s *Store) named(name string) string {
 	return id
 }
 
+// Named reports whether a container has a name.
+func (s *Store) Named(name string) bool { return CheckName(name) == nil && s.named(name) != "" }
+
 // link makes names/<name>. A link that leads nowhere, or to a container that has been renamed, is replaced. The caller holds
 // names.lock.
 func (s *Store) link(name, id string) error {

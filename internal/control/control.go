@@ -126,6 +126,8 @@ type StartRequest struct {
 	// DNS and DNSSearch are the configuration's, for containers that name none.
 	DNS       []string `json:"dns,omitempty"`
 	DNSSearch []string `json:"dnsSearch,omitempty"`
+	// DNSDomains are the configuration's servers for some domains.
+	DNSDomains map[string][]string `json:"dnsDomains,omitempty"`
 	// LogDriver and LogOptions are the container's merged with the configuration's.
 	LogDriver  string            `json:"logDriver,omitempty"`
 	LogOptions map[string]string `json:"logOptions,omitempty"`

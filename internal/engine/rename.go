@@ -15,6 +15,9 @@ func (e *Engine) Rename(ctx context.Context, name, newName string) error {
 	if err := e.Containers().Rename(n.Record.ID, newName); err != nil {
 		return classify(err)
 	}
+	if err := e.Networks().Rename(ctx, n.Record.ID, newName); err != nil {
+		return err
+	}
 	e.event(n.Record, "rename", map[string]string{"oldName": "/" + n.Record.Name, "name": newName})
 	return nil
 }

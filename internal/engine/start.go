@@ -91,7 +91,7 @@ func (e *Engine) launch(ctx context.Context, rec *container.Record, lock *disk.L
 	}
 	req := control.StartRequest{
 		Root: e.root.Path(), State: e.cfg.State, ID: rec.ID, Attach: at.want, AttachStdin: at.stdin, Restarts: mon.restarts,
-		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, SystemdCgroup: e.systemdCgroup(), LogDriver: rec.HostConfig.LogConfig.Type, LogOptions: rec.HostConfig.LogConfig.Config,
+		DNS: e.cfg.DNS, DNSSearch: e.cfg.DNSSearch, DNSDomains: e.cfg.DNSDomains, SystemdCgroup: e.systemdCgroup(), LogDriver: rec.HostConfig.LogConfig.Type, LogOptions: rec.HostConfig.LogConfig.Config,
 	}
 	if req.Runtime, err = e.runtimePath(rec.HostConfig.Runtime); err != nil {
 		return nil, &ExitError{125, err}

@@ -148,8 +148,9 @@ func (r *run) netns() (*os.File, error) {
 	return os.Open("/proc/" + strconv.Itoa(r.proc.Pid()) + "/ns/net")
 }
 
-// settle makes the hosts file and state.json say what the endpoints are now.
+// settle makes the name service, the hosts file and state.json say what the endpoints are now.
 func (r *run) settle() error {
+	r.moved()
 	return errors.Join(r.m.writeFiles(r.files, r.eps, r.links), r.m.setState(func(s *container.State) { s.Endpoints = describe(r.eps) }))
 }
 

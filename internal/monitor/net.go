@@ -12,10 +12,12 @@ import (
 	"strings"
 
 	"conex/internal/container"
+	"conex/internal/dns"
 	"conex/internal/network"
 	"conex/internal/portmap"
 	"conex/internal/resolver"
 
+	apic "github.com/moby/moby/api/types/container"
 	mevents "github.com/moby/moby/api/types/events"
 	mnet "github.com/moby/moby/api/types/network"
 )
@@ -27,6 +29,19 @@ func (r *run) connect(ctx context.Context, files string, links []link) error {
 	if hc.NetworkMode.IsHost() || hc.NetworkMode.IsContainer() {
 		return nil
 	}
+	if !bridged(hc) {
+		return m.nets.Loopback(r.ct.NetNS())
+	}
+	finish, err := r.openNames()
+	if err != nil {
+		return err
+	}
+	return finish(r.connectAll(ctx))
+}
+
+// connectAll joins the networks that the container is to be on, which may be none by now.
+func (r *run) connectAll(ctx context.Context) error {
+	m := r.m
 	ats := m.attachments()
 	if len(ats) == 0 {
 		return m.nets.Loopback(r.ct.NetNS())
@@ -43,7 +58,7 @@ func (r *run) connect(ctx context.Context, files string, links []link) error {
 	if err := r.publish(ctx); err != nil {
 		return err
 	}
-	return m.writeFiles(files, r.eps, links)
+	return m.writeFiles(r.files, r.eps, r.links)
 }
 
 // attach joins one network.
@@ -59,8 +74,8 @@ func (r *run) attach(ctx context.Context, at container.Attachment, wayOut bool) 
 	}
 	defer netns.Close()
 	ep, err := m.nets.Attach(ctx, network.AttachRequest{
-		ContainerID: m.rec.ID, Name: m.rec.Name, Network: i.ID, NetNS: netns,
-		Hostname: m.rec.Config.Hostname, ExtraHosts: m.rec.HostConfig.ExtraHosts,
+		ContainerID: m.rec.ID, Name: m.record().Name, Network: i.ID, NetNS: netns,
+		Hostname: m.rec.Config.Hostname, ExtraHosts: m.rec.HostConfig.ExtraHosts, Exposed: exposed(m.rec),
 		Settings: network.Settings{
 			Interface: r.interfaceName(i, at), IPv4: at.IPv4, IPv6: at.IPv6, MAC: at.MAC, LinkLocal: at.LinkLocal, Aliases: at.Aliases,
 			DriverOpts: at.DriverOpts, NoDefaultRoute: !wayOut,
@@ -76,6 +91,21 @@ func (r *run) attach(ctx context.Context, at container.Attachment, wayOut bool) 
 	}
 	m.networkEvent(mevents.ActionConnect, ep)
 	return ep, nil
+}
+
+// exposed are the ports that the container says it serves, with those that it publishes.
+func exposed(rec *container.Record) []string {
+	var out []string
+	for p := range rec.Config.ExposedPorts {
+		out = append(out, p.String())
+	}
+	for p := range rec.HostConfig.PortBindings {
+		if _, ok := rec.Config.ExposedPorts[p]; !ok {
+			out = append(out, p.String())
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // networkOf finds the network of an attachment: the very one, or another that has its name by now.
@@ -234,25 +264,28 @@ func (m *monitor) writeFiles(dir string, eps []*network.Endpoint, links []link) 
 	if err := writeInPlace(dir+"/hostname", []byte(m.rec.Config.Hostname+"\n")); err != nil {
 		return err
 	}
-	var dns []string
+	var servers []string
 	for _, a := range hc.DNS {
-		dns = append(dns, a.String())
+		servers = append(servers, a.String())
 	}
-	if len(dns) == 0 {
-		dns = m.req.DNS
+	if len(servers) == 0 {
+		servers = m.req.DNS
 	}
 	search := hc.DNSSearch
 	if len(search) == 0 {
 		search = m.req.DNSSearch
 	}
 	var conf []byte
-	if hc.NetworkMode.IsHost() && len(dns)+len(search)+len(hc.DNSOptions) == 0 {
+	switch {
+	case bridged(hc):
+		conf, err = resolver.ConfigFor(dns.Address, resolver.HostFile, search, hc.DNSOptions)
+	case hc.NetworkMode.IsHost() && len(servers)+len(search)+len(hc.DNSOptions) == 0:
 		conf, err = os.ReadFile(resolver.HostFile)
 		if errors.Is(err, os.ErrNotExist) {
 			err = nil
 		}
-	} else {
-		conf, err = resolver.Config(resolver.HostFile, dns, search, hc.DNSOptions)
+	default:
+		conf, err = resolver.Config(resolver.HostFile, servers, search, hc.DNSOptions)
 	}
 	if err != nil && !errors.Is(err, resolver.ErrNoNameserver) {
 		return err
@@ -270,4 +303,9 @@ func writeInPlace(path string, data []byte) error {
 		err = cerr
 	}
 	return err
+}
+
+// bridged reports whether a container has a network namespace of its own with networks in it.
+func bridged(hc *apic.HostConfig) bool {
+	return !hc.NetworkMode.IsHost() && !hc.NetworkMode.IsNone() && !hc.NetworkMode.IsContainer()
 }

@@ -41,6 +41,7 @@ type run struct {
 	numbers  map[string]int
 	ports    []portmap.Mapping
 	released bool
+	names    *nameService // under monitor.changes too, until clean
 	io       *streams
 	console  *os.File
 	volumes  []*volume.Use
@@ -350,7 +351,7 @@ func (r *run) clean() error {
 		return r.leaveVolumes()
 	}
 	r.cleaned = true
-	return errors.Join(r.ct.Delete(), r.leaveVolumes())
+	return errors.Join(r.stopNames(), r.ct.Delete(), r.leaveVolumes())
 }
 
 // terminate sends sig and, when the process is still there after timeout (negative: for ever), SIGKILL. It returns when the

@@ -55,19 +55,23 @@ type named struct {
 	file os.FileInfo // of config.json when rec was read; a change replaces the file
 }
 
-// event announces what has happened to the container, by the name that it has now.
-func (m *monitor) event(action string, attrs map[string]string) {
+// record is the container's record with its name of now.
+func (m *monitor) record() *container.Record {
 	n := &m.named
 	n.mu.Lock()
+	defer n.mu.Unlock()
 	if st, err := os.Stat(m.store.Dir(m.rec.ID, "config.json")); err == nil && (n.file == nil || !os.SameFile(st, n.file)) {
 		if r, err := m.store.Load(m.rec.ID); err == nil {
 			n.rec = r
 		}
 		n.file = st
 	}
-	rec := n.rec
-	n.mu.Unlock()
-	if err := m.store.Announce(rec, action, attrs); err != nil {
+	return n.rec
+}
+
+// event announces what has happened to the container, by the name that it has now.
+func (m *monitor) event(action string, attrs map[string]string) {
+	if err := m.store.Announce(m.record(), action, attrs); err != nil {
 		complain("write event", err)
 	}
 }

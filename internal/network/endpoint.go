@@ -32,7 +32,9 @@ type AttachRequest struct {
 	// Hostname and ExtraHosts are recorded with the endpoint; resolver.Hosts makes the file.
 	Hostname   string
 	ExtraHosts []string
-	Settings   Settings
+	// Exposed are the ports that the container says it serves, such as 80/tcp.
+	Exposed  []string
+	Settings Settings
 }
 
 // Settings are what can be chosen of an endpoint. The zero value lets the network choose.
@@ -78,6 +80,7 @@ type Endpoint struct {
 	ExtraHosts   []string          `json:"extraHosts,omitempty"`
 	Aliases      []string          `json:"aliases,omitempty"`
 	DriverOpts   map[string]string `json:"driverOpts,omitempty"`
+	Exposed      []string          `json:"exposed,omitempty"`
 	// Ports are the published ports, since Publish.
 	Ports []portmap.Mapping `json:"ports,omitempty"`
 }
@@ -174,7 +177,7 @@ func newEndpoint(i Info, r AttachRequest) *Endpoint {
 	ep := &Endpoint{
 		ContainerID: r.ContainerID, ContainerName: r.Name, NetworkID: i.ID, NetworkName: i.Name, Driver: i.Driver, EndpointID: id,
 		Interface: cmp.Or(r.Settings.Interface, "eth0"),
-		Hostname:  r.Hostname, ExtraHosts: r.ExtraHosts, Aliases: r.Settings.Aliases, DriverOpts: r.Settings.DriverOpts,
+		Hostname:  r.Hostname, ExtraHosts: r.ExtraHosts, Exposed: r.Exposed, Aliases: r.Settings.Aliases, DriverOpts: r.Settings.DriverOpts,
 		LinkLocal: r.Settings.LinkLocal, DefaultRoute: !i.Internal && !r.Settings.NoDefaultRoute,
 	}
 	if i.Driver == DriverBridge {
@@ -292,7 +295,7 @@ func (m *Manager) Publish(ctx context.Context, ep *Endpoint, r *portmap.Reservat
 	defer l.Release()
 	ep.Ports = ports
 	// The record first: elements without one would be nobody's after a crash.
-	if err := m.writeEndpoint(ep); err != nil {
+	if err := m.rewriteEndpoint(ep); err != nil {
 		return err
 	}
 	return r.Activate(ctx, t, ep.ContainerID, to)
@@ -501,6 +504,47 @@ func (m *Manager) writeEndpoint(ep *Endpoint) error {
 	return nil
 }
 
+// rewriteEndpoint is writeEndpoint for an endpoint that stood before. The container may have another name by now.
+func (m *Manager) rewriteEndpoint(ep *Endpoint) error {
+	switch now, err := m.readEndpoint(ep.NetworkID, ep.ContainerID); {
+	case err == nil:
+		ep.ContainerName = now.ContainerName
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	return m.writeEndpoint(ep)
+}
+
+// Rename records a container's new name in its endpoints, so that others find it by that.
+func (m *Manager) Rename(ctx context.Context, containerID, name string) error {
+	eps, err := m.Endpoints(containerID)
+	if err != nil {
+		return err
+	}
+	for _, ep := range eps {
+		err := func() error {
+			l, err := m.lock(ctx, ep.NetworkID)
+			if err != nil {
+				return err
+			}
+			defer l.Release()
+			ep, err := m.readEndpoint(ep.NetworkID, containerID)
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // it has ended meanwhile
+			}
+			if err != nil {
+				return err
+			}
+			ep.ContainerName = name
+			return m.writeEndpoint(ep)
+		}()
+		if err != nil {
+			return fmt.Errorf("rename container %s on network %s: %w", containerID, ep.NetworkName, err)
+		}
+	}
+	return nil
+}
+
 // validID keeps ids inside their folder.
 func validID(id string) bool {
 	return id != "" && id != "." && id != ".." && filepath.Base(id) == id && !strings.HasPrefix(id, ".")
@@ -509,7 +553,7 @@ func validID(id string) bool {
 // Unpublish records that an endpoint's ports are withdrawn; their reservation is closed.
 func (m *Manager) Unpublish(ep *Endpoint) error {
 	ep.Ports = nil
-	return m.writeEndpoint(ep)
+	return m.rewriteEndpoint(ep)
 }
 
 // TakeDefaultRoute makes an endpoint the way out of its running container, in the place of whichever of the others is: there is no moment
@@ -548,10 +592,10 @@ func (m *Manager) TakeDefaultRoute(ep *Endpoint, others []*Endpoint, netns *os.F
 			}
 		}
 		o.DefaultRoute = false
-		if err := m.writeEndpoint(o); err != nil {
+		if err := m.rewriteEndpoint(o); err != nil {
 			return err
 		}
 	}
 	ep.DefaultRoute = true
-	return m.writeEndpoint(ep)
+	return m.rewriteEndpoint(ep)
 }

@@ -1,6 +1,8 @@
-// Package resolver owns what a container knows about names: the content of its resolv.conf and hosts files.
+// Package resolver owns the files that tell programs about names: it reads the host's resolv.conf, and makes the content of a container's
+// resolv.conf and hosts.
 //
-// The rules are Docker's for its default bridge: the host's name servers, less those that only the host can reach.
+// Containers with a name service of their own (package dns) ask that. For what has none, a build's RUN and the host's network, the rules are
+// Docker's for its default bridge: the host's name servers, less those that only the host can reach.
 package resolver
 
 import (
@@ -64,6 +66,31 @@ func config(hostFile, stubFile string, dns, search, options []string) ([]byte, e
 			warn = ErrNoNameserver
 		}
 	}
+	b, err := host.content(servers, search, options)
+	if err != nil {
+		return nil, err
+	}
+	return b, warn
+}
+
+// ConfigFor returns the content of the resolv.conf of a container with a name service at server: the host's search list and options, unless
+// others are given, and that every name is asked for as it is first, since names of containers have no dot.
+func ConfigFor(server netip.Addr, hostFile string, search, options []string) ([]byte, error) {
+	host, err := read(hostFile)
+	if err != nil {
+		return nil, err
+	}
+	if len(options) == 0 {
+		options = host.options
+	}
+	if !slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
+		options = append(slices.Clone(options), "ndots:0")
+	}
+	return host.content([]string{server.String()}, search, options)
+}
+
+// content is a resolv.conf with what is given, and the host's search list and options where nothing is.
+func (host parsed) content(servers, search, options []string) ([]byte, error) {
 	if len(search) == 0 {
 		search = host.search
 	}
@@ -89,7 +116,7 @@ func config(hostFile, stubFile string, dns, search, options []string) ([]byte, e
 	if len(options) > 0 {
 		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
 	}
-	return b.Bytes(), warn
+	return b.Bytes(), nil
 }
 
 // onlyHost reports whether a name server means another machine inside a container than on the host: a loopback address, or a

@@ -61,6 +61,94 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+func TestConfigFor(t *testing.T) {
+	server := netip.MustParseAddr("127.0.0.11")
+	for _, c := range []struct {
+		name, host      string
+		search, options []string
+		want            string
+	}{
+		{name: "the host's list and options", host: "nameserver 192.0.2.1\nsearch a.example b.example\noptions edns0 trust-ad\n",
+			want: "nameserver 127.0.0.11\nsearch a.example b.example\noptions edns0 trust-ad ndots:0\n"},
+		{name: "the host's ndots", host: "options ndots:2\n", want: "nameserver 127.0.0.11\noptions ndots:2\n"},
+		{name: "nothing", want: "nameserver 127.0.0.11\noptions ndots:0\n"},
+		{name: "given", host: "search a.example\noptions edns0\n", search: []string{"x.example"}, options: []string{"rotate"}, want: "nameserver 127.0.0.11\nsearch x.example\noptions rotate ndots:0\n"},
+		{name: "given ndots, no search", host: "search a.example\n", search: []string{"."}, options: []string{"ndots:5"}, want: "nameserver 127.0.0.11\noptions ndots:5\n"},
+	} {
+		host := filepath.Join(t.TempDir(), "resolv.conf")
+		if err := os.WriteFile(host, []byte(c.host), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := ConfigFor(server, host, c.search, c.options); err != nil || string(got) != c.want {
+			t.Errorf("%s: %v, got\n%swant\n%s", c.name, err, got, c.want)
+		}
+	}
+	if got, err := ConfigFor(server, filepath.Join(t.TempDir(), "none"), nil, nil); err != nil || string(got) != "nameserver 127.0.0.11\noptions ndots:0\n" {
+		t.Errorf("a host without the file: %q %v", got, err)
+	}
+	if got, err := ConfigFor(server, "/dev/null", []string{"a\nnameserver 6.6.6.6"}, nil); err == nil {
+		t.Errorf("a line break was accepted: %q", got)
+	}
+}
+
+// TestServers: the host's file is followed, whoever writes it and however.
+func TestServers(t *testing.T) {
+	s := Servers{File: filepath.Join(t.TempDir(), "resolv.conf")}
+	want := func(addrs ...string) {
+		t.Helper()
+		got, err := s.Current()
+		var text []string
+		for _, a := range got {
+			text = append(text, a.String())
+		}
+		if err != nil || !slices.Equal(text, addrs) {
+			t.Errorf("servers %v %v, want %v", text, err, addrs)
+		}
+	}
+	write := func(name, content string) {
+		t.Helper()
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want()
+	write(s.File, "nameserver 127.0.0.1\nnameserver fe80::1%eth0\nnameserver 127.0.0.1\n")
+	want("127.0.0.1", "fe80::1%eth0")
+	write(s.File, "nameserver 192.0.2.1\n")
+	want("192.0.2.1")
+	write(s.File, "nameserver 192.0.2.2\n")
+	want("192.0.2.2")
+	write(s.File+".new", "nameserver 192.0.2.3\n")
+	if err := os.Rename(s.File+".new", s.File); err != nil {
+		t.Fatal(err)
+	}
+	want("192.0.2.3")
+	// A link, as systemd and NetworkManager make it.
+	write(s.File+".real", "nameserver 192.0.2.4\n")
+	if err := errors.Join(os.Remove(s.File), os.Symlink(s.File+".real", s.File)); err != nil {
+		t.Fatal(err)
+	}
+	want("192.0.2.4")
+	write(s.File+".real", "nameserver 192.0.2.5\n")
+	want("192.0.2.5")
+	if err := os.Remove(s.File); err != nil {
+		t.Fatal(err)
+	}
+	want()
+	if err := os.Mkdir(s.File, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Current(); err == nil {
+		t.Error("a folder was read")
+	}
+	// Behind systemd-resolved's stub its own servers follow.
+	s.File, s.Systemd = filepath.Join(t.TempDir(), "resolv.conf"), filepath.Join(t.TempDir(), "real")
+	write(s.File, "nameserver 127.0.0.53\n")
+	want("127.0.0.53")
+	write(s.Systemd, "nameserver 192.0.2.7\nnameserver 192.0.2.8\n")
+	want("127.0.0.53", "192.0.2.7", "192.0.2.8")
+}
+
 func TestHosts(t *testing.T) {
 	const head = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
 	ip := netip.MustParseAddr("172.30.0.2")

@@ -6,7 +6,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"unsafe"
+
+	"conex/internal/linux/bpf"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -162,27 +163,11 @@ func writeV1Devices(dir string, rules []specs.LinuxDeviceCgroup) error {
 	return nil
 }
 
-// insn is struct bpf_insn.
-type insn struct {
-	code uint8
-	regs uint8 // destination, and source in the upper half
-	off  int16
-	imm  int32
-}
-
 // deviceProgram compiles rules to eBPF for BPF_PROG_TYPE_CGROUP_DEVICE. For each kind of access that is asked for, the last
 // rule which speaks of the device decides; without one the answer is no. So the program walks the rules backwards with the set of
 // accesses still undecided, and says yes when the set is empty.
-func deviceProgram(rules []specs.LinuxDeviceCgroup) []insn {
+func deviceProgram(rules []specs.LinuxDeviceCgroup) []bpf.Instruction {
 	const (
-		ldx    = unix.BPF_LDX | unix.BPF_MEM | unix.BPF_W
-		movX   = 0x07 | 0xb0 | unix.BPF_X // BPF_ALU64 | BPF_MOV
-		movK   = 0x07 | 0xb0 | unix.BPF_K
-		andK   = 0x07 | unix.BPF_AND | unix.BPF_K
-		rshK   = 0x07 | unix.BPF_RSH | unix.BPF_K
-		jneK   = unix.BPF_JMP | 0x50 | unix.BPF_K
-		jeqK   = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
-		exit   = unix.BPF_JMP | 0x90
 		typ    = 2 // registers
 		undec  = 3
 		major  = 4
@@ -191,44 +176,44 @@ func deviceProgram(rules []specs.LinuxDeviceCgroup) []insn {
 		ctx    = 1
 	)
 	// struct bpf_cgroup_dev_ctx: access_type (access in the upper half, type in the lower), major, minor.
-	prog := []insn{
-		{ldx, typ | ctx<<4, 0, 0},
-		{movX, undec | typ<<4, 0, 0},
-		{andK, typ, 0, 0xffff},
-		{rshK, undec, 0, 16},
-		{ldx, major | ctx<<4, 4, 0},
-		{ldx, minor | ctx<<4, 8, 0},
+	prog := []bpf.Instruction{
+		bpf.Op(bpf.LoadWord, typ|ctx<<4, 0, 0),
+		bpf.Op(bpf.MoveReg, undec|typ<<4, 0, 0),
+		bpf.Op(bpf.And, typ, 0, 0xffff),
+		bpf.Op(bpf.ShiftDown, undec, 0, 16),
+		bpf.Op(bpf.LoadWord, major|ctx<<4, 4, 0),
+		bpf.Op(bpf.LoadWord, minor|ctx<<4, 8, 0),
 	}
 	for i := len(rules) - 1; i >= 0; i-- {
 		r := rules[i]
-		var test []insn // jump to the next rule when this one doesn't speak of the device
+		var test []bpf.Instruction // jump to the next rule when this one doesn't speak of the device
 		switch r.Type {
 		case "b":
-			test = append(test, insn{jneK, typ, 0, typeBlock})
+			test = append(test, bpf.Op(bpf.IfNot, typ, 0, typeBlock))
 		case "c":
-			test = append(test, insn{jneK, typ, 0, typeChar})
+			test = append(test, bpf.Op(bpf.IfNot, typ, 0, typeChar))
 		}
 		if !every(r.Major) {
-			test = append(test, insn{jneK, major, 0, int32(*r.Major)})
+			test = append(test, bpf.Op(bpf.IfNot, major, 0, int32(*r.Major)))
 		}
 		if !every(r.Minor) {
-			test = append(test, insn{jneK, minor, 0, int32(*r.Minor)})
+			test = append(test, bpf.Op(bpf.IfNot, minor, 0, int32(*r.Minor)))
 		}
-		var act []insn
+		var act []bpf.Instruction
 		if bits := int32(access(r)); r.Allow {
-			act = []insn{{andK, undec, 0, ^bits}, {jneK, undec, 2, 0}, {movK, result, 0, 1}, {exit, 0, 0, 0}}
+			act = []bpf.Instruction{bpf.Op(bpf.And, undec, 0, ^bits), bpf.Op(bpf.IfNot, undec, 2, 0), bpf.Op(bpf.Move, result, 0, 1), bpf.Op(bpf.Exit, 0, 0, 0)}
 		} else {
-			act = []insn{{movX, result | undec<<4, 0, 0}, {andK, result, 0, bits}, {jeqK, result, 2, 0}, {movK, result, 0, 0}, {exit, 0, 0, 0}}
+			act = []bpf.Instruction{bpf.Op(bpf.MoveReg, result|undec<<4, 0, 0), bpf.Op(bpf.And, result, 0, bits), bpf.Op(bpf.IfEqual, result, 2, 0), bpf.Op(bpf.Move, result, 0, 0), bpf.Op(bpf.Exit, 0, 0, 0)}
 		}
 		for j := range test {
-			test[j].off = int16(len(test) - j - 1 + len(act))
+			test[j].Off = int16(len(test) - j - 1 + len(act))
 		}
 		prog = append(append(prog, test...), act...)
 		if wide(r) {
 			break // nothing before it can matter
 		}
 	}
-	return append(prog, insn{movK, result, 0, 0}, insn{exit, 0, 0, 0})
+	return append(prog, bpf.Op(bpf.Move, result, 0, 0), bpf.Op(bpf.Exit, 0, 0, 0))
 }
 
 // attachDevices puts the rules' program on a cgroup of a v2 tree, in place of those that it had. The new one is attached before the
@@ -242,88 +227,22 @@ func attachDevices(dir string, rules []specs.LinuxDeviceCgroup) error {
 		return &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer unix.Close(cg)
-	old, err := devicePrograms(cg)
+	old, err := bpf.Attached(cg, unix.BPF_CGROUP_DEVICE)
 	if err != nil {
 		return fmt.Errorf("device access in %s: query BPF programs: %w", dir, err)
 	}
-	prog, err := loadProgram(deviceProgram(rules))
+	prog, err := bpf.Load(unix.BPF_PROG_TYPE_CGROUP_DEVICE, unix.BPF_CGROUP_DEVICE, "conex_devices", deviceProgram(rules))
 	if err != nil {
-		return fmt.Errorf("device access in %s: load BPF program: %w", dir, err)
+		return fmt.Errorf("device access in %s: %w", dir, err)
 	}
 	defer unix.Close(prog)
-	if err := attach(unix.BPF_PROG_ATTACH, cg, prog); err != nil {
+	if err := bpf.Attach(cg, prog, unix.BPF_CGROUP_DEVICE); err != nil {
 		return fmt.Errorf("device access in %s: attach BPF program: %w", dir, err)
 	}
 	for _, id := range old {
-		fd, err := bpf(unix.BPF_PROG_GET_FD_BY_ID, unsafe.Pointer(&struct{ id, next, flags uint32 }{id: id}), 12)
-		if err == nil {
-			err = attach(unix.BPF_PROG_DETACH, cg, fd)
-			unix.Close(fd)
-		}
-		if err != nil && err != unix.ENOENT { // somebody else was faster
+		if err := bpf.Detach(cg, id, unix.BPF_CGROUP_DEVICE); err != nil {
 			return fmt.Errorf("device access in %s: detach the former BPF program: %w", dir, err)
 		}
 	}
 	return nil
-}
-
-// The members of union bpf_attr for the commands, as linux/bpf.h lays them out for machines with 64-bit pointers.
-type (
-	attrLoad struct {
-		progType, insnCount uint32
-		insns, license      unsafe.Pointer
-		logLevel, logSize   uint32
-		logBuf              unsafe.Pointer
-		kernVersion, flags  uint32
-		name                [16]byte
-	}
-	attrAttach struct{ target, prog, attachType, flags uint32 }
-	attrQuery  struct {
-		target, attachType, queryFlags, attachFlags uint32
-		ids                                         unsafe.Pointer
-		count, _                                    uint32
-	}
-)
-
-func loadProgram(prog []insn) (fd int, err error) {
-	license := [...]byte{'A', 'p', 'a', 'c', 'h', 'e', 0}
-	a := attrLoad{
-		progType: unix.BPF_PROG_TYPE_CGROUP_DEVICE, insnCount: uint32(len(prog)), insns: unsafe.Pointer(&prog[0]), license: unsafe.Pointer(&license[0]),
-	}
-	copy(a.name[:], "conex_devices")
-	return bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&a), unsafe.Sizeof(a))
-}
-
-func attach(cmd, cg, prog int) error {
-	a := attrAttach{target: uint32(cg), prog: uint32(prog), attachType: unix.BPF_CGROUP_DEVICE}
-	if cmd == unix.BPF_PROG_ATTACH {
-		a.flags = unix.BPF_F_ALLOW_MULTI
-	}
-	_, err := bpf(cmd, unsafe.Pointer(&a), unsafe.Sizeof(a))
-	return err
-}
-
-// devicePrograms lists the ids of the device programs that are attached to the cgroup itself.
-func devicePrograms(cg int) ([]uint32, error) {
-	var ids [64]uint32 // the kernel's limit for one cgroup
-	a := attrQuery{target: uint32(cg), attachType: unix.BPF_CGROUP_DEVICE, ids: unsafe.Pointer(&ids[0]), count: uint32(len(ids))}
-	_, err := bpf(unix.BPF_PROG_QUERY, unsafe.Pointer(&a), unsafe.Sizeof(a))
-	if err != nil {
-		return nil, err
-	}
-	return ids[:a.count:a.count], nil
-}
-
-// bpf is bpf(2).
-func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
-	for {
-		r, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(cmd), uintptr(attr), size)
-		switch errno {
-		case 0:
-			return int(r), nil
-		case unix.EINTR, unix.EAGAIN: // the verifier gives way to signals
-		default:
-			return -1, errno
-		}
-	}
 }

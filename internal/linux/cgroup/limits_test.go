@@ -12,6 +12,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"conex/internal/linux/bpf"
 )
 
 // mapping is what a resource list comes to under both versions: "file=value", or the error.
@@ -395,36 +397,36 @@ func TestDeviceProgram(t *testing.T) {
 }
 
 // interpret runs the few kinds of eBPF instructions that deviceProgram uses.
-func interpret(t *testing.T, prog []insn, typ, acc int, maj, mnr int64) bool {
+func interpret(t *testing.T, prog []bpf.Instruction, typ, acc int, maj, mnr int64) bool {
 	t.Helper()
 	var reg [11]int64
 	ctx := [3]int64{int64(acc<<16 | typ), maj, mnr}
 	for pc := 0; pc < len(prog); pc++ {
 		i := prog[pc]
-		dst, src := i.regs&15, i.regs>>4
-		switch i.code {
+		dst, src := i.Regs&15, i.Regs>>4
+		switch i.Code {
 		case unix.BPF_LDX | unix.BPF_MEM | unix.BPF_W:
-			reg[dst] = ctx[i.off/4]
+			reg[dst] = ctx[i.Off/4]
 		case 0xbf:
 			reg[dst] = reg[src]
 		case 0xb7:
-			reg[dst] = int64(i.imm)
+			reg[dst] = int64(i.Imm)
 		case 0x57:
-			reg[dst] &= int64(i.imm)
+			reg[dst] &= int64(i.Imm)
 		case 0x77:
-			reg[dst] >>= i.imm
+			reg[dst] >>= i.Imm
 		case 0x55:
-			if reg[dst] != int64(i.imm) {
-				pc += int(i.off)
+			if reg[dst] != int64(i.Imm) {
+				pc += int(i.Off)
 			}
 		case 0x15:
-			if reg[dst] == int64(i.imm) {
-				pc += int(i.off)
+			if reg[dst] == int64(i.Imm) {
+				pc += int(i.Off)
 			}
 		case 0x95:
 			return reg[0] == 1
 		default:
-			t.Fatalf("instruction %#x", i.code)
+			t.Fatalf("instruction %#x", i.Code)
 		}
 	}
 	t.Fatal("ran off the end")
