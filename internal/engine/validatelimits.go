@@ -3,7 +3,6 @@ package engine
 import (
 	"fmt"
 	"os"
-	"path"
 	"runtime"
 	"strconv"
 	"strings"
@@ -55,7 +54,7 @@ func (e *Engine) validateCgroupParent(p string) error {
 		}
 		return nil
 	}
-	if strings.ContainsAny(p, "\x00\n") || path.Clean("/"+p) != "/"+strings.Trim(p, "/") {
+	if strings.ContainsAny(p, "\x00\n") {
 		return invalid("cgroup-parent %q is not a path such as /name or name/below", p)
 	}
 	return nil

@@ -359,8 +359,9 @@ func (r *run) clean() error {
 func (r *run) terminate(sig unix.Signal, timeout time.Duration) {
 	// An error means that it has ended, which the channel says too.
 	_ = r.proc.Signal(sig)
-	r.freezing.dropAll(false)
-	if timeout >= 0 {
+	kill := sig == unix.SIGKILL
+	r.freezing.dropAll(kill) // v1's freezer lets nobody die before the thaw
+	if timeout >= 0 && !kill {
 		t := time.NewTimer(timeout)
 		defer t.Stop()
 		select {
@@ -371,7 +372,7 @@ func (r *run) terminate(sig unix.Signal, timeout time.Duration) {
 		r.forced(timeout)
 		r.m.event("kill", map[string]string{"signal": strconv.Itoa(int(unix.SIGKILL))})
 		_ = r.proc.Signal(unix.SIGKILL)
-		r.freezing.dropAll(true) // v1's freezer lets nobody die before the thaw
+		r.freezing.dropAll(true)
 	}
 	<-r.done
 }
