@@ -9,8 +9,12 @@ package main
 
 import (
 	"os"
+	"runtime"
 
 	"conex/internal/ocicli"
 )
+
+// The main goroutine stays on the main thread, which a container's thread must not be.
+func init() { runtime.LockOSThread() }
 
 func main() { os.Exit(ocicli.Main(os.Args[1:])) }

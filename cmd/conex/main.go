@@ -6,8 +6,8 @@ import (
 	"os"
 
 	"conex/internal/cli"
-	_ "conex/internal/monitor" // takes over executions as conex-monitor before main
-	_ "conex/internal/ocicli"  // takes over executions as conex-runtime, and `conex runtime`
+	_ "conex/internal/monitor"         // takes over executions as conex-monitor before main
+	_ "conex/internal/ocicli/takeover" // takes over executions as conex-runtime, and `conex runtime`
 )
 
 func main() { os.Exit(cli.Main(os.Args)) }

@@ -341,7 +341,7 @@ func isTakeover(f *ast.FuncDecl) bool {
 		if !ok {
 			return false
 		}
-		if c, ok := e.X.(*ast.CallExpr); !ok || !strings.HasPrefix(callee(c), "initstage.Takeover") {
+		if c, ok := e.X.(*ast.CallExpr); !ok || !strings.HasPrefix(callee(c), "initstage.Takeover") && callee(c) != "runtime.LockOSThread" { // nanoseconds
 			return false
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"conex/internal/linux/sigforward"
 	"conex/internal/linux/tty"
 	"conex/internal/runtime"
 
@@ -56,7 +57,7 @@ func sendConsole(path string, console *os.File) error {
 
 // front is what a process in the foreground is given by this one: its signals, and the user's terminal for its own.
 type front struct {
-	signals chan os.Signal
+	signals chan os.Signal // nil where the kernel hands them on
 	console *os.File
 	saved   *tty.State
 	stop    *os.File // closed to end the copy of the input
@@ -65,15 +66,29 @@ type front struct {
 }
 
 // forwarded are the signals that go to the process in the foreground.
-var forwarded = []os.Signal{
+var forwarded = []syscall.Signal{
 	unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT, unix.SIGALRM, unix.SIGWINCH,
 	unix.SIGTTIN, unix.SIGTTOU,
 }
 
 // newFront begins; console is the process's terminal, nil when it has none or somebody else got it.
 func newFront(p runtime.Process, console *os.File) (*front, error) {
-	f := &front{signals: make(chan os.Signal, 16), console: console}
-	signal.Notify(f.signals, forwarded...)
+	f := &front{console: console}
+	if console == nil { // else sizes are of interest too
+		fd, err := unix.PidfdOpen(p.Pid(), 0) // open until this program ends
+		if err != nil {
+			return nil, fmt.Errorf("forward signals: %w", err)
+		}
+		err = sigforward.To(fd, forwarded...)
+		if err == nil || !errors.Is(err, errors.ErrUnsupported) {
+			return f, err
+		}
+		unix.Close(fd)
+	}
+	f.signals = make(chan os.Signal, 16)
+	for _, s := range forwarded {
+		signal.Notify(f.signals, s)
+	}
 	if console != nil {
 		if err := f.connect(); err != nil {
 			f.end()
@@ -135,7 +150,9 @@ func (f *front) wait(p runtime.Process) (runtime.ExitStatus, error) {
 
 // end gives our terminal back.
 func (f *front) end() {
-	signal.Stop(f.signals)
+	if f.signals != nil {
+		signal.Stop(f.signals)
+	}
 	if f.stop != nil {
 		f.stop.Close()
 	}

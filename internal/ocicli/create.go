@@ -225,15 +225,8 @@ func (a *app) make(id string, o *startOptions, hold bool, spec *specs.Spec, bund
 		defer cfg.Hold.FIFO.Close()
 		defer cfg.Hold.Report.Close()
 	}
-	box, err := runtime.New().Create(context.Background(), cfg)
+	p, err := runtime.Run(cfg)
 	if err != nil {
-		return nil, nil, err
-	}
-	p, err := box.Start(context.Background())
-	if err != nil {
-		if derr := box.Delete(); derr != nil && !strings.Contains(derr.Error(), err.Error()) { // else it is the same trouble
-			err = errors.Join(err, derr)
-		}
 		return nil, nil, err
 	}
 	return c, p, nil

@@ -24,7 +24,6 @@ import (
 	"strings"
 	"time"
 
-	"conex/internal/initstage"
 	"conex/internal/linux/mount"
 	"conex/internal/ocicli/shield"
 )
@@ -34,11 +33,6 @@ const Name = "conex-runtime"
 
 // DefaultRoot is where containers' folders lie without --root.
 const DefaultRoot = "/run/conex-runtime"
-
-func init() {
-	initstage.Takeover(Name, func() int { return Main(os.Args[1:]) })
-	initstage.TakeoverCommand("runtime", func() int { return Main(os.Args[2:]) })
-}
 
 // app is one invocation.
 type app struct {

@@ -14,11 +14,17 @@ import (
 	"testing"
 	"time"
 
+	"conex/internal/initstage"
 	"conex/internal/linux/cgroup"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
+
+func init() { // as package takeover
+	initstage.Takeover(Name, func() int { return Main(os.Args[1:]) })
+	initstage.TakeoverCommand("runtime", func() int { return Main(os.Args[2:]) })
+}
 
 // machine is a runtime with a root of its own: the test's binary under the runtime's name, which the takeover in init makes it.
 type machine struct {
@@ -790,6 +796,10 @@ func TestOwnProgram(t *testing.T) {
 }
 
 func ownProgram(t *testing.T, m *machine) {
+	// The slack that the entry gives the program is not the container's, nor are blocked signals anybody's.
+	if out := m.ok("run", "-b", m.bundle("cat /proc/self/timerslack_ns; grep SigBlk /proc/self/status"), "plain"); out != "50000\nSigBlk:\t0000000000000000\n" {
+		t.Errorf("slack and blocked signals: %q", out)
+	}
 	evil := func(s *specs.Spec) { s.Process.Args = []string{"/evil"} }
 	for name, edit := range map[string]func(*specs.Spec){
 		"run": evil,

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"conex/internal/linux/cgroup"
@@ -57,6 +58,7 @@ type box struct {
 	netns    *os.File
 	life     *os.File         // DieWithParent: open as long as this process may be the parent
 	timens   *os.File         // a time namespace for the child to join
+	alone    bool             // Run's: nobody works on the network beside this thread
 	named    chan error       // the network namespace exists, or why not
 	prepared chan error       // the root file system stands, or why not
 	start    chan chan result // Start's request
@@ -81,6 +83,19 @@ type result struct {
 
 // Create implements Runtime.
 func (Builtin) Create(ctx context.Context, cfg *Config) (Container, error) {
+	b, err := newBox(cfg)
+	if err != nil {
+		return nil, err
+	}
+	thread.Go(b.thread)
+	if err := <-b.named; err != nil {
+		return nil, errors.Join(err, b.Delete())
+	}
+	return b, nil
+}
+
+// newBox checks the configuration; nothing is made yet.
+func newBox(cfg *Config) (*box, error) {
 	if err := check(cfg); err != nil {
 		return nil, err
 	}
@@ -107,11 +122,58 @@ func (Builtin) Create(ctx context.Context, cfg *Config) (Container, error) {
 			b.flags |= namespaceFlags[ns.Type]
 		}
 	}
-	thread.Go(b.thread)
-	if err := <-b.named; err != nil {
-		return nil, errors.Join(err, b.Delete())
-	}
 	return b, nil
+}
+
+// Run is Create and Start at once, for who has nothing to do between them, and leaves the container to those who Open it. One thread makes
+// everything, one after the other: on a machine with work for all its processors that is sooner done than with others beside it, since
+// every thread that is woken up costs more than the shorter of these steps.
+func Run(cfg *Config) (Process, error) {
+	hide()
+	if cfg.DieWithParent {
+		return nil, errors.New("run container: nobody is left that it could die with")
+	}
+	b, err := newBox(cfg)
+	if err != nil {
+		return nil, err
+	}
+	b.started, b.alone = true, true
+	reply := make(chan result, 1)
+	thread.Go(func() {
+		defer close(b.ended)
+		p, err := b.run()
+		reply <- result{p, err}
+	})
+	r := <-reply
+	if r.err != nil {
+		if err := b.Delete(); err != nil && !strings.Contains(err.Error(), r.err.Error()) { // else it is the same trouble
+			r.err = errors.Join(r.err, err)
+		}
+		return nil, r.err
+	}
+	<-b.ended
+	b.free()
+	return r.p, nil
+}
+
+// run is the life of Run's thread.
+func (b *box) run() (*process, error) {
+	made := make(chan error, 1)
+	if !b.cfg.InCgroup {
+		if err := b.cg.Create(b.cfg.Spec.Linux.Resources); err != nil { // while this thread is a thread of the host's
+			return nil, err
+		}
+	}
+	made <- nil
+	r := &rootfs{cfg: b.cfg, cgroup: b.place.Path, cgroupMade: made}
+	defer r.close()
+	if err := b.enter(r); err != nil {
+		return nil, err
+	}
+	if err := r.build(); err != nil {
+		return nil, err
+	}
+	return b.fork(r)
 }
 
 // Open returns a container whose first process was started by another process of ours with the same configuration, for Exec, Cgroup
@@ -249,20 +311,7 @@ func (b *box) Delete() error {
 	}
 	b.mu.Unlock()
 	<-b.ended
-	if b.netns != nil {
-		b.netns.Close()
-	}
-	if b.timens != nil {
-		b.timens.Close()
-	}
-	b.mu.Lock()
-	if b.root != nil {
-		b.root.Close()
-		b.root = nil
-	}
-	b.user.close()
-	b.user = nil
-	b.mu.Unlock()
+	b.free()
 	if b.cfg.InCgroup {
 		if b.init != nil {
 			_ = b.init.Signal(unix.SIGKILL) // it has ended if this fails
@@ -278,17 +327,39 @@ func (b *box) Delete() error {
 	return nil
 }
 
+// free closes what is open of the container.
+func (b *box) free() {
+	if b.netns != nil {
+		b.netns.Close()
+	}
+	if b.timens != nil {
+		b.timens.Close()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.root != nil {
+		b.root.Close()
+		b.root = nil
+	}
+	b.user.close()
+	b.user = nil
+}
+
+// enter makes and joins namespaces.
+func (b *box) enter(r *rootfs) error {
+	if b.userPath != "" || b.flags&unix.CLONE_NEWUSER != 0 {
+		return b.enterUserNamespaces(r)
+	}
+	return b.enterNamespaces(r)
+}
+
 // thread is the life of the container's thread. Everything here runs in the namespaces that it makes.
 func (b *box) thread() {
 	defer close(b.ended)
 	made := make(chan error, 1)
 	r := &rootfs{cfg: b.cfg, cgroup: b.place.Path, cgroupMade: made}
 	defer r.close()
-	enter := b.enterNamespaces
-	if b.userPath != "" || b.flags&unix.CLONE_NEWUSER != 0 {
-		enter = b.enterUserNamespaces
-	}
-	if err := enter(r); err != nil {
+	if err := b.enter(r); err != nil {
 		b.named <- err
 		return
 	}
@@ -324,7 +395,7 @@ func (b *box) thread() {
 
 // enterNamespaces makes and joins namespaces, the network's first, so that others can work on it while this thread goes on.
 func (b *box) enterNamespaces(r *rootfs) error {
-	if b.flags&unix.CLONE_NEWNET != 0 {
+	if b.flags&unix.CLONE_NEWNET != 0 && !b.alone {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make network namespace: %w", err)
 		}
@@ -343,7 +414,10 @@ func (b *box) enterNamespaces(r *rootfs) error {
 		}
 	}
 	// The pid namespace comes with the fork, the cgroup namespace after the child is in its cgroup.
-	flags := b.flags &^ (unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWCGROUP)
+	flags := b.flags &^ (unix.CLONE_NEWPID | unix.CLONE_NEWCGROUP)
+	if !b.alone {
+		flags &^= unix.CLONE_NEWNET
+	}
 	if err := unix.Unshare(flags | unix.CLONE_FS); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
 	}

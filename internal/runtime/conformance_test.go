@@ -14,7 +14,8 @@ import (
 	"conex/internal/disk"
 	"conex/internal/linux/cgroup"
 	"conex/internal/linux/nsfork"
-	"conex/internal/ocicli" // makes this test's binary an OCI runtime under another name
+	"conex/internal/ocicli"
+	_ "conex/internal/ocicli/takeover" // makes this test's binary an OCI runtime under another name
 	"conex/internal/runtime"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"

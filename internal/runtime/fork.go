@@ -318,6 +318,7 @@ func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 			prog.Call("reset signals", unix.SYS_RT_SIGACTION, sig, dfl, 0, 8)
 		}
 	}
+	unblockSignals(prog)
 	prog.Call("setsid", unix.SYS_SETSID)
 	if l.console != nil {
 		prog.Call("take terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
@@ -371,6 +372,11 @@ func (l *launch) program(prog *nsfork.Program, null *os.File) error {
 	}
 	prog.Exec(l.path, p.Args, l.env)
 	return nil
+}
+
+// unblockSignals lets all signals through, whatever whoever started conex, or conex itself, has blocked.
+func unblockSignals(prog *nsfork.Program) {
+	prog.Call("unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, make([]byte, 8), 0, 8)
 }
 
 // setOOMScore adds the writing of the child's oom_score_adj, at path as seen from dir, nil for an absolute path.

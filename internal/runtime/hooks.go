@@ -98,6 +98,7 @@ func runHook(h specs.Hook, state []byte, dir string) error {
 		prog.Call("set standard output", unix.SYS_DUP3, out, 1, 0)
 		prog.Call("set standard error", unix.SYS_DUP3, out, 2, 0)
 		prog.CloseOthers(3)
+		unblockSignals(&prog)
 		prog.Try("chdir", unix.SYS_CHDIR, dir)
 		prog.Exec(h.Path, args, env)
 		pid, fd, err := prog.Start(nsfork.Attr{})

@@ -5,7 +5,7 @@
 // never been.
 //
 // R12 is the stack as the kernel left it: the number of arguments, their addresses, a nil, those of the environment, a nil. R13 is
-// where the latter begin, R14 their number with the nil.
+// where the latter begin, R14 their number with the nil. The new environment's address is kept at -48(R12).
 TEXT conexRuntimeEntry(SB), NOSPLIT|NOFRAME, $0
 	MOVQ SP, R12
 	MOVQ (R12), CX
@@ -123,12 +123,36 @@ copy:
 	CMPQ CX, R14
 	JNE  copy
 
+	MOVQ R10, -48(R12)
+	MOVL $157, AX // prctl
+	MOVL $30, DI // PR_GET_TIMERSLACK
+	SYSCALL
+	CMPQ AX, $50000 // the kernel's; another one is somebody's wish
+	JNE  execute
+	MOVL $157, AX // prctl
+	MOVL $29, DI // PR_SET_TIMERSLACK
+	MOVL $2000000, SI // nsfork.Slack
+	SYSCALL
+
+execute:
 	MOVL $322, AX // execveat
 	MOVQ BX, DI
 	LEAQ conexRuntimeEmpty(SB), SI
 	LEAQ 8(R12), DX
+	MOVQ -48(R12), R10
 	MOVL $0x1000, R8 // AT_EMPTY_PATH
 	SYSCALL // returns with an error only
+	MOVL $157, AX // prctl
+	MOVL $30, DI // PR_GET_TIMERSLACK
+	SYSCALL
+	CMPQ AX, $2000000
+	JNE  closeBoth
+	MOVL $157, AX // prctl
+	MOVL $29, DI // PR_SET_TIMERSLACK
+	MOVL $50000, SI
+	SYSCALL
+
+closeBoth:
 	MOVL $3, AX // close
 	MOVQ BX, DI
 	SYSCALL

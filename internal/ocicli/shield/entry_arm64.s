@@ -120,12 +120,38 @@ copy:
 	CMP  R21, R7
 	BNE  copy
 
+	MOVD R3, R25 // the environment
+	MOVD $167, R8 // prctl
+	MOVD $30, R0 // PR_GET_TIMERSLACK
+	SVC
+	MOVD $50000, R1 // the kernel's; another one is somebody's wish
+	CMP  R1, R0
+	BNE  execute
+	MOVD $167, R8 // prctl
+	MOVD $29, R0 // PR_SET_TIMERSLACK
+	MOVD $2000000, R1 // nsfork.Slack
+	SVC
+
+execute:
 	MOVD $281, R8 // execveat
 	MOVD R23, R0
 	MOVD $conexRuntimeEmpty(SB), R1
 	ADD  $8, R19, R2
+	MOVD R25, R3
 	MOVD $0x1000, R4 // AT_EMPTY_PATH
 	SVC // returns with an error only
+	MOVD $167, R8 // prctl
+	MOVD $30, R0 // PR_GET_TIMERSLACK
+	SVC
+	MOVD $2000000, R1
+	CMP  R1, R0
+	BNE  closeBoth
+	MOVD $167, R8 // prctl
+	MOVD $29, R0 // PR_SET_TIMERSLACK
+	MOVD $50000, R1
+	SVC
+
+closeBoth:
 	MOVD $57, R8 // close
 	MOVD R23, R0
 	SVC
