@@ -11,7 +11,7 @@ import (
 	"unsafe"
 )
 
-// target is the descriptor that the handler sends to.
+// target is the descriptor that the handler sends to, 0 before there is one.
 var target int32
 
 // action is struct sigaction of the kernel's.
@@ -34,6 +34,9 @@ func To(pidfd int, signals ...syscall.Signal) error {
 	handler, back := addresses()
 	if handler == 0 {
 		return fmt.Errorf("forward signals: %w", errors.ErrUnsupported)
+	}
+	if target != 0 {
+		return errors.New("forward signals: they go to another process already")
 	}
 	target = int32(pidfd)
 	a := action{handler: handler, flags: onStack | restart, mask: ^uint64(0)}
