@@ -286,6 +286,11 @@ func (m *Manager) condemn(ctx context.Context, i Info) error {
 		}
 		return &inUseError{i.Name, who}
 	}
+	list, err := m.lockRecords(ctx)
+	if err != nil {
+		return err
+	}
+	defer list.Release()
 	if _, err := m.lookup(ctx, i.ID); err != nil {
 		return err // somebody else was first
 	}

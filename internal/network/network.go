@@ -249,9 +249,23 @@ func (m *Manager) define(ctx context.Context) (Info, error) {
 	return i, m.save(i)
 }
 
-// lockRecords locks the list of networks.
+// lockRecords locks the list of networks. Whoever writes a record holds it, so that what a killed writer left is swept here.
 func (m *Manager) lockRecords(ctx context.Context) (*disk.Lock, error) {
-	return disk.AcquireContext(ctx, m.root.Path("networks", ".lock"))
+	l, err := disk.AcquireContext(ctx, m.root.Path("networks", ".lock"))
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(m.root.Path("networks"))
+	for _, e := range entries {
+		if disk.IsTemp(e.Name()) {
+			err = errors.Join(err, os.Remove(m.root.Path("networks", e.Name())))
+		}
+	}
+	if err != nil {
+		l.Release()
+		return nil, fmt.Errorf("sweep networks: %w", err)
+	}
+	return l, nil
 }
 
 func (m *Manager) save(i Info) error {

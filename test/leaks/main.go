@@ -9,6 +9,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 )
 
@@ -119,8 +121,10 @@ func links() ([]string, error) {
 	all, err := netlink.LinkList()
 	var out []string
 	for _, l := range all {
-		if t := l.Type(); t == "veth" || t == "bridge" {
-			out = append(out, t+" "+l.Attrs().Name)
+		name := l.Attrs().Name
+		// Bridges are conex0 and cxb…, the host's ends of containers cxv…; others that a test has made are left by it as well.
+		if t := l.Type(); t == "veth" || t == "bridge" || strings.HasPrefix(name, "cx") || strings.HasPrefix(name, "conex") || strings.Contains(l.Attrs().Alias, "conex") {
+			out = append(out, t+" "+name)
 		}
 	}
 	return out, err
@@ -136,6 +140,21 @@ func tables() ([]string, error) {
 	for _, t := range all {
 		if strings.HasPrefix(t.Name, "conex") {
 			out = append(out, fmt.Sprintf("nftables table %s of family %d", t.Name, t.Family))
+		}
+		if t.Name != "filter" || err != nil {
+			continue
+		}
+		// iptables' own table, in which conex speaks for its bridges.
+		rules, rerr := c.GetRules(t, &nftables.Chain{Name: "FORWARD", Table: t})
+		if rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+			return nil, rerr
+		}
+		for _, r := range rules {
+			for _, e := range r.Exprs {
+				if cmp, ok := e.(*expr.Cmp); ok && (bytes.HasPrefix(cmp.Data, []byte("conex")) || bytes.HasPrefix(cmp.Data, []byte("cxb"))) {
+					out = append(out, fmt.Sprintf("rule of iptables' FORWARD, family %d, for %s", t.Family, bytes.TrimRight(cmp.Data, "\x00")))
+				}
+			}
 		}
 	}
 	return out, err
