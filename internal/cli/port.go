@@ -3,15 +3,19 @@ package cli
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
+
+	"conex/internal/container"
 
 	"github.com/moby/moby/api/types/network"
 	"github.com/spf13/cobra"
 )
 
 func (a *app) portCommand() *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use: "port CONTAINER [PRIVATE_PORT[/PROTO]]", Short: "List port mappings or a specific mapping for the container", Args: a.between(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			e, err := a.engine()
@@ -41,6 +45,95 @@ func (a *app) portCommand() *cobra.Command {
 			return nil
 		},
 	}
+	c.AddCommand(a.portAddCommand(), a.portRmCommand())
+	return c
+}
+
+func (a *app) portAddCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "add CONTAINER [IP:][HOST_PORT:]PRIVATE_PORT[/PROTO]...", Short: "Publish further ports of a container, also while it runs", Args: a.atLeast(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			exposed, bound := network.PortSet{}, network.PortMap{}
+			if err := parsePublish(args[1:], exposed, bound); err != nil {
+				return err
+			}
+			e, err := a.engine()
+			if err != nil {
+				return err
+			}
+			if err := e.ChangePorts(cmd.Context(), args[0], container.PortChange{Add: bound}); err != nil {
+				return err
+			}
+			ports, err := e.Port(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			for p := range ports { // of a stopped container there are none
+				if _, ok := bound[p]; !ok {
+					delete(ports, p)
+				}
+			}
+			for _, l := range portLines(ports) {
+				fmt.Fprintln(a.out, l)
+			}
+			return nil
+		},
+	}
+}
+
+func (a *app) portRmCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "rm CONTAINER [IP:]HOST_PORT[:PRIVATE_PORT][/PROTO]...", Short: "Take published ports of a container back, also while it runs", Args: a.atLeast(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var c container.PortChange
+			for _, s := range args[1:] {
+				n, err := parsePortName(s)
+				if err != nil {
+					return err
+				}
+				c.Remove = append(c.Remove, n)
+			}
+			e, err := a.engine()
+			if err != nil {
+				return err
+			}
+			return e.ChangePorts(cmd.Context(), args[0], c)
+		},
+	}
+}
+
+// parsePortName reads [IP:]HOST_PORT[:PRIVATE_PORT][/PROTO].
+func parsePortName(spec string) (n container.PortName, err error) {
+	s, proto, _ := strings.Cut(spec, "/")
+	if n.Proto, err = protocol(proto); err != nil {
+		return n, err
+	}
+	ip, host, ctr := splitPort(s)
+	if _, err := netip.ParseAddr(strings.Trim(host, "[]")); ip == "" && err == nil && strings.Contains(host, ".") { // IP:HOST_PORT
+		ip, host, ctr = host, ctr, ""
+	} else if strings.HasSuffix(host, "]") { // [::1]:HOST_PORT
+		ip, host, ctr = ip+":"+host, ctr, ""
+	} else if host == "" {
+		host, ctr = ctr, ""
+	}
+	if ip != "" {
+		if n.HostIP, err = netip.ParseAddr(strings.Trim(ip, "[]")); err != nil {
+			return n, fmt.Errorf("invalid IP address: %s", ip)
+		}
+	}
+	if h, err := strconv.ParseUint(host, 10, 16); err != nil || h == 0 {
+		return n, fmt.Errorf("invalid hostPort: %s", host)
+	}
+	n.HostPort = host
+	if ctr == "" {
+		return n, nil
+	}
+	p, err := strconv.ParseUint(ctr, 10, 16)
+	if err != nil || p == 0 {
+		return n, fmt.Errorf("invalid containerPort: %s", ctr)
+	}
+	n.Private = uint16(p)
+	return n, nil
 }
 
 func hostPort(b network.PortBinding) string {

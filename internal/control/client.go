@@ -196,6 +196,11 @@ func (c *Client) Update(ctx context.Context, changes container.Changes) error {
 	return c.call(ctx, "POST", "/update", nil, changes, nil)
 }
 
+// ChangePorts publishes further ports and takes some back, in the kernel and in the record. An error changes nothing.
+func (c *Client) ChangePorts(ctx context.Context, change container.PortChange) error {
+	return c.call(ctx, "POST", "/ports", nil, change, nil)
+}
+
 // Connect joins a network that the container is not on yet.
 func (c *Client) Connect(ctx context.Context, at container.Attachment) error {
 	return c.call(ctx, "POST", "/connect", nil, at, nil)

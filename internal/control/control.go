@@ -11,6 +11,7 @@
 //	POST /freeze                                 101 when every process stands still; they do until the client closes its half, or dies
 //	POST /pause, POST /unpause                   as /freeze, without a connection: until the other one, or the end
 //	POST /update                                 container.Changes
+//	POST /ports                                  container.PortChange
 //	POST /connect                                container.Attachment
 //	POST /disconnect?network=ID&name=
 //	GET  /top                                    {"pids": [...]}, host process ids

@@ -214,7 +214,7 @@ func (r *run) reserve(ctx context.Context) error {
 	if len(ats) == 0 {
 		return nil
 	}
-	ports, err := mappings(r.m.rec)
+	ports, err := mappings(r.m.current())
 	if err == nil {
 		err = r.bind(ctx, ats, ports)
 	}

@@ -107,6 +107,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		err = s.relink(w)
 	case "POST /update":
 		err = s.update(w, q)
+	case "POST /ports":
+		err = s.ports(w, q)
 	case "POST /exec":
 		err = s.exec(w, q)
 	default:

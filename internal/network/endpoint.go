@@ -237,31 +237,54 @@ const linkPrefix = "cxv"
 // Reserve is portmap.Reserve whose error for a taken port names the container that has it, when it is one of this root's.
 func (m *Manager) Reserve(ctx context.Context, ports []portmap.Mapping) (*portmap.Reservation, error) {
 	r, err := portmap.Reserve(ctx, ports)
+	return r, m.nameHolder(err)
+}
+
+// nameHolder completes the error for a taken port. The holder's name is a courtesy, so it has no error of its own.
+func (m *Manager) nameHolder(err error) error {
 	var taken *portmap.TakenError
 	if !errors.As(err, &taken) {
-		return r, err
+		return err
 	}
 	nets, nerr := m.attached()
-	if nerr != nil {
-		return nil, err // the holder's name is a courtesy
-	}
 	for _, id := range nets {
-		eps, nerr := m.endpoints(id)
-		if nerr != nil {
-			return nil, err
+		eps, eerr := m.endpoints(id)
+		if nerr != nil || eerr != nil {
+			return err
 		}
 		for _, e := range eps {
-			for _, p := range e.Ports {
-				if p.Collides(taken.Mapping) {
-					taken.Holder = e.ContainerName
-					if taken.Holder == "" {
-						taken.Holder = e.ContainerID
-					}
-				}
+			if slices.ContainsFunc(e.Ports, taken.Mapping.Collides) {
+				taken.Holder = cmp.Or(e.ContainerName, e.ContainerID)
 			}
 		}
 	}
-	return nil, err
+	return err
+}
+
+// PublishMore publishes further ports of a running container that publishes some. An error leaves those that it has.
+func (m *Manager) PublishMore(ctx context.Context, ep *Endpoint, r *portmap.Reservation, ports []portmap.Mapping) error {
+	l, err := m.lockTable(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	return m.nameHolder(r.Add(ctx, ports, func(all []portmap.Mapping) error {
+		ep.Ports = all
+		return m.writeEndpoint(ep)
+	}))
+}
+
+// PublishLess takes ports of a running container back.
+func (m *Manager) PublishLess(ctx context.Context, ep *Endpoint, r *portmap.Reservation, match func(portmap.Mapping) bool) error {
+	l, err := m.lockTable(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	return r.Drop(ctx, match, func(left []portmap.Mapping) error {
+		ep.Ports = left
+		return m.writeEndpoint(ep)
+	})
 }
 
 // Publish makes reserved ports reach the endpoint and records them in it, so that whoever settles a dead monitor can withdraw

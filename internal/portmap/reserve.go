@@ -24,6 +24,8 @@ type Reservation struct {
 	table  Table
 	active bool
 	closed bool
+	target Target
+	ctx    context.Context // of the forwarders, since Activate
 	cancel context.CancelFunc
 	firsts *firsts // nil under the policy docker
 	done   sync.WaitGroup
@@ -32,9 +34,9 @@ type Reservation struct {
 
 // held is one listener: tcp or udp.
 type held struct {
-	mapping int // index into maps
-	tcp     *net.TCPListener
-	udp     *net.UDPConn
+	of  Mapping // as it was reserved
+	tcp *net.TCPListener
+	udp *net.UDPConn
 }
 
 // The range that Reserve picks from when the host port is 0, Linux's default ephemeral range as in Docker.
@@ -112,7 +114,7 @@ func (r *Reservation) listen(ctx context.Context, i int) error {
 	}
 	n := len(r.held)
 	for _, b := range binds {
-		h := held{mapping: i}
+		h := held{of: m}
 		addr := netip.AddrPortFrom(b.ip, m.HostPort).String()
 		var err error
 		if m.Proto == "tcp" {
@@ -181,6 +183,10 @@ func (r *Reservation) Obey() error {
 	if r.closed || r.active || r.firsts != nil || !r.outward() {
 		return nil
 	}
+	return r.obey()
+}
+
+func (r *Reservation) obey() error {
 	f, err := openFirsts()
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) {
 		return nil
@@ -224,18 +230,112 @@ func (r *Reservation) Activate(ctx context.Context, t Table, containerID string,
 		}
 	}
 	r.table, r.active = t, true
-	fctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // the forwarders live until Close, not until ctx ends
-	r.cancel = cancel
-	for _, h := range r.held {
-		m := r.maps[h.mapping]
-		target := netip.AddrPortFrom(to.reach(), m.ContainerPort)
+	r.target = to
+	r.ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx)) // the forwarders live until Close, not until ctx ends
+	r.serve(r.held)
+	return nil
+}
+
+// serve starts the forwarders of listeners. The caller holds r.mu.
+func (r *Reservation) serve(hs []held) {
+	for _, h := range hs {
+		target := netip.AddrPortFrom(r.target.reach(), h.of.ContainerPort)
 		if h.tcp != nil {
-			r.done.Go(func() { r.serveTCP(fctx, h.tcp, target) })
+			r.done.Go(func() { r.serveTCP(r.ctx, h.tcp, target) })
 		} else {
 			r.done.Go(func() { r.serveUDP(h.udp, target) })
 		}
 	}
+}
+
+// Add publishes further ports. record is called with all mappings before the kernel has the new ones; an error, its own too, leaves
+// everything as it was. The caller holds the table's lock.
+func (r *Reservation) Add(ctx context.Context, ms []Mapping, record func([]Mapping) error) (err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || !r.active {
+		return errors.New("publish ports: the container does not run")
+	}
+	n, h := len(r.maps), len(r.held)
+	defer func() {
+		if err != nil {
+			for _, x := range r.held[h:] {
+				err = errors.Join(err, x.close())
+			}
+			r.held = r.held[:h]
+			if r.maps = r.maps[:n]; record != nil {
+				err = errors.Join(err, record(slices.Clone(r.maps)))
+			}
+		}
+	}()
+	next := uint16(ephemeralFirst)
+	r.maps = append(r.maps, ms...)
+	for i := n; i < len(r.maps); i++ {
+		if err := r.reserve(ctx, i, &next); err != nil {
+			record = nil // nothing was
+			return err
+		}
+		r.maps[i].Target = r.target
+	}
+	if !r.table.Docker && r.outward() && r.firsts == nil {
+		if err := r.obey(); err != nil {
+			return err
+		}
+		if r.firsts != nil {
+			if err := r.firsts.start(); err != nil {
+				return err
+			}
+		}
+	}
+	if r.firsts != nil {
+		for i := n; i < len(r.maps); i++ {
+			r.maps[i].Group = r.firsts.group
+		}
+	}
+	if err := record(slices.Clone(r.maps)); err != nil {
+		return err
+	}
+	if err := add(r.table, r.maps[n:]); err != nil {
+		return errors.Join(err, Withdraw(ctx, r.table, r.maps[n:]))
+	}
+	r.serve(r.held[h:])
 	return nil
+}
+
+// Drop takes ports back that match. Connections that are up stay. record is called with what is left once the kernel has let go. The
+// caller holds the table's lock.
+func (r *Reservation) Drop(ctx context.Context, match func(Mapping) bool, record func([]Mapping) error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || !r.active {
+		return errors.New("take ports back: the container does not run")
+	}
+	var gone, left []Mapping
+	for _, m := range r.maps {
+		if match(m) {
+			gone = append(gone, m)
+		} else {
+			left = append(left, m)
+		}
+	}
+	if err := Withdraw(ctx, r.table, gone); err != nil {
+		return err
+	}
+	var errs []error
+	r.held = slices.DeleteFunc(r.held, func(h held) bool {
+		if !slices.ContainsFunc(gone, h.of.same) {
+			return false
+		}
+		errs = append(errs, h.close())
+		return true
+	})
+	r.maps = left
+	return errors.Join(append(errs, record(slices.Clone(left)))...)
+}
+
+// same reports whether two mappings are of one port of the host and one of the container.
+func (m Mapping) same(o Mapping) bool {
+	return m.Proto == o.Proto && m.HostIP == o.HostIP && m.HostPort == o.HostPort && m.ContainerPort == o.ContainerPort
 }
 
 // Close stops the forwarders, removes the elements, frees the ports, and waits until no goroutine is left. Safe to call twice.
