@@ -14,7 +14,24 @@ import (
 
 func (a *app) networkGroup() *cobra.Command {
 	return a.group("network", "Manage networks", a.networkConnectCommand(), a.networkCreateCommand(), a.networkDisconnectCommand(), a.networkInspectCommand(),
-		a.networkLsCommand(), a.networkPruneCommand(), a.networkRmCommand())
+		a.networkLsCommand(), a.networkPruneCommand(), a.networkRepairCommand(), a.networkRmCommand())
+}
+
+func (a *app) networkRepairCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "repair", Short: "Mend bridges, forwarding and nftables that other tools have changed", Args: a.exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			e, err := a.engine()
+			if err != nil {
+				return err
+			}
+			done, err := e.RepairNetworks(cmd.Context())
+			for _, d := range done {
+				fmt.Fprintln(a.out, d)
+			}
+			return err
+		},
+	}
 }
 
 func (a *app) networkLsCommand() *cobra.Command {

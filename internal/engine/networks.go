@@ -53,6 +53,12 @@ type NetworkContainer struct {
 	Name, EndpointID, MacAddress, IPv4Address, IPv6Address string
 }
 
+// RepairNetworks mends what other tools did to bridges, forwarding and nftables, and returns what it was, a line each.
+func (e *Engine) RepairNetworks(ctx context.Context) ([]string, error) {
+	done, err := e.Networks().Repair(ctx)
+	return done, classify(err)
+}
+
 // CreateNetwork makes a network and returns its id. A nil error promises that it survives a power loss.
 func (e *Engine) CreateNetwork(ctx context.Context, req mnet.CreateRequest) (string, error) {
 	spec, err := networkSpec(&req)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"conex/internal/container"
 	"conex/internal/dns"
@@ -58,7 +59,25 @@ func (r *run) connectAll(ctx context.Context) error {
 	if err := r.publish(ctx); err != nil {
 		return err
 	}
+	r.watch()
 	return m.writeFiles(r.files, r.eps, r.links)
+}
+
+// watch mends the network when somebody else has changed nf_tables, until release: a firewall that starts or reloads may take our table
+// along, or set a policy that containers can't live with.
+func (r *run) watch() {
+	var ctx context.Context
+	ctx, r.unwatch = context.WithCancel(context.Background())
+	go func() { // ended by release, which need not wait: Mend takes nothing that a settled container could miss
+		err := portmap.Watch(ctx, func(at time.Time) {
+			if err := r.m.nets.Mend(ctx, at); err != nil && ctx.Err() == nil {
+				complain("mend network", err)
+			}
+		})
+		if err != nil {
+			complain("watch network", err)
+		}
+	}()
 }
 
 // attach joins one network.

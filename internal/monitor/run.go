@@ -52,6 +52,8 @@ type run struct {
 	// freezing keeps the processes still while somebody wants it.
 	freezing freezing
 
+	unwatch func() // ends watch; nil without
+
 	mu    sync.Mutex
 	execs map[string]*execution
 	ender *container.Ender
@@ -331,6 +333,9 @@ func (r *run) release() error {
 	defer r.m.changes.Unlock()
 	r.released = true
 	r.m.unmarkLinks()
+	if r.unwatch != nil {
+		r.unwatch()
+	}
 	if r.res != nil {
 		errs = append(errs, r.res.Close())
 		r.res = nil

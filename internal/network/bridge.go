@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,6 +35,19 @@ const maxBridges = 1000
 // caller holds the network's lock. The Info it returns differs from the one given when the network had to move since its interface's
 // name or its subnet was taken by somebody else.
 func (m *Manager) ensure(ctx context.Context, i Info) (Info, link, error) {
+	i, br, err := m.provide(ctx, i)
+	if err != nil {
+		return i, br, err
+	}
+	t, err := m.table(ctx)
+	if err == nil {
+		_, err = m.speak(ctx, t)
+	}
+	return i, br, err
+}
+
+// provide is ensure without a word to iptables.
+func (m *Manager) provide(ctx context.Context, i Info) (Info, link, error) {
 	if i.Driver != DriverBridge {
 		parent, err := ensureParent(i)
 		return i, parent, err
@@ -70,11 +84,7 @@ func (m *Manager) ensure(ctx context.Context, i Info) (Info, link, error) {
 			return i, br, err
 		}
 	}
-	if err := m.forward(ctx, t, i); err != nil {
-		return i, br, err
-	}
-	_, err = m.speak(ctx, t)
-	return i, br, err
+	return i, br, m.forward(ctx, t, i)
 }
 
 // erect makes or repairs the network's bridge unless it stands.
@@ -387,7 +397,7 @@ func (m *Manager) cleanup(ctx context.Context, i Info) error {
 	if err := portmap.Remove(t); err != nil {
 		return err
 	}
-	return errors.Join(os.RemoveAll(m.guardPath()), os.RemoveAll(m.policyPath()), os.RemoveAll(m.dir(i.ID)))
+	return errors.Join(os.RemoveAll(m.guardPath()), os.RemoveAll(m.policyPath()), os.RemoveAll(filepath.Join(m.state, "repair.lock")), os.RemoveAll(m.dir(i.ID)))
 }
 
 // removePorts deletes our veths that are still on the bridge: their namespace is on its way out, or somebody holds it.

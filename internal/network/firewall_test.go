@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -9,8 +10,10 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"conex/internal/linux/netlink"
 	"conex/internal/portmap"
@@ -307,4 +310,132 @@ func TestPublishOften(t *testing.T) {
 		t.Errorf("source %q, %v", seen, err)
 	}
 	check(t, r.Close())
+}
+
+// TestRepairAll lets others do their worst: after Repair, which says what it did, all is as before; a second one finds nothing.
+func TestRepairAll(t *testing.T) {
+	need(t, "nft", "ip", "iptables-nft")
+	w := newWorld(t)
+	if done, err := w.m.Repair(t.Context()); err != nil || len(done) > 0 {
+		t.Fatalf("before there was anything: %q, %v", done, err)
+	}
+	a, b := w.attach("aaa"), w.attach("bbb")
+	a.serve(80)
+	a.publish(portmap.Mapping{Proto: "tcp", HostPort: 8080, ContainerPort: 80}, portmap.Mapping{Proto: "udp", HostPort: 8080, ContainerPort: 80, HostIP: netip.MustParseAddr(hostIP4)})
+	(&container{ns: w.client, w: w}).serve(81)
+	br := a.ep.Bridge(w)
+	works := func() {
+		t.Helper()
+		for _, network := range []string{"tcp", "udp"} {
+			if seen, err := ask(w.client, network, hostIP4+":8080"); err != nil || seen != clientIP4 {
+				t.Errorf("outside to the port, %s: %q %v", network, seen, err)
+			}
+			if seen, err := ask(b.ns, network, clientIP4+":81"); err != nil || seen != hostIP4 {
+				t.Errorf("container to outside, %s: %q %v", network, seen, err)
+			}
+			if _, err := ask(b.ns, network, a.ep.Address.Addr().String()+":80"); err != nil {
+				t.Errorf("container to container, %s: %v", network, err)
+			}
+		}
+	}
+	works()
+	for _, c := range []struct{ name, harm, undo, said string }{
+		{name: "nothing"},
+		{name: "flush ruleset", harm: "nft flush ruleset", said: "nftables table conex has network bridge again"},
+		{name: "flush a chain", harm: "nft flush chain inet conex forward", said: "nftables table conex has network bridge again"},
+		{name: "flush the elements", harm: "nft flush map inet conex ports4; nft flush map inet conex first4", said: "elements put back into nftables table conex"},
+		{name: "delete the bridge", harm: "ip link del " + br, said: "bridge " + br + " of network bridge set up again"},
+		{name: "bridge down", harm: "ip link set " + br + " down", said: "bridge " + br + " of network bridge set up again"},
+		{name: "address gone", harm: "ip addr flush dev " + br, said: "bridge " + br + " of network bridge set up again"},
+		{name: "interface off its bridge", harm: "ip link set " + a.ep.HostInterface + " nomaster", said: "container name-aaa is on bridge " + br + " again"},
+		{name: "forwarding off", harm: "echo 0 > /proc/sys/net/ipv4/ip_forward", said: "IPv4 forwarding switched on"},
+		{
+			name: "another engine comes up", harm: "iptables-nft -P FORWARD DROP", undo: "iptables-nft -P FORWARD ACCEPT; iptables-nft -F FORWARD",
+			said: "iptables' FORWARD chain lets " + br + " pass",
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.harm != "" {
+				sh(t, c.harm)
+			}
+			if c.undo != "" {
+				defer sh(t, c.undo)
+			}
+			done, err := w.m.Repair(t.Context())
+			check(t, err)
+			if c.said == "" && len(done) > 0 || c.said != "" && !strings.Contains(strings.Join(done, "\n"), c.said) {
+				t.Errorf("said %q, want %q", done, c.said)
+			}
+			works()
+			// The kernel takes a moment for a new IPv6 address.
+			for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+				done, err := w.m.Repair(t.Context())
+				check(t, err)
+				if len(done) == 0 {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("the second time: %q", done)
+				}
+			}
+		})
+	}
+}
+
+// TestMendByItself has a watcher for each of some containers: what others do is mended without anybody's command, and elements wake nobody.
+func TestMendByItself(t *testing.T) {
+	need(t, "nft", "iptables-nft")
+	w := newWorld(t)
+	a := w.attach("aaa")
+	a.serve(80)
+	r := a.publish(portmap.Mapping{Proto: "tcp", HostPort: 8080, ContainerPort: 80})
+	ctx, cancel := context.WithCancel(t.Context())
+	woken := make(chan struct{}, 100)
+	var done sync.WaitGroup
+	for range 3 {
+		done.Go(func() {
+			check(t, portmap.Watch(ctx, func(at time.Time) {
+				woken <- struct{}{}
+				if err := w.m.Mend(ctx, at); err != nil && ctx.Err() == nil {
+					t.Error(err)
+				}
+			}))
+		})
+	}
+	defer done.Wait()
+	defer cancel()
+	eventually := func(what string) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			// The listener alone would let the container see the gateway.
+			seen, err := ask(w.client, "tcp", hostIP4+":8080")
+			if err == nil && seen == clientIP4 {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: source %q, %v", what, seen, err)
+			}
+		}
+	}
+	// The watchers are there when something wakes them: the first thing may come before they listen.
+	for len(woken) < 3 {
+		sh(t, "nft add table inet other; nft delete table inet other; sleep 0.2")
+	}
+	for len(woken) > 0 {
+		<-woken
+	}
+	// Our own ports wake nobody.
+	check(t, r.Close())
+	a.publish(portmap.Mapping{Proto: "tcp", HostPort: 8080, ContainerPort: 80})
+	time.Sleep(300 * time.Millisecond)
+	if len(woken) > 0 {
+		t.Error("a port of ours wakes the watchers")
+	}
+	for _, harm := range []string{"nft flush ruleset", "nft delete table inet conex", "iptables-nft -P FORWARD DROP"} {
+		sh(t, harm)
+		eventually(harm)
+	}
+	cancel()
+	done.Wait()
+	sh(t, "iptables-nft -P FORWARD ACCEPT; iptables-nft -F FORWARD")
 }

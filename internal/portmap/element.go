@@ -302,3 +302,35 @@ func Withdraw(ctx context.Context, t Table, ms []Mapping) error {
 	}
 	return flushUDP(ms, true)
 }
+
+// Missing counts the elements of published ports that the table should have and has not. Callers hold the table's lock.
+func Missing(ctx context.Context, t Table) (int, error) {
+	want, _, err := everything(t)
+	if err != nil {
+		return 0, err
+	}
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	n := 0
+	for set, es := range want {
+		if slices.Contains([]string{setBridges, setPairs, setInternal, setSubnets4, setSubnets6, setGuard}, set) {
+			continue // they come with their bridge; see Standing
+		}
+		for _, e := range es {
+			if err := ctx.Err(); err != nil {
+				return 0, err
+			}
+			found, _, err := get(c, t.Name, element{set: set, key: e.Key})
+			if err != nil {
+				return 0, err
+			}
+			if !found {
+				n++
+			}
+		}
+	}
+	return n, nil
+}

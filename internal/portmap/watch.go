@@ -14,9 +14,10 @@ import (
 // settleTime is how long others must leave nf_tables alone before it is looked at: a firewall's reload is several transactions.
 const settleTime = 100 * time.Millisecond
 
-// Watch calls changed after others' changes of nf_tables: tables, chains and rules, not elements, since those change with every port that
-// somebody publishes. It returns when ctx ends. It costs a socket and, while nothing happens, no more.
-func Watch(ctx context.Context, changed func()) error {
+// Watch calls changed after others' changes of nf_tables, with the time of the last one: tables, chains and rules, not elements, since those
+// change with every port that somebody publishes, nor the chains that come with our own ports. It returns when ctx ends. It costs
+// a socket and, while nothing happens, no more.
+func Watch(ctx context.Context, changed func(at time.Time)) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return fmt.Errorf("watch nftables: %w", err)
@@ -43,6 +44,7 @@ func Watch(ctx context.Context, changed func()) error {
 		if err != nil {
 			return fmt.Errorf("watch nftables: %w", err)
 		}
+		at := time.Now()
 		t := time.NewTimer(settleTime)
 		for quiet := false; !quiet; {
 			select {
@@ -52,11 +54,11 @@ func Watch(ctx context.Context, changed func()) error {
 			case <-t.C:
 			}
 			if quiet = !drain(fd); !quiet {
+				at = time.Now()
 				t.Reset(settleTime)
 			}
 		}
-		changed()
-		drain(fd) // what changed did itself
+		changed(at)
 	}
 }
 
@@ -77,16 +79,41 @@ func drain(fd int) (some bool) {
 	}
 }
 
-// filterEvents lets the kernel drop notices of elements, and the numbers of generations that end every transaction.
+// filterEvents lets the kernel drop notices of elements, the numbers of generations that end every transaction, and what our own ports
+// bring along: chains and rules that are new in a table of conex, and the end of log chains.
 func filterEvents(fd int) error {
 	typ := func(msg uint16) uint32 { // as a load of a 16-bit number in network order sees it
 		return uint32(binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.NFNL_SUBSYS_NFTABLES<<8|msg)))
 	}
-	drops := []uint16{unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM, unix.NFT_MSG_NEWGEN}
-	filter := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 4}} // nlmsghdr.nlmsg_type
-	for i, d := range drops {
-		filter = append(filter, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: typ(d), Jt: uint8(len(drops) - i)})
+	const (
+		typeAt  = 4               // nlmsghdr.nlmsg_type
+		tableAt = 16 + 4 + 4      // behind nlmsghdr, nfgenmsg and the first attribute's head
+		chainAt = tableAt + 8 + 4 // of a table whose name has up to seven letters
+		cone    = uint32('c')<<24 | 'o'<<16 | 'n'<<8 | 'e'
+		logp    = uint32('l')<<8 | 'o'
+	)
+	load := func(size uint16, at uint32) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_LD | size | unix.BPF_ABS, K: at}
 	}
-	filter = append(filter, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 1 << 16}, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K})
+	equal := func(v uint32, yes, no uint8) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: v, Jt: yes, Jf: no}
+	}
+	filter := []unix.SockFilter{
+		load(unix.BPF_H, typeAt),
+		equal(typ(unix.NFT_MSG_NEWSETELEM), 12, 0),
+		equal(typ(unix.NFT_MSG_DELSETELEM), 11, 0),
+		equal(typ(unix.NFT_MSG_NEWGEN), 10, 0),
+		equal(typ(unix.NFT_MSG_NEWCHAIN), 2, 0),
+		equal(typ(unix.NFT_MSG_NEWRULE), 1, 0),
+		equal(typ(unix.NFT_MSG_DELRULE), 2, 6),
+		load(unix.BPF_W, tableAt),
+		equal(cone, 5, 4),
+		load(unix.BPF_W, tableAt),
+		equal(cone, 0, 2),
+		load(unix.BPF_H, chainAt),
+		equal(logp, 1, 0),
+		{Code: unix.BPF_RET | unix.BPF_K, K: 1 << 16},
+		{Code: unix.BPF_RET | unix.BPF_K},
+	}
 	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
 }
