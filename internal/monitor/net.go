@@ -73,6 +73,7 @@ func (r *run) watch() {
 			if err := r.m.nets.Mend(ctx, at); err != nil && ctx.Err() == nil {
 				complain("mend network", err)
 			}
+			r.m.calm()
 		})
 		if err != nil {
 			complain("watch network", err)
