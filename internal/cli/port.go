@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -15,9 +16,20 @@ import (
 )
 
 func (a *app) portCommand() *cobra.Command {
+	var audit bool
+	var format string
 	c := &cobra.Command{
-		Use: "port CONTAINER [PRIVATE_PORT[/PROTO]]", Short: "List port mappings or a specific mapping for the container", Args: a.between(1, 2),
+		Use: "port [OPTIONS] CONTAINER [PRIVATE_PORT[/PROTO]]", Short: "List port mappings or a specific mapping for the container",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if audit {
+				return a.between(0, 1)(cmd, args)
+			}
+			return a.between(1, 2)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if audit {
+				return a.auditPorts(cmd.Context(), append(args, "")[0], format)
+			}
 			e, err := a.engine()
 			if err != nil {
 				return err
@@ -45,8 +57,23 @@ func (a *app) portCommand() *cobra.Command {
 			return nil
 		},
 	}
+	c.Flags().BoolVar(&audit, "audit", false, "Show from where published ports can be reached, and which rule of which firewall decides")
+	c.Flags().StringVar(&format, "format", "", formatHelp)
 	c.AddCommand(a.portAddCommand(), a.portRmCommand())
 	return c
+}
+
+func (a *app) auditPorts(ctx context.Context, name, format string) error {
+	e, err := a.engine()
+	if err != nil {
+		return err
+	}
+	rows, err := e.AuditPorts(ctx, name)
+	if err != nil {
+		return err
+	}
+	head := headings{"Container": "CONTAINER", "Port": "PORT", "Published": "PUBLISHED", "From": "FROM", "Family": "IP", "Reached": "REACHED", "Source": "SEEN AS", "Way": "WAY", "Why": "WHY"}
+	return writeList(a.out, format, `{{.Container}}\t{{.Published}}->{{.Port}}\t{{.From}}\tIPv{{.Family}}\t{{.Reached}}\t{{.Source}}\t{{.Why}}`, head, rows)
 }
 
 func (a *app) portAddCommand() *cobra.Command {

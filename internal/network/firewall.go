@@ -91,3 +91,28 @@ func (m *Manager) speak(ctx context.Context, t portmap.Table) ([]string, error) 
 	}
 	return portmap.Pass(ours)
 }
+
+// Reaches says from where the ports that endpoints publish can be reached, and why. It changes nothing.
+func (m *Manager) Reaches(ctx context.Context, name string, ports []portmap.Mapping) ([]portmap.Reach, error) {
+	t, err := m.table(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out, err := uplinks()
+	if err != nil {
+		return nil, err
+	}
+	list, err := m.records()
+	if err != nil {
+		return nil, err
+	}
+	return portmap.Reaches(ctx, t, name, ports, portmap.Surroundings{Uplinks: out, Others: func(own string) []string {
+		var names []string
+		for _, i := range list {
+			if _, err := rtnetlink.LinkByName(i.Interface); err == nil && i.Driver == DriverBridge && i.Interface != own {
+				names = append(names, i.Interface)
+			}
+		}
+		return names
+	}})
+}

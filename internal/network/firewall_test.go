@@ -439,3 +439,83 @@ func TestMendByItself(t *testing.T) {
 	done.Wait()
 	sh(t, "iptables-nft -P FORWARD ACCEPT; iptables-nft -F FORWARD")
 }
+
+// TestReaches compares what the audit says with what happens.
+func TestReaches(t *testing.T) {
+	need(t, "nft", "iptables-nft")
+	w := newWorld(t)
+	_, err := w.m.Create(t.Context(), Spec{Name: "other"})
+	check(t, err)
+	defer func() { check(t, w.m.Remove(t.Context(), "other")) }()
+	for _, policy := range []string{"host", "docker"} {
+		check(t, w.m.SetPolicy(t.Context(), policy == "docker"))
+		a, b := w.attach("aaa"+policy), w.attach("bbb"+policy)
+		a.serve(80)
+		r := a.publish(portmap.Mapping{Proto: "tcp", HostPort: 8080, ContainerPort: 80}, portmap.Mapping{Proto: "tcp", HostPort: 8081, ContainerPort: 80, HostIP: netip.MustParseAddr("127.0.0.1")})
+		o := &container{ns: newNetNS(t), w: w}
+		o.ep, err = w.m.Attach(t.Context(), AttachRequest{ContainerID: "other" + policy, NetNS: o.ns, Network: "other"})
+		check(t, err)
+		froms := map[string]*os.File{uplinkName: w.client, "host": nil, "same network": b.ns, "network on " + o.ep.Bridge(w): o.ns}
+		for _, f := range []struct{ name, up, down, why string }{
+			{name: "nothing", why: "nothing closes the port for the host"},
+			{name: "a set, an interface and a map", why: "drop by the policy of chain in of the nftables table inet fw",
+				up:   "nft 'table inet fw { set open { type inet_service; flags interval; elements = { 22, 8000-8079 }; }; chain in { type filter hook input priority 0; policy drop; iif lo accept; ct state vmap { established : accept, related : accept, invalid : drop }; icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept; iifname \"" + firstBridge + "\" accept; tcp dport @open accept; }; }'",
+				down: "nft delete table inet fw"},
+			{name: "a port of a set", why: "reject by rule 1 of chain ports of the nftables table inet fw",
+				up:   "nft 'table inet fw { chain ports { tcp dport { 80, 8080 } reject with tcp reset; }; chain in { type filter hook input priority 0; policy accept; iif lo accept; jump ports; }; }'",
+				down: "nft delete table inet fw"},
+			{name: "iptables", why: "drop by rule 2 of iptables' chain INPUT",
+				up:   "iptables-nft -A INPUT -i lo -j ACCEPT; iptables-nft -A INPUT -p tcp -m multiport --dports 443,8000:8100 -m conntrack --ctstate NEW -j DROP; ip6tables-nft -A INPUT -p tcp --dport 8080 -j DROP",
+				down: "iptables-nft -F INPUT; ip6tables-nft -F INPUT"},
+			{name: "forward", why: "forwarded packets: drop by rule 1 of chain pass of the nftables table inet fw",
+				up:   "nft 'table inet fw { chain pass { type filter hook forward priority 0; oifname \"" + firstBridge + "\" tcp dport 80 drop; }; }'",
+				down: "nft delete table inet fw"},
+		} {
+			t.Run(policy+"/"+f.name, func(t *testing.T) {
+				if f.up != "" {
+					sh(t, f.up)
+					defer sh(t, f.down)
+				}
+				got, err := w.m.Reaches(t.Context(), "aaa", r.Mappings())
+				check(t, err)
+				asked, said := 0, false
+				for _, g := range got {
+					if g.Published != "0.0.0.0:8080" {
+						if (g.Reached == "yes") != (g.From == "host") {
+							t.Errorf("a port of the loopback: %+v", g)
+						}
+						continue
+					}
+					ns, ok := froms[g.From]
+					if !ok {
+						t.Errorf("from %q", g.From)
+						continue
+					}
+					asked++
+					addr := hostIP4 + ":8080"
+					if g.Family == 6 {
+						addr = "[" + hostIP6 + "]:8080"
+					}
+					seen, err := ask(ns, "tcp", addr)
+					if err != nil && g.Reached == "yes" { // a neighbour that is new to the kernel takes longer on a busy machine
+						seen, err = ask(ns, "tcp", addr)
+					}
+					if (err == nil) != (g.Reached == "yes") {
+						t.Errorf("%+v, and it was: source %q, %v", g, seen, err)
+					}
+					said = said || g.Why == f.why
+				}
+				if asked != 8 {
+					t.Errorf("%d answers: %+v", asked, got)
+				}
+				if !said && (policy == "host" || f.name == "forward") {
+					t.Errorf("nobody says %q: %+v", f.why, got)
+				}
+			})
+		}
+		check(t, r.Close())
+		for _, id := range w.attached() {
+			check(t, w.m.Detach(t.Context(), id))
+		}
+	}
+}

@@ -124,6 +124,18 @@ func FuzzForeign(f *testing.F) {
 		if ok && (r.table == "" || r.chain == "") {
 			t.Error("a rule of no chain")
 		}
+		rs := &ruleset{chains: []foreignChain{{family: 2, table: "t", name: "c", typ: "filter", hooked: true, hook: unix.NF_INET_LOCAL_IN}},
+			rules: map[string][]foreignRule{chainKey(2, "t", "c"): {r, r}}, sets: map[string]*foreignSet{}}
+		if f := rs.ask(unix.NF_INET_LOCAL_IN, flow{family: 2, proto: 6, port: 8080, iif: "eth0", ctState: ctStateNew, local: true}); f.verdict == "" {
+			t.Error("no verdict")
+		}
+		s := &foreignSet{}
+		s.read(b)
+		s.find([]byte("conex0"))
+		xtMatch("tcp", b, flow{proto: 6})
+		xtMatch("multiport", b, flow{proto: 6})
+		xtMatch("conntrack", b, flow{proto: 6})
+		xtMatch("addrtype", b, flow{local: true})
 		p := passing{rules: []foreignRule{r}}
 		if in, out := p.find("conex0"); len(in)+len(out) > 1 {
 			t.Error("one rule is two")

@@ -18,6 +18,7 @@ import (
 const (
 	iptGetInfo    = 64 // IPT_SO_GET_INFO
 	iptGetEntries = 65 // IPT_SO_GET_ENTRIES
+	hookInput     = 1  // NF_INET_LOCAL_IN
 	hookForward   = 2  // NF_INET_FORWARD
 
 	iptInfoSize    = 84  // struct ipt_getinfo
@@ -30,41 +31,62 @@ const (
 
 // legacyForwardDrops reports whether the filter table of iptables-legacy has the policy DROP on its FORWARD chain.
 func legacyForwardDrops() (bool, error) {
+	drops, _, err := legacyPolicy(hookForward)
+	return drops, err
+}
+
+// legacyInput says in words what iptables-legacy has against the host's input; empty when nothing.
+func legacyInput() (string, error) {
+	drops, rules, err := legacyPolicy(hookInput)
+	switch {
+	case err != nil:
+		return "", err
+	case drops:
+		return "iptables-legacy's chain INPUT drops by default; see iptables-legacy -S INPUT", nil
+	case rules:
+		return "iptables-legacy's chain INPUT has rules; see iptables-legacy -S INPUT", nil
+	}
+	return "", nil
+}
+
+// legacyPolicy reports whether a chain of iptables-legacy's filter table drops by default, and whether there are rules in it.
+func legacyPolicy(hook int) (drops, rules bool, err error) {
 	// Asking for a table makes the kernel load it, so ask only where it is in use.
 	b, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return false, false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("list iptables: %w", err)
+		return false, false, fmt.Errorf("list iptables: %w", err)
 	}
 	if !slices.Contains(strings.Fields(string(b)), "filter") {
-		return false, nil
+		return false, false, nil
 	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	if err != nil {
-		return false, fmt.Errorf("open iptables: %w", err)
+		return false, false, fmt.Errorf("open iptables: %w", err)
 	}
 	defer unix.Close(fd)
 	info := make([]byte, iptInfoSize)
 	copy(info, "filter")
 	if err := getsockopt(fd, iptGetInfo, info); err != nil {
-		return false, fmt.Errorf("read iptables filter: %w", err)
+		return false, false, fmt.Errorf("read iptables filter: %w", err)
 	}
 	u32 := func(b []byte, at int) int { return int(binary.NativeEndian.Uint32(b[at:])) }
 	// name[32], valid_hooks, hook_entry[5], underflow[5], num_entries, size: underflow is where a hook's policy stands.
-	policy, size := u32(info, 32+4+5*4+hookForward*4), u32(info, 80)
+	policy, size := u32(info, 32+4+5*4+hook*4), u32(info, 80)
 	entries := make([]byte, iptEntriesHead+size)
 	copy(entries, "filter")
 	binary.NativeEndian.PutUint32(entries[32:], uint32(size))
 	err = getsockopt(fd, iptGetEntries, entries)
 	if errors.Is(err, unix.EAGAIN) {
-		return false, errors.New("read iptables filter: it changed meanwhile, try again")
+		return false, false, errors.New("read iptables filter: it changed meanwhile, try again")
 	}
 	if err != nil {
-		return false, fmt.Errorf("read iptables filter: %w", err)
+		return false, false, fmt.Errorf("read iptables filter: %w", err)
 	}
-	return policyDrops(entries[iptEntriesHead:], policy)
+	drops, err = policyDrops(entries[iptEntriesHead:], policy)
+	return drops, u32(info, 32+4+hook*4) != policy, err
 }
 
 // policyDrops reads the verdict of the rule at offset at.
