@@ -118,10 +118,8 @@ func protocol(s string) (network.IPProtocol, error) {
 	switch p := network.IPProtocol(strings.ToLower(s)); p {
 	case "":
 		return network.TCP, nil
-	case network.TCP, network.UDP:
+	case network.TCP, network.UDP, network.SCTP:
 		return p, nil
-	case network.SCTP:
-		return "", errors.New("protocol sctp is not supported yet")
 	}
 	return "", fmt.Errorf("invalid proto: %s", s)
 }

@@ -76,7 +76,6 @@ func TestValidate(t *testing.T) {
 		`invalid --security-opt: "what=ever"`:                     {SecurityOpt: []string{"what=ever"}},
 		"opening seccomp profile (/nosuch) failed":                {SecurityOpt: []string{"seccomp=/nosuch"}},
 		"bad format for add-host":                                 {ExtraHosts: []string{"nonsense"}},
-		"protocol sctp is not supported":                          {PortBindings: mnet.PortMap{mnet.MustParsePort("1/sctp"): nil}},
 		"invalid hostPort: 90000":                                 {PortBindings: mnet.PortMap{mnet.MustParsePort("1"): {{HostPort: "90000"}}}},
 		"invalid hostPort: 20-10":                                 {PortBindings: mnet.PortMap{mnet.MustParsePort("1"): {{HostPort: "20-10"}}}},
 		"No such container: x":                                    {PidMode: "container:x"},

@@ -32,8 +32,8 @@ func (e *Engine) validateNetwork(ctx context.Context, conf *apic.Config, hc *api
 		}
 	}
 	for p, bindings := range hc.PortBindings {
-		if p.Proto() != mnet.TCP && p.Proto() != mnet.UDP {
-			return invalid("publish port %s: protocol %s is not supported, use tcp or udp", p, p.Proto())
+		if p.Proto() != mnet.TCP && p.Proto() != mnet.UDP && p.Proto() != mnet.SCTP {
+			return invalid("publish port %s: protocol %s is not supported, use tcp, udp or sctp", p, p.Proto())
 		}
 		for _, b := range bindings {
 			first, last, isRange := strings.Cut(b.HostPort, "-")

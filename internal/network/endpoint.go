@@ -236,7 +236,14 @@ const linkPrefix = "cxv"
 
 // Reserve is portmap.Reserve whose error for a taken port names the container that has it, when it is one of this root's.
 func (m *Manager) Reserve(ctx context.Context, ports []portmap.Mapping) (*portmap.Reservation, error) {
-	r, err := portmap.Reserve(ctx, ports)
+	var others []portmap.Mapping
+	if slices.ContainsFunc(ports, func(p portmap.Mapping) bool { return p.Proto == "sctp" }) {
+		var err error
+		if others, err = m.live(); err != nil {
+			return nil, err
+		}
+	}
+	r, err := portmap.ReserveBeside(ctx, ports, others)
 	return r, m.nameHolder(err)
 }
 
@@ -316,6 +323,19 @@ func (m *Manager) Publish(ctx context.Context, ep *Endpoint, r *portmap.Reservat
 		return err
 	}
 	defer l.Release()
+	// Two that reserved one sctp port at a time learn of each other here.
+	for _, p := range ports {
+		if p.Proto != "sctp" {
+			continue
+		}
+		live, err := m.live()
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(live, p.Collides) {
+			return m.nameHolder(&portmap.TakenError{Mapping: p})
+		}
+	}
 	ep.Ports = ports
 	// The record first: elements without one would be nobody's after a crash.
 	if err := m.rewriteEndpoint(ep); err != nil {

@@ -2,8 +2,11 @@ package network
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -517,5 +520,47 @@ func TestReaches(t *testing.T) {
 		for _, id := range w.attached() {
 			check(t, w.m.Detach(t.Context(), id))
 		}
+	}
+}
+
+// TestPublishSCTP sends the first chunk of an sctp association, by hand since kernels without sctp sockets are common: it arrives with the
+// client's address, and a second container can't have the port.
+func TestPublishSCTP(t *testing.T) {
+	w := newWorld(t)
+	for _, policy := range []string{"host", "docker"} {
+		check(t, w.m.SetPolicy(t.Context(), policy == "docker"))
+		a := w.attach("aaa" + policy)
+		ports := []portmap.Mapping{{Proto: "sctp", HostPort: 8080, ContainerPort: 80}}
+		r := a.publish(ports...)
+		if _, err := w.m.Reserve(t.Context(), ports); !errors.Is(err, portmap.ErrPortTaken) || !strings.Contains(err.Error(), "(by container name-aaa"+policy+")") {
+			t.Errorf("a second one: %v", err)
+		}
+		var in net.PacketConn
+		check(t, netlink.In(a.ns, func() (err error) {
+			in, err = net.ListenPacket("ip4:132", "0.0.0.0")
+			return err
+		}))
+		check(t, in.SetDeadline(time.Now().Add(10*time.Second)))
+		// Ports, tag 0, checksum, and an INIT chunk of 20 bytes.
+		init := []byte{0x30, 0x39, 0x1f, 0x90, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 20, 0, 0, 0, 7, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1}
+		binary.LittleEndian.PutUint32(init[8:], crc32.Checksum(init, crc32.MakeTable(crc32.Castagnoli)))
+		check(t, netlink.In(w.client, func() error {
+			out, err := net.Dial("ip4:132", hostIP4)
+			if err != nil {
+				return err
+			}
+			defer out.Close()
+			_, err = out.Write(init)
+			return err
+		}))
+		b := make([]byte, 100)
+		n, from, err := in.ReadFrom(b)
+		check(t, err)
+		if from.String() != clientIP4 || n != len(init) || binary.BigEndian.Uint16(b[2:]) != 80 {
+			t.Errorf("%s: % x from %s", policy, b[:n], from)
+		}
+		in.Close()
+		check(t, r.Close())
+		check(t, w.m.Detach(t.Context(), "aaa"+policy))
 	}
 }

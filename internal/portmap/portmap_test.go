@@ -120,7 +120,7 @@ func TestReserve(t *testing.T) {
 	if got := reserve(t, Mapping{Proto: "tcp", HostPort: ms[0].HostPort, HostPortEnd: ms[1].HostPort + 1, ContainerPort: 80}).Mappings()[0].HostPort; got != ms[1].HostPort+1 {
 		t.Errorf("range gave %d", got)
 	}
-	for _, m := range []Mapping{{Proto: "sctp", HostPort: 1, ContainerPort: 1}, {Proto: "tcp", HostPort: 1}, {Proto: "tcp", HostIP: netip.MustParseAddr("192.0.2.99"), HostPort: 7000, ContainerPort: 1}} {
+	for _, m := range []Mapping{{Proto: "sctp", HostPort: 1, ContainerPort: 1, HostIP: netip.MustParseAddr("127.0.0.1")}, {Proto: "icmp", HostPort: 1, ContainerPort: 1}, {Proto: "tcp", HostPort: 1}, {Proto: "tcp", HostIP: netip.MustParseAddr("192.0.2.99"), HostPort: 7000, ContainerPort: 1}} {
 		if r, err := Reserve(t.Context(), []Mapping{m}); err == nil || errors.Is(err, ErrPortTaken) {
 			t.Errorf("%+v: %v %v", m, r, err)
 		}

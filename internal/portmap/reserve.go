@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -17,8 +18,9 @@ import (
 // Reservation holds host ports by listening on them, from before the container starts until Close. The process that made it
 // must stay: when it dies the kernel frees the ports, and Withdraw removes the rest.
 type Reservation struct {
-	maps []Mapping
-	held []held
+	maps   []Mapping
+	others []Mapping // what sctp ports must not collide with
+	held   []held
 
 	mu     sync.Mutex
 	table  Table
@@ -37,6 +39,8 @@ type held struct {
 	of  Mapping // as it was reserved
 	tcp *net.TCPListener
 	udp *net.UDPConn
+	// sctp is bound and no more: only nftables brings sctp to a container.
+	sctp *os.File
 }
 
 // The range that Reserve picks from when the host port is 0, Linux's default ephemeral range as in Docker.
@@ -48,7 +52,12 @@ const (
 // Reserve binds a listener for every mapping, so that a taken port is an error (*TakenError) before anything starts. On an
 // error nothing stays bound. Connections that come before Activate wait.
 func Reserve(ctx context.Context, m []Mapping) (*Reservation, error) {
-	r := &Reservation{maps: append([]Mapping(nil), m...), conns: make(map[io.Closer]struct{})}
+	return ReserveBeside(ctx, m, nil)
+}
+
+// ReserveBeside is Reserve for a host where others are published: no listener keeps two containers off one sctp port.
+func ReserveBeside(ctx context.Context, m, others []Mapping) (*Reservation, error) {
+	r := &Reservation{maps: append([]Mapping(nil), m...), others: others, conns: make(map[io.Closer]struct{})}
 	next := uint16(ephemeralFirst)
 	for i := range r.maps {
 		if err := r.reserve(ctx, i, &next); err != nil {
@@ -60,8 +69,11 @@ func Reserve(ctx context.Context, m []Mapping) (*Reservation, error) {
 
 func (r *Reservation) reserve(ctx context.Context, i int, next *uint16) error {
 	m := &r.maps[i]
-	if m.Proto != "tcp" && m.Proto != "udp" {
-		return fmt.Errorf("publish port %d: protocol %q is not supported, use tcp or udp", m.ContainerPort, m.Proto)
+	switch {
+	case m.Proto != "tcp" && m.Proto != "udp" && m.Proto != "sctp":
+		return fmt.Errorf("publish port %d: protocol %q is not supported, use tcp, udp or sctp", m.ContainerPort, m.Proto)
+	case m.Proto == "sctp" && m.HostIP.IsLoopback():
+		return fmt.Errorf("publish port %d/sctp on %s: nothing forwards sctp from the loopback; it can be published on other addresses alone", m.ContainerPort, m.HostIP)
 	}
 	if m.ContainerPort == 0 {
 		return errors.New("publish port: container port 0 is not valid")
@@ -77,7 +89,10 @@ func (r *Reservation) reserve(ctx context.Context, i int, next *uint16) error {
 			return err
 		}
 		m.HostPort, m.HostPortEnd = uint16(port), 0
-		err := r.listen(ctx, i)
+		err := error(syscall.EADDRINUSE)
+		if m.Proto != "sctp" || !slices.ContainsFunc(r.others, m.Collides) && !slices.ContainsFunc(r.maps[:i], m.Collides) {
+			err = r.listen(ctx, i)
+		}
 		if err == nil {
 			if ephemeral {
 				*next = uint16(port) + 1
@@ -117,7 +132,12 @@ func (r *Reservation) listen(ctx context.Context, i int) error {
 		h := held{of: m}
 		addr := netip.AddrPortFrom(b.ip, m.HostPort).String()
 		var err error
-		if m.Proto == "tcp" {
+		if m.Proto == "sctp" {
+			h.sctp, err = bindSCTP(b.ip, m.HostPort)
+			if errors.Is(err, syscall.EPROTONOSUPPORT) || errors.Is(err, syscall.ESOCKTNOSUPPORT) {
+				continue // no socket of the host can have the port either; other containers are kept off by the records
+			}
+		} else if m.Proto == "tcp" {
 			// Keep-alive stays as the two ends set it; the forwarder adds none.
 			lc := net.ListenConfig{KeepAlive: -1}
 			lc.SetMultipathTCP(false) // plain TCP sockets are smaller, and splice without copies
@@ -147,6 +167,31 @@ func (r *Reservation) listen(ctx context.Context, i int) error {
 	return nil
 }
 
+// bindSCTP takes a port of a kernel that has sctp sockets.
+func bindSCTP(ip netip.Addr, port uint16) (*os.File, error) {
+	family, addr := unix.AF_INET, unix.Sockaddr(nil)
+	if ip.Is4() {
+		addr = &unix.SockaddrInet4{Port: int(port), Addr: ip.As4()}
+	} else {
+		family, addr = unix.AF_INET6, &unix.SockaddrInet6{Port: int(port), Addr: ip.As16()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "sctp port")
+	if family == unix.AF_INET6 {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	if err == nil {
+		err = unix.Bind(fd, addr)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
 // wantPacketInfo asks for the local address of each datagram: the answer must leave from the address that the client asked,
 // which a socket bound to all addresses doesn't know otherwise.
 func wantPacketInfo(network, _ string, c syscall.RawConn) error {
@@ -162,8 +207,11 @@ func wantPacketInfo(network, _ string, c syscall.RawConn) error {
 }
 
 func (h held) close() error {
-	if h.tcp != nil {
+	switch {
+	case h.tcp != nil:
 		return h.tcp.Close()
+	case h.sctp != nil:
+		return h.sctp.Close()
 	}
 	return h.udp.Close()
 }
@@ -242,7 +290,7 @@ func (r *Reservation) serve(hs []held) {
 		target := netip.AddrPortFrom(r.target.reach(), h.of.ContainerPort)
 		if h.tcp != nil {
 			r.done.Go(func() { r.serveTCP(r.ctx, h.tcp, target) })
-		} else {
+		} else if h.udp != nil {
 			r.done.Go(func() { r.serveUDP(h.udp, target) })
 		}
 	}
@@ -269,6 +317,11 @@ func (r *Reservation) Add(ctx context.Context, ms []Mapping, record func([]Mappi
 		}
 	}()
 	next := uint16(ephemeralFirst)
+	if r.table.Live != nil {
+		if r.others, err = r.table.Live(); err != nil {
+			return err
+		}
+	}
 	r.maps = append(r.maps, ms...)
 	for i := n; i < len(r.maps); i++ {
 		if err := r.reserve(ctx, i, &next); err != nil {
