@@ -207,6 +207,8 @@ func quantity(v float64, unit string) string {
 		return fmt.Sprintf("%.1f s", v/1000)
 	case v >= 100:
 		return fmt.Sprintf("%.0f ms", v)
+	case v < 1:
+		return fmt.Sprintf("%.0f µs", 1000*v)
 	}
 	return fmt.Sprintf("%.1f ms", v)
 }

@@ -49,7 +49,7 @@ func measurements() []measurement {
 			v, err := e.timed(args...)
 			return then(v, err, func() error { return e.do("rmi", "-f", ref) })
 		}},
-	}, containerMeasurements(), manyMeasurements(), runtimeMeasurements(), buildMeasurements(), imageMeasurements())
+	}, containerMeasurements(), dnsMeasurements(), manyMeasurements(), runtimeMeasurements(), buildMeasurements(), imageMeasurements())
 }
 
 // then undoes a timed step that worked.

@@ -109,7 +109,7 @@ func TestSizes(t *testing.T) {
 	for k := range 200 {
 		many = append(many, netip.AddrFrom4([4]byte{172, 30, 1, byte(k)}))
 	}
-	w.people.addrs["many"] = many
+	w.people.set("many", many)
 	for _, c := range []struct {
 		network     string
 		edns, limit int
@@ -278,5 +278,31 @@ func TestMany(t *testing.T) {
 		if err := <-errs; err != nil {
 			t.Errorf("a query was lost: %v", err)
 		}
+	}
+}
+
+// BenchmarkAnswer is a question about a name of ours, and its answer.
+func BenchmarkAnswer(b *testing.B) {
+	w := newWorld(b, Config{})
+	c := w.dial("udp", "127.0.0.11:53")
+	msg, buf := question(1, "db.", typeA, 0), make([]byte, 512)
+	b.ReportAllocs()
+	for b.Loop() {
+		_, err := c.Write(msg)
+		check(b, err)
+		_, err = c.Read(buf)
+		check(b, err)
+	}
+}
+
+// BenchmarkLocal is the server's part of it, without the kernel's.
+func BenchmarkLocal(b *testing.B) {
+	s := &Server{cfg: Config{Names: nobody{}}}
+	msg, buf := question(1, "db.", typeA, 0), make([]byte, 0, 512)
+	b.ReportAllocs()
+	for b.Loop() {
+		q, _ := parse(msg)
+		q.limit = 512
+		s.local(q, buf)
 	}
 }

@@ -99,6 +99,7 @@ func TestNext(t *testing.T) {
 		"127.0.1.2": func(_ string, q []byte) [][]byte { return [][]byte{textAnswer(q, dnsmessage.RCodeServerFailure)} },
 		"127.0.1.3": func(_ string, q []byte) [][]byte { return [][]byte{textAnswer(q, dnsmessage.RCodeRefused)} },
 		"127.0.1.4": func(_ string, q []byte) [][]byte { return [][]byte{text(q, "good")} },
+		"[::1]":     func(_ string, q []byte) [][]byte { return [][]byte{text(q, "six")} },
 		"127.0.1.5": func(_ string, q []byte) [][]byte { return [][]byte{textAnswer(q, dnsmessage.RCodeNameError)} },
 		"127.0.1.6": func(_ string, q []byte) [][]byte { // header alone, as old servers say it
 			h := append([]byte(nil), q[:headerLen]...)
@@ -119,6 +120,9 @@ func TestNext(t *testing.T) {
 		{[]string{"127.0.1.2", gone}, "ServerFailure"},
 		{[]string{"127.0.1.3"}, "Refused"},
 		{[]string{gone}, "ServerFailure"},
+		{[]string{"::1"}, "Success six"},
+		{[]string{"::1%lo"}, "Success six"},
+		{[]string{"::1%nowhere", "::ffff:127.0.1.4"}, "Success good"},
 		{nil, "ServerFailure"},
 		{[]string{"127.0.1.1", "127.0.1.4"}, "Success good"},
 	} {

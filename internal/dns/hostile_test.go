@@ -99,10 +99,11 @@ func TestSlowClients(t *testing.T) {
 	}
 	// One that asks for ever and never listens ends, too: its answers go nowhere.
 	w = newWorld(t, Config{idle: 100 * time.Millisecond})
-	w.people.addrs["many"] = make([]netip.Addr, 1000)
-	for k := range w.people.addrs["many"] {
-		w.people.addrs["many"][k] = netip.AddrFrom4([4]byte{172, 30, byte(k >> 8), byte(k)})
+	many := make([]netip.Addr, 1000)
+	for k := range many {
+		many[k] = netip.AddrFrom4([4]byte{172, 30, byte(k >> 8), byte(k)})
 	}
+	w.people.set("many", many)
 	c := w.dial("tcp", "127.0.0.11:53").(*net.TCPConn)
 	check(t, c.SetReadBuffer(1))
 	check(t, c.SetWriteDeadline(time.Now().Add(20*time.Second)))

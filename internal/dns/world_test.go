@@ -105,6 +105,12 @@ type people struct {
 	err      error
 }
 
+func (p *people) set(name string, addrs []netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.addrs[name] = addrs
+}
+
 func (p *people) Addresses(name string) ([]netip.Addr, bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"conex/internal/disk"
 )
@@ -178,4 +179,34 @@ func TestServices(t *testing.T) {
 	if got := found(t, n, "host-bbb"); got != both(two) {
 		t.Errorf("mended: %s", got)
 	}
+}
+
+// BenchmarkNames is the look-up of one of a hundred containers that nothing changes about.
+func BenchmarkNames(b *testing.B) {
+	w := newWorld(b)
+	i := w.create(Spec{Name: "net"})
+	l, err := w.m.lock(context.Background(), i.ID)
+	check(b, err)
+	l.Release()
+	var own *Endpoint
+	for k := range 100 {
+		id := fmt.Sprintf("%064d", k)
+		ep := &Endpoint{ContainerID: id, ContainerName: fmt.Sprintf("c%d", k), NetworkID: i.ID, NetworkName: "net", Address: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(k)}), 8)}
+		check(b, w.m.writeEndpoint(ep))
+		own = ep
+	}
+	n := w.m.Names()
+	n.Join([]*Endpoint{own})
+	time.Sleep(200 * time.Millisecond) // until the folder is at rest
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, known, err := n.Addresses("c7"); err != nil || !known {
+			b.Fatal(known, err)
+		}
+	}
+	b.StopTimer()
+	for k := range 100 {
+		check(b, os.Remove(w.m.recordPath(i.ID, fmt.Sprintf("%064d", k))))
+	}
+	check(b, w.m.Remove(context.Background(), "net"))
 }
