@@ -128,16 +128,6 @@ func (r Reference) WithDigest(d ocispec.Digest) Reference {
 	return r
 }
 
-// WithTag returns the reference to tag in the same repository, without a digest. The tag must be valid: a letter, digit or
-// underscore, then up to 127 of those, dots and dashes.
-func (r Reference) WithTag(tag string) (Reference, error) {
-	if !validTag(tag) {
-		return Reference{}, fmt.Errorf("invalid tag format: %q", tag)
-	}
-	r.tag, r.digest = tag, ""
-	return r, nil
-}
-
 // String returns the full form, docker.io/library/nginx:latest.
 func (r Reference) String() string { return r.Name() + r.suffix() }
 

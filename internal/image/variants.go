@@ -176,21 +176,6 @@ func (s *Store) ResolvePlatform(nameOrID string, want ocispec.Platform) (Image, 
 	return img, named(err, nameOrID)
 }
 
-// UntagVariant takes one image out of a tag: the tag stays for the images of other platforms, and goes with the last. A tag that does
-// not lead to the image is ErrNotFound.
-func (s *Store) UntagVariant(ref Reference, id ocispec.Digest) error {
-	l, err := s.lock()
-	if err != nil {
-		return err
-	}
-	defer l.Release()
-	var t tagRecord
-	if err := disk.ReadJSON(s.tagPath(ref), &t); err != nil || !slices.Contains(t.variants(), id) {
-		return &NotFoundError{ref.Familiar()}
-	}
-	return s.dropVariant(t, id)
-}
-
 // dropVariant takes id out of a tag. The caller holds the store's lock.
 func (s *Store) dropVariant(t tagRecord, id ocispec.Digest) error {
 	ref, err := ParseReference(t.Reference)

@@ -17,9 +17,7 @@
 package logs
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"time"
 )
 
@@ -82,25 +80,3 @@ type discard struct{}
 
 func (discard) Write(string, []byte, time.Time) error { return nil }
 func (discard) Close() error                          { return nil }
-
-// Copy logs what r gives until its end. Errors of the log don't stop it, since a container whose output nobody takes would
-// stand still: they are joined to what is returned, the first ones at least. Each read becomes one Write, so that output reaches the file
-// as soon as it is there, and in large pieces when there is much.
-func Copy(d Driver, stream string, r io.Reader) error {
-	buf := make([]byte, 64<<10)
-	var errs []error
-	for {
-		n, err := r.Read(buf)
-		if n > 0 {
-			if werr := d.Write(stream, buf[:n], time.Now()); werr != nil && len(errs) < 3 {
-				errs = append(errs, werr)
-			}
-		}
-		if err == io.EOF {
-			return errors.Join(errs...)
-		}
-		if err != nil {
-			return errors.Join(append(errs, fmt.Errorf("read %s: %w", stream, err))...)
-		}
-	}
-}

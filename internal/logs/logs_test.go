@@ -502,17 +502,6 @@ func TestNonBlocking(t *testing.T) {
 	}
 }
 
-func TestCopy(t *testing.T) {
-	dir := t.TempDir()
-	w := newWriter(t, dir, nil, JSONFile)
-	if err := Copy(w, "stderr", strings.NewReader(numbered(0, 5000))); err != nil {
-		t.Fatal(err)
-	}
-	if got := text(all(t, dir, ReadOptions{Tail: -1, Stderr: true})); got != numbered(0, 5000) {
-		t.Errorf("%d bytes", len(got))
-	}
-}
-
 func FuzzRoundTrip(f *testing.F) {
 	f.Add([]byte("hello\nworld"), uint64(1))
 	f.Add([]byte("\xff\xfe\n\x00\u2028\"\\\n\n"), uint64(2))

@@ -9,7 +9,6 @@ package seccomp
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -31,21 +30,8 @@ func Default(capNames []string) *specs.LinuxSeccomp {
 	return p
 }
 
-// Load reads a user's profile in Docker's JSON format (a superset of the OCI format) and resolves it for this machine and
-// these capabilities. It returns nil without an error for a profile that says nothing ("{}"), which means no filter.
-func Load(file string, capNames []string) (*specs.LinuxSeccomp, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("read seccomp profile: %w", err)
-	}
-	p, err := Parse(b, capNames)
-	if err != nil {
-		return nil, fmt.Errorf("seccomp profile %s: %w", file, err)
-	}
-	return p, nil
-}
-
-// Parse is Load for a profile that is in memory. The profile is checked as far as Compile would.
+// Parse resolves a user's profile in Docker's JSON format (a superset of the OCI format) for this machine and these capabilities, and checks it
+// as far as Compile would. It returns nil without an error for a profile that says nothing ("{}"), which means no filter.
 func Parse(profile []byte, capNames []string) (*specs.LinuxSeccomp, error) {
 	p, err := seccomp.LoadProfile(string(profile), specFor(capNames))
 	if err != nil {
