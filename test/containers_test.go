@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"conex/test/casefile"
 	"conex/test/containers"
 )
 
@@ -28,7 +29,7 @@ func TestContainers(t *testing.T) {
 	if only := os.Getenv("CONEX_CASES"); only != "" { // a part of GROUP/NAME
 		cases = slices.DeleteFunc(cases, func(c *containers.Case) bool { return !strings.Contains(c.Group+"/"+c.Name, only) })
 	}
-	wants, err := containers.LoadWants("containers")
+	wants, err := casefile.LoadWants("containers")
 	if err != nil {
 		t.Fatal(err)
 	}

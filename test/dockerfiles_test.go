@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"conex/test/casefile"
 	"conex/test/dockerfiles"
 )
 
@@ -23,7 +24,7 @@ func TestDockerfiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wants, err := dockerfiles.LoadWants("dockerfiles")
+	wants, err := casefile.LoadWants("dockerfiles")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,14 +76,11 @@ func (b *Builder) openInput(ctx context.Context, req *Request, remote *remote) (
 	if in.view.root, err = openContext(dir); err != nil {
 		return in, err
 	}
-	abs, err := filepath.Abs(dir)
+	real, err := realPath(dir)
 	if err != nil {
 		return in, err
 	}
-	if abs, err = filepath.EvalSymlinks(abs); err != nil {
-		return in, err
-	}
-	in.view.stats = openStatCache(b.Root, abs)
+	in.view.stats = openStatCache(b.Root, real)
 	ignoreBeside := ""
 	switch given, err := in.given(ctx, b, req); {
 	case err != nil:
@@ -118,6 +115,15 @@ func (b *Builder) openInput(ctx context.Context, req *Request, remote *remote) (
 		in.ignoreName = display(filepath.Join(dir, in.ignoreName))
 	}
 	return in, err
+}
+
+// realPath is a folder's path from the root, by which its files are remembered and builds of it are found again.
+func realPath(dir string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(abs)
 }
 
 func openContext(dir string) (*os.File, error) {

@@ -65,14 +65,13 @@ func contextName(c string) string {
 	if c == "-" || strings.Contains(c, "://") || strings.HasPrefix(c, "git@") {
 		return redact(c)
 	}
-	abs, err := filepath.Abs(c)
-	if err != nil {
-		return c
+	real, err := realPath(c)
+	if err != nil { // removed, or never there: as it was given
+		if real, err = filepath.Abs(c); err != nil {
+			return c
+		}
 	}
-	if real, err := filepath.EvalSymlinks(abs); err == nil {
-		return real
-	}
-	return abs
+	return real
 }
 
 // redact takes user and password out of a URL.

@@ -122,14 +122,11 @@ func (b *Builder) folder(dir string) (_ *view, _ func() error, err error) {
 	if in.view.root, err = openContext(dir); err != nil {
 		return nil, nil, err
 	}
-	abs, err := filepath.Abs(dir)
+	real, err := realPath(dir)
 	if err != nil {
 		return nil, nil, err
 	}
-	if abs, err = filepath.EvalSymlinks(abs); err != nil {
-		return nil, nil, err
-	}
-	in.view.stats = openStatCache(b.Root, abs)
+	in.view.stats = openStatCache(b.Root, real)
 	if err := in.ignoreFrom(".dockerignore"); err != nil {
 		return nil, nil, err
 	}

@@ -2,8 +2,7 @@
 // answered. The test that types them to conex is TestContainers in the package above; record writes the expectations, and never from
 // conex's own output.
 //
-// A file of cases holds many. Each begins with a line "== NAME" and is a txtar archive otherwise, whose files lie in the folder that the
-// commands run in:
+// A case (see casefile) holds commands, and files that lie in the folder that these run in:
 //
 //	== env-file
 //	What the case shows, in words.
@@ -30,22 +29,21 @@
 package containers
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"golang.org/x/tools/txtar"
+
+	"conex/test/casefile"
 )
 
 // Case is a short session at a terminal.
 type Case struct {
-	// Group is its file's name without ".txt", Name its own.
-	Group, Name string
+	casefile.Title
 	// Pending says what is missing, while it is.
 	Pending string
 	// Needs is "cgroup1" where the answers are those of a machine that has it.
@@ -91,43 +89,17 @@ func (c *Case) Input() string { return c.input }
 
 // Load reads dir/cases/*.txt.
 func Load(dir string) ([]*Case, error) {
-	names, err := filepath.Glob(filepath.Join(dir, "cases", "*.txt"))
-	if err != nil {
-		return nil, err
-	}
 	var all []*Case
-	seen := map[string]bool{}
-	for _, name := range names {
-		data, err := os.ReadFile(name)
-		if err != nil {
-			return nil, err
-		}
-		for i, part := range bytes.Split(append([]byte("\n"), data...), []byte("\n== ")) {
-			if i == 0 {
-				continue // what stands before the first case
-			}
-			c, err := parse(part)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", name, err)
-			}
-			if seen[c.Name] {
-				return nil, fmt.Errorf("%s: two cases are called %s", name, c.Name)
-			}
-			seen[c.Name] = true
-			c.Group = strings.TrimSuffix(filepath.Base(name), ".txt")
-			all = append(all, c)
-		}
-	}
-	return all, nil
+	err := casefile.Read(dir, func(t casefile.Title, a *txtar.Archive) error {
+		c, err := parse(t, a)
+		all = append(all, c)
+		return err
+	})
+	return all, err
 }
 
-func parse(part []byte) (*Case, error) {
-	title, rest, _ := strings.Cut(string(part), "\n")
-	a := txtar.Parse([]byte(rest))
-	c := &Case{Name: strings.TrimSpace(title), files: a.Files}
-	if c.Name == "" || strings.ContainsAny(c.Name, " /.") {
-		return nil, fmt.Errorf("case %q: not a name", c.Name)
-	}
+func parse(t casefile.Title, a *txtar.Archive) (*Case, error) {
+	c := &Case{Title: t, files: a.Files}
 	var diff *Difference
 	for line := range strings.Lines(string(a.Comment)) {
 		line = strings.TrimSuffix(line, "\n")
@@ -146,7 +118,7 @@ func parse(part []byte) (*Case, error) {
 		}
 		if len(c.Steps) == 0 {
 			if strings.HasPrefix(line, "%") {
-				return nil, fmt.Errorf("case %s: %q stands before any command", c.Name, line)
+				return nil, fmt.Errorf("%q stands before any command", line)
 			}
 			continue // words
 		}
@@ -169,11 +141,11 @@ func parse(part []byte) (*Case, error) {
 			diff.Own = append(diff.Own, value)
 		case line == "":
 		default:
-			return nil, fmt.Errorf("case %s: %q: no command, no difference", c.Name, line)
+			return nil, fmt.Errorf("%q: no command, no difference", line)
 		}
 	}
 	if len(c.Steps) == 0 {
-		return nil, fmt.Errorf("case %s: no command", c.Name)
+		return nil, errors.New("no command")
 	}
 	h := sha256.New()
 	for _, s := range c.Steps {
@@ -184,49 +156,6 @@ func parse(part []byte) (*Case, error) {
 	}
 	c.input = hex.EncodeToString(h.Sum(nil)[:6])
 	return c, nil
-}
-
-// Wants are answers by their cases' names, each a list of lines whose first is "input " and the case's Input.
-type Wants map[string][]string
-
-// LoadWants reads dir/want/*.txt.
-func LoadWants(dir string) (Wants, error) {
-	names, err := filepath.Glob(filepath.Join(dir, "want", "*.txt"))
-	if err != nil {
-		return nil, err
-	}
-	w := Wants{}
-	for _, name := range names {
-		a, err := txtar.ParseFile(name)
-		if err != nil {
-			return nil, err
-		}
-		for _, f := range a.Files {
-			w[f.Name] = strings.Split(strings.TrimSuffix(string(f.Data), "\n"), "\n")
-		}
-	}
-	return w, nil
-}
-
-// Save writes dir/want/*.txt for the given cases, with comment at the head of each file. What no case has is gone.
-func (w Wants) Save(dir, comment string, cases []*Case) error {
-	groups := map[string]*txtar.Archive{}
-	for _, c := range cases {
-		lines, ok := w[c.Name]
-		if !ok {
-			continue
-		}
-		if groups[c.Group] == nil {
-			groups[c.Group] = &txtar.Archive{Comment: []byte(comment + "\n")}
-		}
-		groups[c.Group].Files = append(groups[c.Group].Files, txtar.File{Name: c.Name, Data: []byte(strings.Join(lines, "\n") + "\n")})
-	}
-	for g, a := range groups {
-		if err := os.WriteFile(filepath.Join(dir, "want", g+".txt"), txtar.Format(a), 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Expect is what conex must answer: Docker's answers with the differences that are meant, one list of lines for each step.

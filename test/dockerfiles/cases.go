@@ -2,7 +2,7 @@
 // it. The test that builds them with conex is TestDockerfiles in the package above; record writes the expectations, and never from
 // conex's own output.
 //
-// A file of cases holds many. Each begins with a line "== NAME" and is a txtar archive otherwise:
+// A case (see casefile) holds directives and files:
 //
 //	== copy-file-to-folder
 //	What the case shows, in words.
@@ -30,22 +30,20 @@
 package dockerfiles
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"golang.org/x/tools/txtar"
+
+	"conex/test/casefile"
 )
 
 // Case is a Dockerfile with its context and what is asked for.
 type Case struct {
-	// Group is its file's name without ".txt", Name its own.
-	Group, Name string
+	casefile.Title
 	// Flags are `build`'s, in conex's words. $OUT in them stands for the folder beside the context.
 	Flags []string
 	// Differs are the differences that are meant.
@@ -87,43 +85,17 @@ func (c *Case) Input() string { return c.input }
 
 // Load reads dir/cases/*.txt.
 func Load(dir string) ([]*Case, error) {
-	names, err := filepath.Glob(filepath.Join(dir, "cases", "*.txt"))
-	if err != nil {
-		return nil, err
-	}
 	var all []*Case
-	seen := map[string]bool{}
-	for _, name := range names {
-		data, err := os.ReadFile(name)
-		if err != nil {
-			return nil, err
-		}
-		for i, part := range bytes.Split(append([]byte("\n"), data...), []byte("\n== ")) {
-			if i == 0 {
-				continue // what stands before the first case
-			}
-			c, err := parse(part)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", name, err)
-			}
-			if seen[c.Name] {
-				return nil, fmt.Errorf("%s: two cases are called %s", name, c.Name)
-			}
-			seen[c.Name] = true
-			c.Group = strings.TrimSuffix(filepath.Base(name), ".txt")
-			all = append(all, c)
-		}
-	}
-	return all, nil
+	err := casefile.Read(dir, func(t casefile.Title, a *txtar.Archive) error {
+		c, err := parse(t, a)
+		all = append(all, c)
+		return err
+	})
+	return all, err
 }
 
-func parse(part []byte) (*Case, error) {
-	title, rest, _ := strings.Cut(string(part), "\n")
-	a := txtar.Parse([]byte(rest))
-	c := &Case{Name: strings.TrimSpace(title), sections: a.Files}
-	if c.Name == "" || strings.ContainsAny(c.Name, " /.") {
-		return nil, fmt.Errorf("case %q: not a name", c.Name)
-	}
+func parse(t casefile.Title, a *txtar.Archive) (*Case, error) {
+	c := &Case{Title: t, sections: a.Files}
 	var diff *Difference
 	for line := range strings.Lines(string(a.Comment)) {
 		line = strings.TrimSuffix(line, "\n")
@@ -144,7 +116,7 @@ func parse(part []byte) (*Case, error) {
 		if s, ok := strings.CutPrefix(line, "% build "); ok {
 			words, err := fields(s)
 			if err != nil {
-				return nil, fmt.Errorf("case %s: %q: %w", c.Name, line, err)
+				return nil, fmt.Errorf("%q: %w", line, err)
 			}
 			c.Flags = append(c.Flags, words...)
 		} else if s, ok := strings.CutPrefix(line, "% pending "); ok {
@@ -191,49 +163,6 @@ func fields(s string) ([]string, error) {
 		out = append(out, word.String())
 	}
 	return out, nil
-}
-
-// Wants are expectations by their cases' names, each a list of lines whose first is "input " and the case's Input.
-type Wants map[string][]string
-
-// LoadWants reads dir/want/*.txt.
-func LoadWants(dir string) (Wants, error) {
-	names, err := filepath.Glob(filepath.Join(dir, "want", "*.txt"))
-	if err != nil {
-		return nil, err
-	}
-	w := Wants{}
-	for _, name := range names {
-		a, err := txtar.ParseFile(name)
-		if err != nil {
-			return nil, err
-		}
-		for _, f := range a.Files {
-			w[f.Name] = strings.Split(strings.TrimSuffix(string(f.Data), "\n"), "\n")
-		}
-	}
-	return w, nil
-}
-
-// Save writes dir/want/*.txt for the given cases, with comment at the head of each file. What no case has is gone.
-func (w Wants) Save(dir, comment string, cases []*Case) error {
-	groups := map[string]*txtar.Archive{}
-	for _, c := range cases {
-		lines, ok := w[c.Name]
-		if !ok {
-			continue
-		}
-		if groups[c.Group] == nil {
-			groups[c.Group] = &txtar.Archive{Comment: []byte(comment + "\n")}
-		}
-		groups[c.Group].Files = append(groups[c.Group].Files, txtar.File{Name: c.Name, Data: []byte(strings.Join(lines, "\n") + "\n")})
-	}
-	for g, a := range groups {
-		if err := os.WriteFile(filepath.Join(dir, "want", g+".txt"), txtar.Format(a), 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Expect is what conex must make of the case: BuildKit's result with the differences that are meant.

@@ -25,6 +25,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"conex/test/casefile"
 	"conex/test/containers"
 )
 
@@ -50,7 +51,7 @@ func record(dir string, all bool, run string, daemons int, show bool) error {
 	if err != nil {
 		return err
 	}
-	wants, err := containers.LoadWants(dir)
+	wants, err := casefile.LoadWants(dir)
 	if err != nil {
 		return err
 	}
@@ -123,7 +124,11 @@ func record(dir string, all bool, run string, daemons int, show bool) error {
 		return err
 	}
 	fmt.Printf("%d cases, %d recorded in %.0f s\n", len(cases), len(todo), time.Since(begun).Seconds())
-	return wants.Save(dir, "Recorded by test/containers/record from Docker ("+version+"). Not to be edited.", cases)
+	titles := make([]casefile.Title, len(cases))
+	for i, c := range cases {
+		titles[i] = c.Title
+	}
+	return wants.Save(dir, "Recorded by test/containers/record from Docker ("+version+"). Not to be edited.", titles)
 }
 
 // daemon is a dockerd with folders and a network namespace of its own.

@@ -28,6 +28,7 @@ import (
 	"sync"
 	"time"
 
+	"conex/test/casefile"
 	"conex/test/dockerfiles"
 )
 
@@ -59,7 +60,7 @@ func (r *recorder) record(dir string, all bool, run string) error {
 	if err != nil {
 		return err
 	}
-	wants, err := dockerfiles.LoadWants(dir)
+	wants, err := casefile.LoadWants(dir)
 	if err != nil {
 		return err
 	}
@@ -108,7 +109,11 @@ func (r *recorder) record(dir string, all bool, run string) error {
 	}
 	wg.Wait()
 	fmt.Printf("%d cases, %d recorded in %.0f s\n", len(cases), count, time.Since(begun).Seconds())
-	return wants.Save(dir, "Recorded by test/dockerfiles/record from BuildKit ("+r.version+"). Not to be edited.", cases)
+	titles := make([]casefile.Title, len(cases))
+	for i, c := range cases {
+		titles[i] = c.Title
+	}
+	return wants.Save(dir, "Recorded by test/dockerfiles/record from BuildKit ("+r.version+"). Not to be edited.", titles)
 }
 
 func (r *recorder) baseImage() (*dockerfiles.Image, error) {

@@ -131,13 +131,18 @@ func lockMount(dir, id string) (*disk.Lock, error) {
 	return l, err
 }
 
+// takeMount finds a cache mount and takes it for itself.
+func takeMount(root *disk.Root, id string) (dir string, l *disk.Lock, err error) {
+	if dir, err = findMount(root, id); err != nil {
+		return "", nil, err
+	}
+	l, err = lockMount(dir, id)
+	return dir, l, err
+}
+
 // ExportMount writes what is in a cache mount as a tar. No step has it meanwhile.
 func ExportMount(ctx context.Context, root *disk.Root, id string, w io.Writer) error {
-	dir, err := findMount(root, id)
-	if err != nil {
-		return err
-	}
-	l, err := lockMount(dir, id)
+	dir, l, err := takeMount(root, id)
 	if err != nil {
 		return err
 	}
@@ -244,11 +249,7 @@ func ImportMount(ctx context.Context, root *disk.Root, ls *layers.Store, o Mount
 
 // RemoveMount forgets a cache mount.
 func RemoveMount(root *disk.Root, id string) error {
-	dir, err := findMount(root, id)
-	if err != nil {
-		return err
-	}
-	l, err := lockMount(dir, id)
+	dir, l, err := takeMount(root, id)
 	if err != nil {
 		return err
 	}
