@@ -152,6 +152,16 @@ func (r *rootfs) mountRoot() error {
 		return err
 	}
 	r.root = tree
+	if r.users != nil && r.cfg.RootFS.Upper != "" {
+		// Overlayfs goes on read-only when it can't make its work folder; the container's root has no part in what ext4 keeps for the host's.
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(int(tree.Fd()), &st); err != nil {
+			return fmt.Errorf("mount overlay: %w", err)
+		}
+		if st.Flags&unix.ST_RDONLY != 0 {
+			return fmt.Errorf("mount overlay: nothing can be written below %s, for the container's root: is the disk full, or mounted read-only", filepath.Dir(r.cfg.RootFS.Upper))
+		}
+	}
 	at, err := os.OpenFile(r.cfg.Scratch, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return fmt.Errorf("open scratch folder: %w", err)

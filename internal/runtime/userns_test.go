@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"conex/internal/linux/mount"
 	"conex/internal/linux/nsfork"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -99,6 +101,37 @@ func testUserNamespace(t *testing.T) {
 				t.Errorf("got %q, want %q", got, tc.want)
 			}
 		})
+	}
+}
+
+// TestUserNamespaceOnFullDisk: overlayfs would go on read-only, and the container fail at its first file.
+func TestUserNamespaceOnFullDisk(t *testing.T) {
+	c := withUsers(testConfig(t, image(t), "true"))
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "nr_inodes=3"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	c.RootFS.Upper, c.RootFS.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	for _, d := range []string{c.RootFS.Upper, c.RootFS.Work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ct, err := New().Create(t.Context(), c)
+	if err == nil {
+		_, err = ct.Start(t.Context())
+		err = errors.Join(err, ct.Delete())
+	}
+	if errors.Is(err, mount.ErrNoIDMap) {
+		t.Skip("this kernel's tmpfs can't be mapped")
+	}
+	if err == nil || !strings.Contains(err.Error(), "is the disk full") {
+		t.Errorf("got %v", err)
 	}
 }
 
