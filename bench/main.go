@@ -39,7 +39,7 @@ type bench struct {
 // row is one measured thing.
 type row struct {
 	Name   string               `json:"name"`
-	Unit   string               `json:"unit"` // ms or MB
+	Unit   string               `json:"unit"` // ms, MB, % or µs
 	Target float64              `json:"target,omitempty"`
 	Values map[string][]float64 `json:"values"` // by engine, in the order of measuring
 }
@@ -130,6 +130,9 @@ func (b *bench) measure(m measurement) row {
 	if m.memory {
 		r.Unit = "MB"
 	}
+	if m.unit != "" {
+		r.Unit = m.unit
+	}
 	rounds := b.rounds
 	if m.rounds > 0 {
 		rounds = min(rounds, m.rounds)
@@ -182,7 +185,7 @@ func (b *bench) print() {
 			}
 		}
 		ratio, verdict := "-", ""
-		if ours > 0 && best > 0 {
+		if ours > 0 && best > 0 && (r.Unit == "ms" || r.Unit == "MB") {
 			ratio = fmt.Sprintf("%.1fx", best/ours)
 		}
 		if r.Target > 0 {
@@ -201,8 +204,8 @@ func (b *bench) print() {
 
 func quantity(v float64, unit string) string {
 	switch {
-	case unit == "MB":
-		return fmt.Sprintf("%.1f MB", v)
+	case unit != "ms":
+		return fmt.Sprintf("%.1f %s", v, unit)
 	case v >= 10_000:
 		return fmt.Sprintf("%.1f s", v/1000)
 	case v >= 100:

@@ -21,12 +21,14 @@ import (
 // measurement is one line of the table.
 type measurement struct {
 	name string
-	// target is conex's aim in this unit (ms, MB); 0 is none.
+	// target is conex's aim in its unit; 0 is none.
 	target float64
 	// rounds bounds the rounds of slow ones; 0 is the flag's number.
 	rounds int
 	// memory: once returns megabytes instead of milliseconds.
 	memory bool
+	// unit is of what once returns, unless it is milliseconds or megabytes. Such values are differences, and have no ratio.
+	unit string
 	// build: engines that only build can do it.
 	build bool
 	// once does round i on the engine and returns what it took. What is not timed is undone before it returns.
@@ -49,7 +51,7 @@ func measurements() []measurement {
 			v, err := e.timed(args...)
 			return then(v, err, func() error { return e.do("rmi", "-f", ref) })
 		}},
-	}, containerMeasurements(), dnsMeasurements(), manyMeasurements(), runtimeMeasurements(), buildMeasurements(), imageMeasurements())
+	}, containerMeasurements(), networkMeasurements(), dnsMeasurements(), manyMeasurements(), runtimeMeasurements(), buildMeasurements(), imageMeasurements())
 }
 
 // then undoes a timed step that worked.
