@@ -59,11 +59,7 @@ func TestNetworksKilledAtRandom(t *testing.T) {
 	t.Logf("CONEX_SEED=%d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	w.conex("run", "--rm", "busybox", "true") // makes what stays: the default network's bridge, the table
-	var before string
-	w.eventually(10*time.Second, "the first container's link goes", func() bool {
-		before = w.traces()
-		return !strings.Contains(before, "cxv")
-	})
+	before := w.tracesAtRest()
 	took := map[string]time.Duration{}
 	for i := range kills(t) {
 		ks := netKillings()
@@ -161,6 +157,16 @@ func (w *world) traces() string {
 		fmt.Fprintln(&out, "monitor", pid)
 	}
 	return out.String()
+}
+
+// tracesAtRest are the traces when the last container's link and its monitor are gone.
+func (w *world) tracesAtRest() (traces string) {
+	w.t.Helper()
+	w.eventually(20*time.Second, "the last container's link and monitor go", func() bool {
+		traces = w.traces()
+		return !strings.Contains(traces, "cxv") && len(w.monitors()) == 0 && !strings.Contains(traces, filepath.Join(w.state, "c")+"/")
+	})
+	return traces
 }
 
 // lineDifferences are the lines that only one of two texts has.
