@@ -203,3 +203,36 @@ func (p *place) askAndAsk(ctx context.Context, to netip.AddrPort) (asked int, er
 	}
 	return asked, nil
 }
+
+// TestPortsMoveWithNetworks takes a container off its networks one by one: the published port leads to it over those that are left, an
+// internal one as the last, and again when it is connected to another.
+func TestPortsMoveWithNetworks(t *testing.T) {
+	w := newWorld(t)
+	w.conex("pull", "-q", "busybox")
+	for _, args := range [][]string{{"one"}, {"two"}, {"--internal", "three"}} {
+		w.conex(append([]string{"network", "create"}, args...)...)
+	}
+	w.conex("run", "-d", "--name", "web", "-p", "8080:80", "-p", "80", "--network", "one", "--network", "two", "--network", "three",
+		"busybox", "sh", "-c", "mkdir /www; echo here >/www/index.html; exec httpd -f -p 80 -h /www")
+	ports := w.conex("port", "web")
+	reached := func(when string) {
+		t.Helper()
+		if got := w.get("http://127.0.0.1:8080/"); got != "here\n" {
+			t.Errorf("%s the port says %q", when, got)
+		}
+		if got := w.conex("port", "web"); got != ports {
+			t.Errorf("%s the ports are %q, were %q", when, got, ports)
+		}
+	}
+	reached("at first")
+	w.conex("network", "disconnect", "one", "web")
+	reached("on two and three")
+	w.conex("network", "disconnect", "two", "web")
+	reached("on three")
+	w.conex("network", "disconnect", "three", "web")
+	if got := w.conex("port", "web"); got != "" {
+		t.Errorf("without a network the ports are %q", got)
+	}
+	w.conex("network", "connect", "two", "web")
+	reached("on two again")
+}

@@ -111,14 +111,10 @@ func (r *run) leave(ctx context.Context, at container.Attachment) error {
 		return nil
 	}
 	ep := r.eps[k]
+	// Its ports come free for the network that has them next; and whatever goes wrong, it goes: the record has said so.
+	err := r.unpublish(ctx, ep)
 	r.eps = slices.Delete(r.eps, k, k+1)
-	if err := r.reroute(ctx); err != nil {
-		return err
-	}
-	if err := r.unpublish(ctx, ep); err != nil {
-		return err
-	}
-	return errors.Join(r.drop(ctx, ep), r.settle())
+	return errors.Join(err, r.reroute(ctx), r.drop(ctx, ep), r.settle())
 }
 
 // drop takes an endpoint's interface out of the container and gives its addresses back, in this order: nobody else may have them before.

@@ -340,7 +340,7 @@ func (r *run) release() error {
 		errs = append(errs, r.res.Close())
 		r.res = nil
 	}
-	if len(r.eps) > 0 {
+	if len(r.eps) > 0 || r.numbers != nil { // or one is left that could not be disconnected
 		errs = append(errs, r.m.nets.Detach(context.Background(), r.m.rec.ID))
 		r.left, r.eps = r.eps, nil
 	}
