@@ -206,6 +206,7 @@ func (r *run) publish(ctx context.Context) error {
 	if r.res == nil || to == nil {
 		return nil
 	}
+	r.res.Inside(r.netns)
 	return r.m.nets.Publish(ctx, to, r.res)
 }
 

@@ -123,6 +123,7 @@ func (r *run) changePorts(ctx context.Context, c *container.PortChange) (undo fu
 		if r.res, err = r.m.nets.Reserve(ctx, more); err != nil {
 			return undo, err
 		}
+		r.res.Inside(r.netns)
 		if err := r.m.nets.Publish(ctx, to, r.res); err != nil {
 			err = errors.Join(err, r.res.Close(), r.m.nets.Unpublish(to))
 			r.res = nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -563,4 +564,48 @@ func TestPublishSCTP(t *testing.T) {
 		check(t, r.Close())
 		check(t, w.m.Detach(t.Context(), "aaa"+policy))
 	}
+}
+
+// TestServerOnIPv4Alone is asked over IPv6: the forwarder brings the connection, and the firewall is obeyed all the same.
+func TestServerOnIPv4Alone(t *testing.T) {
+	need(t, "nft")
+	w := newWorld(t)
+	a := w.attach("aaa")
+	a.serve(80)
+	var l net.Listener
+	check(t, netlink.In(a.ns, func() (err error) {
+		l, err = net.Listen("tcp4", ":81")
+		return err
+	}))
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			b, _ := io.ReadAll(c)
+			fmt.Fprintf(c, "%s %s", host(c.RemoteAddr()), b)
+			c.Close()
+		}
+	}()
+	ports := []portmap.Mapping{{Proto: "tcp", HostPort: 8080, ContainerPort: 80}, {Proto: "tcp", HostPort: 8081, ContainerPort: 81}, {Proto: "udp", HostPort: 8080, ContainerPort: 80}}
+	r, err := w.m.Reserve(t.Context(), ports)
+	check(t, err)
+	r.Inside(func() (*os.File, error) { return os.Open(fmt.Sprintf("/proc/self/fd/%d", a.ns.Fd())) })
+	check(t, w.m.Publish(t.Context(), a.ep, r))
+	for _, c := range []struct{ network, addr, seen string }{
+		{"tcp", "[" + hostIP6 + "]:8080", clientIP6}, {"udp", "[" + hostIP6 + "]:8080", clientIP6},
+		{"tcp", "[" + hostIP6 + "]:8081", a.ep.Gateway.String()}, {"tcp", hostIP4 + ":8081", clientIP4},
+	} {
+		if seen, err := ask(w.client, c.network, c.addr); err != nil || seen != c.seen {
+			t.Errorf("%s %s: source %q, want %q: %v", c.network, c.addr, seen, c.seen, err)
+		}
+	}
+	sh(t, "nft 'table inet fw { chain in { type filter hook input priority 0; iif lo accept; tcp dport 8081 drop; }; }'")
+	defer sh(t, "nft delete table inet fw")
+	if _, err := ask(w.client, "tcp", "["+hostIP6+"]:8081"); err == nil {
+		t.Error("reached past the firewall")
+	}
+	check(t, r.Close())
 }

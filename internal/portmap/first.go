@@ -38,9 +38,14 @@ type firsts struct {
 	raw4  int
 	raw6  int // -1 on a host without IPv6
 	done  sync.WaitGroup
-	// before is asked about a packet before it is sent on; false drops it. May be nil.
-	before func(dst netip.AddrPort, proto byte) bool
+	// served says whether the container would answer an IPv6 packet to a port of the host. What it would not, the listener gets, whose
+	// forwarder brings it to the container's IPv4 address: many servers listen there alone. May be nil: then it would.
+	served func(dst netip.AddrPort, proto byte) bool
+	local6 int // as raw6, for what the listener gets; -1 until one is needed
 }
+
+// markLocal is on packets that are not to be translated at output. It lives from there to the loopback device.
+const markLocal = 0x636f6e78
 
 // linux/netfilter/nfnetlink_log.h.
 const (
@@ -63,7 +68,7 @@ func openFirsts() (f *firsts, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open packet log: %w", err)
 	}
-	f = &firsts{log: os.NewFile(uintptr(fd), "packet log"), raw4: -1, raw6: -1}
+	f = &firsts{log: os.NewFile(uintptr(fd), "packet log"), raw4: -1, raw6: -1, local6: -1}
 	defer func() {
 		if err != nil {
 			f.close()
@@ -182,7 +187,7 @@ func logged(b []byte, fn func(packet []byte)) {
 // pass sends one packet on. What can't be sent is lost, as on any wire.
 func (f *firsts) pass(p []byte) {
 	k, ok := readPacket(p)
-	if !ok || f.before != nil && !f.before(k.dst, k.proto) {
+	if !ok {
 		return
 	}
 	k.settle()
@@ -190,22 +195,43 @@ func (f *firsts) pass(p []byte) {
 		_ = unix.Sendto(f.raw4, k.b, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Addr: k.dst.Addr().As4()})
 		return
 	}
-	if f.raw6 < 0 {
+	raw := f.raw6
+	if raw >= 0 && f.served != nil && !f.served(k.dst, k.proto) {
+		raw = f.untranslated()
+	}
+	if raw < 0 {
 		return
 	}
 	to := &unix.SockaddrInet6{Addr: k.dst.Addr().As16()}
 	for piece := range k.pieces {
-		if err := unix.Sendto(f.raw6, piece, unix.MSG_DONTWAIT, to); err != nil {
+		if err := unix.Sendto(raw, piece, unix.MSG_DONTWAIT, to); err != nil {
 			return
 		}
 	}
+}
+
+// untranslated is the socket for what the listener gets; -1 when there can be none.
+func (f *firsts) untranslated() int {
+	if f.local6 >= 0 {
+		return f.local6
+	}
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_RAW)
+	if err != nil {
+		return -1
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, markLocal); err != nil {
+		unix.Close(fd)
+		return -1
+	}
+	f.local6 = fd
+	return fd
 }
 
 // close ends the receiving and waits for it.
 func (f *firsts) close() error {
 	err := f.log.Close()
 	f.done.Wait()
-	for _, fd := range []int{f.raw4, f.raw6} {
+	for _, fd := range []int{f.raw4, f.raw6, f.local6} {
 		if fd >= 0 {
 			err = errors.Join(err, unix.Close(fd))
 		}

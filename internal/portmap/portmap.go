@@ -12,6 +12,7 @@
 //	the host, by 127.0.0.1, ::1  the forwarder                                           the bridge's gateway
 //	the same bridge, itself      the forwarder (hairpin)                                 the bridge's gateway
 //	IPv6, container without it   the forwarder                                           the bridge's gateway
+//	IPv6, server on IPv4 alone   its first packet as above, then the forwarder           the bridge's gateway
 //	IPv6, link-local address     the forwarder                                           the bridge's gateway
 //
 // Containers of the bridge itself are kept off the dnat on purpose: a reply between two of them would cross the bridge without

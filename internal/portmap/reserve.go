@@ -30,6 +30,7 @@ type Reservation struct {
 	ctx    context.Context // of the forwarders, since Activate
 	cancel context.CancelFunc
 	firsts *firsts // nil under the policy docker
+	inside *inside // nil when nobody has said where
 	done   sync.WaitGroup
 	conns  map[io.Closer]struct{}
 }
@@ -234,6 +235,24 @@ func (r *Reservation) Obey() error {
 	return r.obey()
 }
 
+// Inside says how the container's network namespace is opened, so that IPv6 connections to what listens on IPv4 alone can be forwarded. It
+// comes before Obey.
+func (r *Reservation) Inside(netns func() (*os.File, error)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.inside = &inside{netns: netns}
+}
+
+// served reports whether the container answers an IPv6 packet to a port of the host. It is called by firsts alone.
+func (r *Reservation) served(dst netip.AddrPort, proto byte) bool {
+	for _, m := range r.Mappings() {
+		if m.HostPort == dst.Port() && protoNumber(m.Proto) == proto && (!m.HostIP.IsValid() || m.HostIP.IsUnspecified() || m.HostIP == dst.Addr()) {
+			return r.inside.listens(m.Proto, m.ContainerPort)
+		}
+	}
+	return true
+}
+
 func (r *Reservation) obey() error {
 	f, err := openFirsts()
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) {
@@ -243,6 +262,9 @@ func (r *Reservation) obey() error {
 		return err
 	}
 	r.firsts = f
+	if r.inside != nil {
+		f.served = r.served
+	}
 	for i := range r.maps {
 		r.maps[i].Group = f.group
 	}
@@ -415,6 +437,9 @@ func (r *Reservation) Close() error {
 	r.done.Wait()
 	if r.firsts != nil {
 		err = errors.Join(err, r.firsts.close())
+		if r.inside != nil {
+			err = errors.Join(err, r.inside.close())
+		}
 	}
 	return err
 }

@@ -53,6 +53,7 @@ import (
 //	chain log7001 { iifname @internal drop                                  one for each container with such ports
 //	  log group 7001 snaplen 65535 queue-threshold 1 drop }
 //	chain output      { type nat hook output priority dstnat
+//	  meta mark 0x636f6e78 return                                      see firsts.served
 //	  oifname "lo" ip daddr 127.0.0.0/8 return
 //	  ip6 daddr ::1 return
 //	  fib daddr type local jump publish }
@@ -176,6 +177,7 @@ func planOf(t Table) *plan {
 		p.rule(input, family(unix.NFPROTO_IPV6), daddr6(reg32), protoPort(reg32+4), vmap(mapAddrF6))
 		p.rule(input, family(unix.NFPROTO_IPV6), protoPort(reg32), vmap(mapFirst6))
 	}
+	p.rule(output, load(expr.MetaKeyMARK, reg1), []expr.Any{&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: binaryutil.NativeEndian.PutUint32(markLocal)}}, back())
 	p.rule(output, family(unix.NFPROTO_IPV4), within(daddr4(reg1), loopback4), back())
 	p.rule(output, family(unix.NFPROTO_IPV6), within(daddr6(reg1), netip.MustParsePrefix("::1/128")), back())
 	p.rule(output, toLocal(expr.CmpOpEq), jump(chainPublish))
