@@ -269,7 +269,7 @@ func Withdraw(ctx context.Context, t Table, ms []Mapping) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer c.CloseBehind()
 	var ours []element
 	for _, e := range es {
 		if err := ctx.Err(); err != nil {

@@ -71,7 +71,7 @@ func openFirsts() (f *firsts, err error) {
 	f = &firsts{log: os.NewFile(uintptr(fd), "packet log"), raw4: -1, raw6: -1, local6: -1}
 	defer func() {
 		if err != nil {
-			f.close()
+			f.close(func() {})
 		}
 	}()
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
@@ -227,16 +227,18 @@ func (f *firsts) untranslated() int {
 	return fd
 }
 
-// close ends the receiving and waits for it.
-func (f *firsts) close() error {
-	err := f.log.Close()
-	f.done.Wait()
-	for _, fd := range []int{f.raw4, f.raw6, f.local6} {
-		if fd >= 0 {
-			err = errors.Join(err, unix.Close(fd))
+// close ends the receiving. finished is called behind it, when no packet is in hand any more; nobody waits for that, see netlink.Conn.CloseBehind.
+func (f *firsts) close(finished func()) {
+	go func() {
+		f.log.Close()
+		f.done.Wait()
+		for _, fd := range []int{f.raw4, f.raw6, f.local6} {
+			if fd >= 0 {
+				unix.Close(fd)
+			}
 		}
-	}
-	return err
+		finished()
+	}()
 }
 
 // packet is one IP packet that an outsider made and the kernel has looked at.

@@ -64,9 +64,8 @@ func (i *inside) listens(proto string, port uint16) bool {
 	return false
 }
 
-func (i *inside) close() error {
-	if i.c == nil {
-		return nil
+func (i *inside) close() {
+	if i.c != nil {
+		i.c.Close()
 	}
-	return i.c.Close()
 }

@@ -436,10 +436,11 @@ func (r *Reservation) Close() error {
 	r.mu.Unlock()
 	r.done.Wait()
 	if r.firsts != nil {
-		err = errors.Join(err, r.firsts.close())
-		if r.inside != nil {
-			err = errors.Join(err, r.inside.close())
-		}
+		r.firsts.close(func() {
+			if r.inside != nil {
+				r.inside.close()
+			}
+		})
 	}
 	return err
 }

@@ -58,6 +58,12 @@ func Dial(protocol int) (*Conn, error) {
 // Close closes the socket.
 func (c *Conn) Close() error { return unix.Close(c.fd) }
 
+// CloseBehind closes the socket of one who need not wait: where something of nf_tables was deleted, the kernel lets nobody's netfilter
+// socket go before it is freed, which takes ten milliseconds.
+func (c *Conn) CloseBehind() {
+	go unix.Close(c.fd) // nothing can be done about an error, and nobody waits for the end
+}
+
 const headerLen = unix.SizeofNlMsghdr
 
 // append adds one message with its header to buf.
