@@ -63,7 +63,10 @@ func (e *Engine) CreateVolume(_ context.Context, req VolumeCreateRequest) (apiv.
 func (e *Engine) checkVolume(v *volume.Volume) error {
 	if v.Name != "" {
 		if err := volume.CheckName(v.Name); err != nil {
-			return classify(err)
+			if len(v.Name) == 1 {
+				return invalid("create %s: volume name is too short, names should be at least two alphanumeric characters", v.Name)
+			}
+			return invalid("create %s: %w. If you intended to pass a host directory, use absolute path", v.Name, err)
 		}
 	}
 	if err := volume.CheckOptions(v.Options); err != nil {

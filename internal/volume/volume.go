@@ -72,15 +72,21 @@ func (s *Store) path(name string, elem ...string) string {
 // CheckName checks a name against Docker's rule, [a-zA-Z0-9][a-zA-Z0-9_.-]+. The error is ErrName.
 func CheckName(name string) error {
 	if len(name) < 2 || !validName(name) {
-		return fmt.Errorf("%w: %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed", ErrName, name)
+		return &nameError{fmt.Sprintf("%q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed", name)}
 	}
 	return nil
 }
 
+// nameError is ErrName in Docker's words.
+type nameError struct{ text string }
+
+func (e *nameError) Error() string        { return e.text }
+func (e *nameError) Is(target error) bool { return target == ErrName }
+
 // CheckSnapshotName checks a snapshot's name: as a volume's, but one letter is enough. The error is ErrName.
 func CheckSnapshotName(name string) error {
 	if !validName(name) {
-		return fmt.Errorf("%w: snapshot name %q: only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed", ErrName, name)
+		return &nameError{fmt.Sprintf("snapshot name %q: only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed", name)}
 	}
 	return nil
 }
