@@ -445,6 +445,23 @@ func TestExtractHostile(t *testing.T) {
 	}
 }
 
+// TestExtractTop: the folder that a tar goes into has the top's attributes only if it is to have them.
+func TestExtractTop(t *testing.T) {
+	when := time.Unix(1e9, 0)
+	raw := tarball(t, entry{h: tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o1750, ModTime: when}}, entry{h: tar.Header{Name: "f"}, content: "x"})
+	for _, top := range []bool{true, false} {
+		dir := t.TempDir()
+		must(t, os.Chmod(dir, 0o711))
+		if _, err := Extract(t.Context(), bytes.NewReader(raw), root(t, dir), "", Options{Top: top}); err != nil {
+			t.Fatal(err)
+		}
+		st := lstat(t, dir)
+		if got := st.Mode&0o7777 == 0o1750 && st.Mtim.Sec == when.Unix(); got != top {
+			t.Errorf("top %v: mode %o, time %d", top, st.Mode, st.Mtim.Sec)
+		}
+	}
+}
+
 // TestExtractSwapped lets the destination change between a folder and a link while a tar goes into it.
 func TestExtractSwapped(t *testing.T) {
 	outside, dir := t.TempDir(), t.TempDir()
@@ -473,6 +490,11 @@ func FuzzExtract(f *testing.F) {
 		must(t, os.WriteFile(world+"/canary", []byte("whole"), 0o600), os.MkdirAll(world+"/root/to", 0o755))
 		r := root(t, world+"/root")
 		_, err := Extract(context.Background(), bytes.NewReader(raw), r, "/to", Options{})
+		if err != nil && strings.Contains(err.Error(), "\n") {
+			t.Errorf("more than a line: %q", err)
+		}
+		// As an archive becomes a volume.
+		_, err = Extract(context.Background(), bytes.NewReader(raw), r, "", Options{Top: true, KeepOwner: os.Getuid() == 0, SetID: true, Caps: true})
 		if err != nil && strings.Contains(err.Error(), "\n") {
 			t.Errorf("more than a line: %q", err)
 		}

@@ -65,10 +65,16 @@ func (s *Store) HasSnapshot(name, snapshot string) error {
 		_, err = os.Lstat(s.SnapshotData(name, snapshot))
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: volume %s has no snapshot %s", ErrNotFound, name, snapshot)
+		return &missingSnapshot{name, snapshot}
 	}
 	return err
 }
+
+// missingSnapshot is ErrNotFound about a snapshot.
+type missingSnapshot struct{ volume, name string }
+
+func (e *missingSnapshot) Error() string        { return "volume " + e.volume + " has no snapshot " + e.name }
+func (e *missingSnapshot) Is(target error) bool { return target == ErrNotFound }
 
 // Snapshot keeps the volume's present content under a name. ErrExists if it is taken. A nil error promises that the snapshot survives a
 // power loss.
