@@ -67,6 +67,9 @@ func (u *Use) fill(fill func(dir string) error) error {
 	if err := fill(data); err != nil {
 		return err
 	}
+	if err := s.fits(data, &u.Volume); err != nil {
+		return err
+	}
 	if _, err := disk.Publish(data, s.path(name, "fill")); err != nil {
 		return err
 	}

@@ -213,6 +213,9 @@ func (s *Store) Replace(v *Volume, keep string, make func(data string) error) er
 	if err := make(data); err != nil {
 		return err
 	}
+	if err := s.fits(data, v); err != nil {
+		return err
+	}
 	if keep != "" {
 		if err := disk.WriteJSON(filepath.Join(st.Dir, "meta.json"), Snapshot{Created: time.Now().UTC()}, disk.Volatile); err != nil {
 			return err

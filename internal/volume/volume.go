@@ -24,6 +24,8 @@ import (
 
 	"conex/internal/disk"
 	"conex/internal/linux/quota"
+
+	"github.com/docker/go-units"
 )
 
 var (
@@ -127,6 +129,9 @@ func (s *Store) Create(v Volume, fill func(data string) error) (made bool, err e
 		if err := fill(data); err != nil && !errors.Is(err, ErrNothing) {
 			return false, err
 		}
+		if err := s.fits(data, &v); err != nil {
+			return false, err
+		}
 	}
 	if err := disk.WriteJSON(filepath.Join(dir, "meta.json"), v, disk.Durable); err != nil {
 		return false, err
@@ -157,6 +162,20 @@ func (s *Store) makeData(dir string, v *Volume, with string) (string, error) {
 	}
 	defer done()
 	return data, quota.Limit(data, n, size)
+}
+
+// fits checks that new content is within v's size: a quota lets the host's root, who makes it, write on.
+func (s *Store) fits(data string, v *Volume) error {
+	size, err := v.Size()
+	if err != nil || size == 0 {
+		return err
+	}
+	var m disk.Meter
+	sp, err := m.Tree(data)
+	if err == nil && sp.Disk > size {
+		err = fmt.Errorf("volume %s: there is no room: its size is %s and this takes %s", v.Name, units.BytesSize(float64(size)), units.BytesSize(float64(sp.Disk)))
+	}
+	return err
 }
 
 // Projects are the project numbers of volumes, and of what is being made or removed.
