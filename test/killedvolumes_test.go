@@ -233,7 +233,9 @@ func TestVolumeUsersKilled(t *testing.T) {
 		first := w.conex("run", "-d", "--network", "none", "-v", "mem:/m", "busybox", "sh", "-c", "echo kept >/m/f; sleep 1000")
 		second := w.conex("run", "-d", "--network", "none", "-v", "mem:/m", "busybox", "sleep", "1000")
 		kill9(t, w.monitorOf(first))
-		w.eventually(10*time.Second, "the first is settled", func() bool { return strings.Contains(w.conex("ps", "-a", "--no-trunc", "--filter", "id="+first), "Exited") })
+		w.eventually(10*time.Second, "the first is settled", func() bool {
+			return strings.Contains(w.conex("ps", "-a", "--no-trunc", "--filter", "id="+first), "Exited")
+		})
 		if !mounted() {
 			t.Fatalf("round %d: unmounted under the second", i)
 		}
