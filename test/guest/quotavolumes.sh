@@ -7,7 +7,7 @@ fail() {
 	exit 1
 }
 is() { [ "$2" = "$3" ] || fail "$1: got '$3', want '$2'"; }
-full() { case "$2" in *"No space left"* | *"uota exceeded"* | *"there is no room"*) ;; *) fail "$1: got '$2', want that there is no room" ;; esac; }
+full() { case "$2" in *"No space left"* | *"uota exceeded"* | *"no space left"* | *"there is no room"*) ;; *) fail "$1: got '$2', want that there is no room" ;; esac; }
 # fill VOLUME MIB: writes so much and says how it went.
 fill() { conex run --rm --network none -v "$1":/v busybox sh -c "rm -f /v/f; dd if=/dev/urandom of=/v/f bs=1M count=$2 2>&1 && echo fits"; }
 
