@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// containerMeasurements are what people feel when they run containers.
+// containerMeasurements are what people feel when they run containers, and what those keep.
 func containerMeasurements() []measurement {
-	return []measurement{
+	return append([]measurement{
 		{name: "run-rm-none", target: 20, once: simple("run", "--rm", "--network", "none", image, "true")},
 		{name: "run-rm-bridge", target: 30, once: simple("run", "--rm", image, "true")},
 		{name: "run-rm-port", target: 35, once: simple("run", "--rm", "-p", "18473:80", image, "true")},
@@ -69,7 +69,7 @@ func containerMeasurements() []measurement {
 		}},
 		{name: "logs-tail", target: 15, rounds: 5, once: logsTail},
 		{name: "idle-memory", target: 2, rounds: 3, memory: true, once: idleMemory},
-	}
+	}, volumeMeasurements()...)
 }
 
 // beside times a command that looks at the container bench-idle, started for it.
