@@ -29,7 +29,7 @@ var floors = map[string]int{
 
 	"archive": 2, "container": 2, "image": 2, "network": 2, "volume": 2, "build": 2, "collect": 2, "control": 2, "logs": 2, "events": 2, "analyze": 2, "doctor": 2,
 
-	"blobs": 1, "layers": 1, "layertar": 1, "compress": 1, "registry": 1, "credentials": 1, "dockerfile": 1, "runtime": 1, "portmap": 1, "resolver": 1, "config": 1, "git": 1, "cdi": 1, "treecopy": 1, "dns": 1,
+	"blobs": 1, "layers": 1, "layertar": 1, "compress": 1, "registry": 1, "credentials": 1, "dockerfile": 1, "runtime": 1, "portmap": 1, "resolver": 1, "config": 1, "git": 1, "cdi": 1, "treecopy": 1, "dns": 1, "egress": 1,
 
 	"disk": 0, "linux": 0, "safepath": 0, "ocispec": 0, "initstage": 0, "undo": 0, "plainjson": 0,
 }

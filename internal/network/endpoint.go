@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"conex/internal/disk"
+	"conex/internal/egress"
 	"conex/internal/linux/netlink"
 	"conex/internal/portmap"
 )
@@ -53,6 +54,15 @@ type Settings struct {
 	DriverOpts map[string]string
 	// NoDefaultRoute leaves the way out of the container to another network of it.
 	NoDefaultRoute bool
+	// Egress bounds what the container may reach, nil does not.
+	Egress *Egress
+}
+
+// Egress is what a container may reach on a network.
+type Egress struct {
+	List egress.List
+	// Group is the log group that hears of what was denied; 0 for none.
+	Group uint16
 }
 
 // Endpoint is a container's place on a network, as its record holds it.
@@ -83,6 +93,10 @@ type Endpoint struct {
 	Exposed      []string          `json:"exposed,omitempty"`
 	// Ports are the published ports, since Publish.
 	Ports []portmap.Mapping `json:"ports,omitempty"`
+	// Filtered says that the host's end has a filter (package egress), which goes with the endpoint.
+	Filtered bool `json:"filtered,omitempty"`
+	// Filter is that filter, for who attached the container: it has to be closed before the endpoint is detached.
+	Filter *egress.Filter `json:"-"`
 }
 
 // Names are what the container is called on the network: its name, its aliases, the short id, the host name.
@@ -126,6 +140,8 @@ func (m *Manager) attach(ctx context.Context, r AttachRequest) (*Endpoint, error
 		return nil, fmt.Errorf("cannot create endpoint on configuration-only network %s", i.Name)
 	case !i.HasEndpoints():
 		return nil, fmt.Errorf("a container on network %s has no endpoint", i.Name)
+	case r.Settings.Egress != nil && i.Driver != DriverBridge:
+		return nil, fmt.Errorf("--egress: network %s has the driver %s, whose packets pass no interface of the host; use a bridge network", i.Name, i.Driver)
 	}
 	l, err := m.lock(ctx, i.ID)
 	if err != nil {
@@ -159,7 +175,7 @@ func (m *Manager) attach(ctx context.Context, r AttachRequest) (*Endpoint, error
 	}
 	l.Release() // the address is ours and the record stands: others need not wait for the kernel
 	if i.Driver == DriverBridge {
-		err = plug(ep, bridge, r.NetNS, !i.flag(OptionICC, true))
+		err = plug(ep, bridge, r.NetNS, !i.flag(OptionICC, true), i.filter(ep, r.Settings.Egress))
 	} else {
 		err = hang(i, ep, bridge, r.NetNS)
 	}
@@ -167,6 +183,9 @@ func (m *Manager) attach(ctx context.Context, r AttachRequest) (*Endpoint, error
 		err = applySysctls(ep, r.NetNS)
 	}
 	if err != nil {
+		if ep.Filter != nil {
+			err = errors.Join(err, ep.Filter.Close())
+		}
 		return nil, errors.Join(err, deleteLink(ep.HostInterface), m.DetachFrom(context.WithoutCancel(ctx), r.ContainerID, i.ID))
 	}
 	return ep, nil
@@ -182,6 +201,7 @@ func newEndpoint(i Info, r AttachRequest) *Endpoint {
 	}
 	if i.Driver == DriverBridge {
 		ep.HostInterface = linkPrefix + id[:8]
+		ep.Filtered = r.Settings.Egress != nil
 	}
 	return ep
 }
@@ -435,6 +455,11 @@ func (m *Manager) drop(ctx context.Context, i Info, ep *Endpoint) error {
 		}
 		defer l.Release()
 		if err := portmap.Withdraw(ctx, t, ep.Ports); err != nil {
+			return err
+		}
+	}
+	if ep.Filtered {
+		if err := egress.Remove(ep.HostInterface); err != nil {
 			return err
 		}
 	}

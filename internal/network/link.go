@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"conex/internal/egress"
 	"conex/internal/linux/netlink"
 )
 
@@ -95,7 +96,9 @@ func isLocal(r netlink.Result) bool {
 // makes both ends and puts one on the bridge; all in all it takes five round trips.
 //
 // It runs in the host's network namespace; a socket opened inside configures the peer.
-func plug(ep *Endpoint, bridge link, netns *os.File, isolated bool) error {
+//
+// With a filter the host's end comes up last, so that no packet, were it of a container that runs already, passes before the filter stands.
+func plug(ep *Endpoint, bridge link, netns *os.File, isolated bool, filter *egress.Options) error {
 	inside, err := enter(ep, netns)
 	if err != nil {
 		return err
@@ -115,7 +118,7 @@ func plug(ep *Endpoint, bridge link, netns *os.File, isolated bool) error {
 	peer := linkMessage(0, false).String(unix.IFLA_IFNAME, ep.Interface).Uint32(unix.IFLA_MTU, uint32(ep.MTU)).
 		Bytes(unix.IFLA_ADDRESS, mac).Uint32(unix.IFLA_NET_NS_FD, uint32(netns.Fd()))
 	info := netlink.Attrs{}.String(unix.IFLA_INFO_KIND, "veth").Nest(unix.IFLA_INFO_DATA, netlink.Attrs{}.Nest(vethInfoPeer, peer))
-	pair := linkMessage(0, true).String(unix.IFLA_IFNAME, ep.HostInterface).Uint32(unix.IFLA_MTU, uint32(ep.MTU)).
+	pair := linkMessage(0, filter == nil).String(unix.IFLA_IFNAME, ep.HostInterface).Uint32(unix.IFLA_MTU, uint32(ep.MTU)).
 		Uint32(unix.IFLA_MASTER, uint32(bridge.index)).Nest(unix.IFLA_LINKINFO, info)
 	res, err := host.Execute(
 		netlink.Message{Type: unix.RTM_NEWLINK, Flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, Data: pair},
@@ -130,6 +133,15 @@ func plug(ep *Endpoint, bridge link, netns *os.File, isolated bool) error {
 	outer, err := linkOf(res[1])
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", ep.HostInterface, err)
+	}
+	if filter != nil {
+		filter.MAC = mac
+		if ep.Filter, err = egress.Install(*filter); err != nil {
+			return err
+		}
+		if err := host.Do(netlink.Message{Type: unix.RTM_SETLINK, Data: linkMessage(outer.index, true)}); err != nil {
+			return fmt.Errorf("bring %s up: %w", ep.HostInterface, err)
+		}
 	}
 	if isolated {
 		if err := host.Do(isolatePort(outer.index)); err != nil {
