@@ -16,7 +16,7 @@ type networkFlags struct {
 	networks                                   list
 	publishAll                                 bool
 	addHost, dns, dnsOption, dnsSearch, expose list
-	publish                                    list
+	publish, egress                            list
 }
 
 func (c *networkFlags) register(f *pflag.FlagSet) {
@@ -26,6 +26,7 @@ func (c *networkFlags) register(f *pflag.FlagSet) {
 	f.Var(&c.dnsOption, "dns-opt", "Set DNS options")
 	f.Lookup("dns-opt").Hidden = true
 	f.Var(&c.dnsSearch, "dns-search", "Set custom DNS search domains")
+	f.Var(&c.egress, "egress", `Let the container reach nothing ("deny") or only what is listed ("allow=HOST[:PORT[/PROTO]],CIDR[:PORT[/PROTO]],...")`)
 	f.Var(&c.expose, "expose", "Expose a port or a range of ports")
 	f.Var(&c.place.ip, "ip", "IPv4 address (e.g., 172.30.100.104)")
 	f.Var(&c.place.ip6, "ip6", "IPv6 address (e.g., 2001:db8::33)")
@@ -47,6 +48,7 @@ func (c *networkFlags) apply(t *flagTarget) error {
 	if err := parsePublish(c.publish, t.config.ExposedPorts, t.host.PortBindings); err != nil {
 		return err
 	}
+	t.options.Egress = c.egress
 	if err := parseExpose(c.expose, t.config.ExposedPorts); err != nil {
 		return err
 	}

@@ -5,6 +5,8 @@ package container
 type Options struct {
 	// HealthOnFailure is what happens when the container becomes unhealthy: "" nothing, "kill", "restart" or "stop".
 	HealthOnFailure string `json:"healthOnFailure,omitempty"`
+	// Egress is what the container may reach, as --egress says it (package egress); empty is all.
+	Egress []string `json:"egress,omitempty"`
 	// Links are HostConfig.Links resolved: a name may mean another container later.
 	Links []Link `json:"links,omitempty"`
 	// IDMap says of binds, by destination, whom files of the container's user belong to: "auto" whoever owns the source, or "UID:GID".

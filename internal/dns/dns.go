@@ -57,6 +57,12 @@ type Config struct {
 	// domain has no names. They are asked from the host's network namespace.
 	Domains map[string][]netip.AddrPort
 
+	// Asks, unless nil, says which names may be asked for elsewhere; of others it is told by the call, and they don't exist. Learn,
+	// unless nil, gets the addresses of each name, and for how long they hold, before the container has them: without its nil the
+	// container's look-up fails.
+	Asks  func(name string) bool
+	Learn func(name string, addrs []netip.Addr, hold time.Duration) error
+
 	// idle is how long a connection may say nothing, or take to say or read a message; idleTime by default.
 	idle time.Duration
 }

@@ -95,6 +95,9 @@ func (s *Server) note(a netip.AddrPort, late bool) {
 
 // forward asks others, and returns their answer, or one of ours that says that they have none. out is what stands in front of it.
 func (s *Server) forward(q *query, out []byte) []byte {
+	if s.cfg.Asks != nil && !s.cfg.Asks(q.name) {
+		return q.failure(out, dnsmessage.RCodeNameError)
+	}
 	t := time.NewTimer(answerTime)
 	defer t.Stop()
 	select {
@@ -119,6 +122,9 @@ func (s *Server) forward(q *query, out []byte) []byte {
 		e.tcp = false // by far not every server listens there
 		answer = e.run()
 	}
+	if answer != nil && s.cfg.Learn != nil && s.learn(q.name, answer) != nil {
+		return q.failure(out, rcodeServerFailure)
+	}
 	switch {
 	case answer == nil:
 		return q.failure(out, rcodeServerFailure)
@@ -129,6 +135,46 @@ func (s *Server) forward(q *query, out []byte) []byte {
 	}
 	copy(answer, q.msg[:2])
 	return append(out, answer...)
+}
+
+// learn passes on the addresses in an answer. What of it can't be read the container can't use to reach anybody.
+func (s *Server) learn(name string, answer []byte) error {
+	var p dnsmessage.Parser
+	if _, err := p.Start(answer); err != nil || p.SkipAllQuestions() != nil {
+		return nil
+	}
+	var addrs []netip.Addr
+	hold := uint32(0)
+	for {
+		h, err := p.AnswerHeader()
+		if err != nil {
+			break
+		}
+		switch h.Type {
+		case dnsmessage.TypeA:
+			r, err := p.AResource()
+			if err != nil {
+				return err
+			}
+			addrs = append(addrs, netip.AddrFrom4(r.A))
+		case dnsmessage.TypeAAAA:
+			r, err := p.AAAAResource()
+			if err != nil {
+				return err
+			}
+			addrs = append(addrs, netip.AddrFrom16(r.AAAA))
+		default:
+			if err := p.SkipAnswer(); err != nil {
+				return err
+			}
+			continue
+		}
+		hold = max(hold, h.TTL)
+	}
+	if len(addrs) == 0 {
+		return nil
+	}
+	return s.cfg.Learn(name, addrs, time.Duration(hold)*time.Second)
 }
 
 // exchange is one question to others.

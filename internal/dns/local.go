@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 )
@@ -59,6 +60,9 @@ func (s *Server) local(q *query, out []byte) ([]byte, bool) {
 	case known && len(addrs) == 0:
 		return end(dnsmessage.RCodeNameError)
 	case known:
+		if s.cfg.Learn != nil && s.cfg.Learn(q.name, addrs, ttl*time.Second) != nil {
+			return end(rcodeServerFailure)
+		}
 		shuffle(addrs)
 		if q.typ == dnsmessage.TypeA || q.typ == dnsmessage.TypeAAAA {
 			found = q.addresses(found, at, 6, questionName, q.typ, addrs)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -84,9 +85,15 @@ const (
 	maxNameTime   = 24 * time.Hour
 )
 
+// Forever is the time of what a hosts file says.
+const Forever = time.Duration(-1)
+
 // Learn opens the way to the addresses that a name has for so long, as far as the list names it. It returns when they can be reached.
 func (f *Filter) Learn(name string, addrs []netip.Addr, ttl time.Duration) error {
 	d := min(max(ttl, minNameTime)+nameTimeSlack, maxNameTime)
+	if ttl == Forever {
+		d = 0
+	}
 	keys := map[string][][]byte{}
 	for _, e := range f.list {
 		if !e.covers(name) {
@@ -144,6 +151,33 @@ func Remove(iface string) error {
 		return fmt.Errorf("remove egress filter of %s: %w", iface, err)
 	}
 	return nil
+}
+
+// Interfaces lists those that have a filter, or had one when they were there.
+func Interfaces() ([]string, error) {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	tables, err := c.Dump(message(unix.NFT_MSG_GETTABLE, 0, nil))
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list egress filters: %w", err)
+	}
+	var out []string
+	for _, t := range tables {
+		if len(t) < 4 {
+			continue
+		}
+		name := strings.TrimRight(string(netlink.Parse(t[4:])[unix.NFTA_TABLE_NAME]), "\x00")
+		if iface, ok := strings.CutPrefix(name, tableName("")); ok && t[0] == unix.NFPROTO_NETDEV {
+			out = append(out, iface)
+		}
+	}
+	return out, nil
 }
 
 // Attempt is what a container tried to reach and was denied.

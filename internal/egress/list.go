@@ -52,7 +52,7 @@ func Parse(values []string) (List, error) {
 		}
 		rest, ok := strings.CutPrefix(v, "allow=")
 		if !ok {
-			return nil, fmt.Errorf("egress %q: want deny, or allow=HOST[:PORT[/PROTO]],CIDR[:PORT[/PROTO]],...", v)
+			return nil, fmt.Errorf("egress %q: want deny, or allow=HOST[:PORT[/PROTO]],CIDR[:PORT[/PROTO]]", v)
 		}
 		for s := range strings.SplitSeq(rest, ",") {
 			e, err := parseEntry(s)

@@ -134,7 +134,7 @@ func doctorNetworks(ctx context.Context, cfg *config.Config, root *disk.Root, r 
 		}
 	}
 	if len(s.Leaked) > 0 {
-		r.Worse(doctor.Degraded, "interfaces of no container are left: "+strings.Join(s.Leaked, ", "), "a process may hold their namespace open; ip link del NAME")
+		r.Worse(doctor.Degraded, "what no container has is left: "+strings.Join(s.Leaked, ", "), "a process may hold a namespace open; ip link del NAME, nft delete table netdev conex-NAME")
 	}
 	for _, f := range s.Foreign {
 		r.Note("bridge %s is no network's of this root", f)

@@ -41,7 +41,7 @@ func (e *Engine) InspectContainer(ctx context.Context, name string, size bool) (
 			"UpperDir": cs.Dir(r.ID, "upper"), "WorkDir": cs.Dir(r.ID, "work"),
 		}},
 		AppArmorProfile: appArmor(r.HostConfig),
-	}, NetworkSettings: networkDetail(portMap(n), networks(n))}
+	}, NetworkSettings: networkDetail(portMap(n), networks(n)), Egress: r.Options.Egress}
 	if out.Args == nil {
 		out.Args = []string{}
 	}

@@ -15,6 +15,8 @@ type ContainerDetail struct {
 	apic.InspectResponse
 	// NetworkSettings stands in for the embedded one.
 	NetworkSettings *NetworkDetail
+	// Egress is what it may reach (--egress); conex's own.
+	Egress []string `json:",omitempty"`
 }
 
 // NetworkDetail is a container's NetworkSettings. The fields after Ports describe its place in the default bridge.

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"conex/internal/container"
+	"conex/internal/egress"
 	"conex/internal/resolver"
 
 	apic "github.com/moby/moby/api/types/container"
@@ -51,6 +52,27 @@ func (e *Engine) validateNetwork(ctx context.Context, conf *apic.Config, hc *api
 	}
 	if _, err := resolver.ExpandHosts(hc.ExtraHosts, netip.AddrFrom4([4]byte{127, 0, 0, 1})); err != nil {
 		return invalid("%w", err)
+	}
+	return nil
+}
+
+// validateEgress checks --egress: it is about a container's own interfaces.
+func validateEgress(values []string, hc *apic.HostConfig) error {
+	if len(values) == 0 {
+		return nil
+	}
+	if _, err := egress.Parse(values); err != nil {
+		return invalid("%w", err)
+	}
+	switch m := hc.NetworkMode; {
+	case m.IsHost():
+		return invalid("conflicting options: --egress and --network host, whose packets are the host's own")
+	case m.IsNone():
+		return invalid("conflicting options: --egress and --network none, which reaches nothing")
+	case m.IsContainer():
+		return invalid("conflicting options: --egress and --network container:, whose owner's --egress counts")
+	case hc.Privileged:
+		return invalid("conflicting options: --egress and --privileged, which may change the host's network")
 	}
 	return nil
 }

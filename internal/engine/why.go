@@ -43,6 +43,8 @@ type Reason struct {
 	Restarts      int              `json:"restarts"`
 	NextStart     time.Time        `json:"nextStart,omitzero"`
 	Health        *apic.Health     `json:"health,omitempty"`
+	// Denied is what --egress kept it from, what was tried most first.
+	Denied []Denial `json:"denied,omitempty"`
 	// Problems are what would keep it from starting now.
 	Problems []string `json:"problems,omitempty"`
 	// Log are the last lines of its output.
@@ -115,6 +117,12 @@ func (e *Engine) Why(ctx context.Context, name string) (*Reason, error) {
 		for _, p := range r.Problems {
 			s.add("It can't start now: %s.", p)
 		}
+	}
+	if len(rec.Options.Egress) > 0 {
+		if r.Denied, err = e.denials(ctx, rec.ID); err != nil {
+			return nil, err
+		}
+		s.denied(r.Denied)
 	}
 	r.Summary = s.String()
 	r.Log = e.lastLines(ctx, rec)

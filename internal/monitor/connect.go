@@ -127,6 +127,9 @@ func (r *run) drop(ctx context.Context, ep *network.Endpoint) error {
 	if err := r.m.nets.Unplug(ep, netns); err != nil {
 		return err
 	}
+	if err := r.gate.remove(ep.Filter); err != nil {
+		return err
+	}
 	if err := r.m.nets.DetachFrom(ctx, r.m.rec.ID, ep.NetworkID); err != nil {
 		return err
 	}

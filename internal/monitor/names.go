@@ -60,6 +60,16 @@ func (r *run) startNames(s *dns.Sockets, netns *os.File) error {
 			cfg.Given = append(cfg.Given, a)
 		}
 	}
+	given := cfg.Given
+	if r.gate != nil {
+		cfg.Given = nil // asked from inside, the servers would be a way out
+		cfg.Asks, cfg.Learn = r.gate.asks, r.gate.learn
+		if err := r.gate.begin(ns.names, hc.ExtraHosts); err != nil {
+			s.Close()
+			netns.Close()
+			return err
+		}
+	}
 	if len(cfg.Given) == 0 {
 		netns.Close()
 		ns.netns, cfg.NetNS = nil, nil
@@ -74,6 +84,9 @@ func (r *run) startNames(s *dns.Sockets, netns *os.File) error {
 			}
 		}
 		cfg.Host = func() ([]netip.Addr, error) { return list, nil }
+	}
+	if r.gate != nil && len(given) > 0 {
+		cfg.Host = func() ([]netip.Addr, error) { return given, nil }
 	}
 	if len(m.req.DNSDomains) > 0 {
 		cfg.Domains = map[string][]netip.AddrPort{}

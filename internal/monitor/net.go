@@ -33,6 +33,9 @@ func (r *run) connect(ctx context.Context, files string, links []link) error {
 	if !bridged(hc) {
 		return m.nets.Loopback(r.ct.NetNS())
 	}
+	if err := r.openGate(); err != nil {
+		return err
+	}
 	finish, err := r.openNames()
 	if err != nil {
 		return err
@@ -98,7 +101,7 @@ func (r *run) attach(ctx context.Context, at container.Attachment, wayOut bool) 
 		Hostname: m.rec.Config.Hostname, ExtraHosts: m.rec.HostConfig.ExtraHosts, Exposed: exposed(m.rec),
 		Settings: network.Settings{
 			Interface: r.interfaceName(i, at), IPv4: at.IPv4, IPv6: at.IPv6, MAC: at.MAC, LinkLocal: at.LinkLocal, Aliases: at.Aliases,
-			DriverOpts: at.DriverOpts, NoDefaultRoute: !wayOut,
+			DriverOpts: at.DriverOpts, NoDefaultRoute: !wayOut, Egress: r.gate.settings(),
 		},
 	})
 	if err != nil {
@@ -108,6 +111,9 @@ func (r *run) attach(ctx context.Context, at container.Attachment, wayOut bool) 
 		r.eps = slices.Insert(r.eps, 0, ep)
 	} else {
 		r.eps = append(r.eps, ep)
+	}
+	if err := r.gate.add(ep.Filter); err != nil {
+		return ep, err
 	}
 	m.networkEvent(mevents.ActionConnect, ep)
 	return ep, nil

@@ -34,6 +34,7 @@ type run struct {
 	res  *portmap.Reservation
 	eps  []*network.Endpoint // the one with the way out first
 	left []*network.Endpoint // eps, once they are released
+	gate *gate               // nil without --egress
 	// What changes of networks need, under monitor.changes: the folder of the hosts file and the links in it, how many interfaces of each name there
 	// were, the ports that were published last, and whether release has been.
 	files    string
@@ -340,6 +341,7 @@ func (r *run) release() error {
 		errs = append(errs, r.res.Close())
 		r.res = nil
 	}
+	errs = append(errs, r.gate.close())
 	if len(r.eps) > 0 || r.numbers != nil { // or one is left that could not be disconnected
 		errs = append(errs, r.m.nets.Detach(context.Background(), r.m.rec.ID))
 		r.left, r.eps = r.eps, nil

@@ -128,7 +128,9 @@ func TestEgress(t *testing.T) {
 
 			got, err := w.m.Denied("some")
 			check(t, err)
-			if k := slices.IndexFunc(got, func(a egress.Attempt) bool { return a.Addr == outside && a.Proto == "tcp" && a.Port == 81 && a.Packets > 0 }); k < 0 {
+			if k := slices.IndexFunc(got, func(a egress.Attempt) bool {
+				return a.Addr == outside && a.Proto == "tcp" && a.Port == 81 && a.Packets > 0
+			}); k < 0 {
 				t.Errorf("denied %+v, want port 81 of %s among them", got, outside)
 			}
 			for _, id := range []string{"none", "some", "cidr", "named"} {
@@ -288,6 +290,9 @@ func TestEgressOwned(t *testing.T) {
 		t.Fatal("the filter is gone")
 	}
 	c.reaches("after a flush", reach{"tcp", clientIP4 + ":80", false})
+	if got, err := egress.Interfaces(); err != nil || !slices.Contains(got, c.ep.HostInterface) {
+		t.Errorf("filters of %v, %v, want %s", got, err, c.ep.HostInterface)
+	}
 	// Its owner dies: the filter stays, and whoever settles can remove it.
 	check(t, c.ep.Filter.Close())
 	if !tableExists(t, table) {

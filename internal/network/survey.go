@@ -8,6 +8,7 @@ import (
 
 	rtnetlink "github.com/vishvananda/netlink"
 
+	"conex/internal/egress"
 	"conex/internal/portmap"
 )
 
@@ -16,7 +17,7 @@ type Survey struct {
 	// Networks are those that have a bridge now, Endpoints those of containers on all of them.
 	Networks  []Info
 	Endpoints []*Endpoint
-	// Faults keep containers from what they should reach; Leaked are interfaces that nobody has; Foreign are bridges of conex's
+	// Faults keep containers from what they should reach; Leaked are interfaces that nobody has, and filters of such; Foreign are bridges of conex's
 	// that belong to no network of this root, another root's as a rule.
 	Faults, Leaked, Foreign []string
 	// Findings are what others do to the default network: see portmap.Audit.
@@ -71,6 +72,15 @@ func (m *Manager) Survey(ctx context.Context) (Survey, error) {
 			s.Leaked = append(s.Leaked, a.Name)
 		case l.Type() == "bridge" && ours(a.Name) && !slices.ContainsFunc(list, func(i Info) bool { return i.Interface == a.Name }):
 			s.Foreign = append(s.Foreign, a.Name)
+		}
+	}
+	filters, err := egress.Interfaces()
+	if err != nil {
+		return s, err
+	}
+	for _, name := range filters {
+		if !plugged[name] && !slices.ContainsFunc(links, func(l rtnetlink.Link) bool { return l.Attrs().Name == name }) {
+			s.Leaked = append(s.Leaked, "the filter of "+name)
 		}
 	}
 	if !slices.ContainsFunc(s.Networks, func(i Info) bool { return i.Name == Bridge }) {
