@@ -32,6 +32,7 @@ import (
 	"io"
 
 	"conex/internal/cdi"
+	"conex/internal/plainjson"
 	"os"
 
 	"conex/internal/container"
@@ -244,7 +245,7 @@ func ReceiveStart(fd int) (req StartRequest, files []*os.File, err error) {
 		}
 		b = append(b, buf[:n]...)
 	}
-	if err := json.Unmarshal(b, &req); err != nil {
+	if err := plainjson.Unmarshal(b, &req); err != nil {
 		return req, files, fmt.Errorf("receive request: %w", err)
 	}
 	if want := maxFiles - 1 + btoi(req.Attach); len(files) != want {

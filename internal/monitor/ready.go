@@ -14,9 +14,6 @@ import (
 // warmUp does while the container is being made what would otherwise be done when it is there: whatever depends on the machine alone.
 func warmUp() {
 	// What the package json works out once for each type. Nothing can fail: there is nothing in them.
-	for _, v := range []any{&container.Record{}, &control.StartRequest{}} {
-		_ = json.Unmarshal([]byte("{}"), v)
-	}
 	for _, v := range []any{container.State{Exit: &container.Exit{}}, container.Desired{}, control.Report{}} {
 		_, _ = json.Marshal(v)
 	}

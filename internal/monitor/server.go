@@ -39,14 +39,9 @@ func (m *monitor) listen() (*server, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	err := control.ShortPath(path, func(p string) error {
-		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: p, Net: "unix"})
-		if err != nil {
-			return err
-		}
-		l.SetUnlinkOnClose(false) // the short path may mean something else by then
-		m.sock = l
-		return nil
+	err := control.ShortPath(path, func(p string) (err error) {
+		m.sock, err = listenUnix(p)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the monitor's socket: %w", err)
@@ -65,6 +60,29 @@ func (m *monitor) listen() (*server, error) {
 		}
 	}()
 	return s, nil
+}
+
+// listenUnix is net.ListenUnix without the 64 KB in which package net reads how many connections may wait. The socket's file stays when it is
+// closed: the short path may mean something else by then.
+func listenUnix(path string) (net.Listener, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make socket: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		return nil, fmt.Errorf("bind: %w", err)
+	}
+	if err := unix.Listen(fd, unix.SOMAXCONN); err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, err
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	return l, nil
 }
 
 // close lets answers on their way out be completed, and ends the rest.

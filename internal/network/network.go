@@ -15,6 +15,7 @@
 package network
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -29,6 +30,7 @@ import (
 	"time"
 
 	"conex/internal/disk"
+	"conex/internal/plainjson"
 	"conex/internal/portmap"
 )
 
@@ -159,26 +161,53 @@ func (m *Manager) records() ([]Info, error) {
 	return slices.DeleteFunc(list, func(i Info) bool { return i.Removed }), err
 }
 
+// mentions reports whether a JSON text may hold a string.
+func mentions(text []byte, s string) bool {
+	if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' || strings.ContainsRune(`"\<>&`, r) }) {
+		return true // it is spelled otherwise there
+	}
+	return bytes.Contains(text, []byte(`"`+s+`"`))
+}
+
 func (m *Manager) allRecords() ([]Info, error) {
+	var list []Info
+	_, err := m.record(func(string, []byte) bool { return true }, func(i Info) bool {
+		list = append(list, i)
+		return false
+	})
+	return list, err
+}
+
+// record decodes the records that may be meant, by their id and text, until one is; nil without one.
+func (m *Manager) record(may func(id string, text []byte) bool, chosen func(Info) bool) (*Info, error) {
 	entries, err := os.ReadDir(m.root.Path("networks"))
 	if err != nil {
 		return nil, fmt.Errorf("list networks: %w", err)
 	}
-	var list []Info
 	for _, e := range entries {
-		if disk.IsTemp(e.Name()) || filepath.Ext(e.Name()) != ".json" {
+		id, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok || disk.IsTemp(e.Name()) {
+			continue
+		}
+		text, err := os.ReadFile(m.root.Path("networks", e.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read network: %w", err)
+		}
+		if !may(id, text) {
 			continue
 		}
 		var i Info
-		if err := disk.ReadJSON(m.root.Path("networks", e.Name()), &i); err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			return nil, fmt.Errorf("read network: %w", err)
+		if err := plainjson.Unmarshal(text, &i); err != nil {
+			return nil, fmt.Errorf("read network: decode %s: %w", e.Name(), err)
 		}
-		list = append(list, i)
+		if chosen(i) {
+			return &i, nil
+		}
 	}
-	return list, nil
+	return nil, nil
 }
 
 func (m *Manager) lookup(ctx context.Context, name string) (Info, error) {
@@ -194,17 +223,21 @@ func (m *Manager) lookup(ctx context.Context, name string) (Info, error) {
 			byPrefix = append(byPrefix, i)
 		}
 	}
+	// Each start asks several times, so only the record that is meant is decoded, until it turns out that there is none.
+	may := func(id string, text []byte) bool { return id == name || mentions(text, name) }
+	switch i, err := m.record(may, func(i Info) bool { return !i.Removed && (i.Name == name || i.ID == name) }); {
+	case err != nil:
+		return Info{}, err
+	case i != nil && i.blank():
+		return m.define(ctx)
+	case i != nil:
+		return *i, nil
+	}
 	list, err := m.records()
 	if err != nil {
 		return Info{}, err
 	}
 	for _, i := range list {
-		if i.Name == name && i.blank() {
-			return m.define(ctx)
-		}
-		if i.Name == name || i.ID == name {
-			return i, nil
-		}
 		if strings.HasPrefix(i.ID, name) {
 			byPrefix = append(byPrefix, i)
 		}

@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -44,7 +45,11 @@ const maxDepth = 200
 type decoder struct {
 	text []byte
 	at   int
-	// types are those that were met.
+}
+
+// known are the types that were met.
+var known struct {
+	sync.RWMutex
 	types map[reflect.Type]*typeInfo
 }
 
@@ -67,11 +72,14 @@ var (
 	textType = reflect.TypeFor[encoding.TextUnmarshaler]()
 )
 
-func (d *decoder) info(t reflect.Type) *typeInfo {
-	if i, ok := d.types[t]; ok {
+func infoOf(t reflect.Type) *typeInfo {
+	known.RLock()
+	i, ok := known.types[t]
+	known.RUnlock()
+	if ok {
 		return i
 	}
-	i := &typeInfo{}
+	i = &typeInfo{}
 	if t.Name() != "" && t.PkgPath() != "" || t.Kind() == reflect.Struct { // others have no methods
 		p := reflect.PointerTo(t)
 		i.own = p.Implements(jsonType) || p.Implements(textType)
@@ -79,10 +87,12 @@ func (d *decoder) info(t reflect.Type) *typeInfo {
 	if t.Kind() == reflect.Struct && !i.own {
 		i.fields, i.plain = fields(t, nil, nil)
 	}
-	if d.types == nil {
-		d.types = map[reflect.Type]*typeInfo{}
+	known.Lock()
+	defer known.Unlock()
+	if known.types == nil {
+		known.types = map[reflect.Type]*typeInfo{}
 	}
-	d.types[t] = i
+	known.types[t] = i
 	return i
 }
 
@@ -173,7 +183,7 @@ func (d *decoder) value(to reflect.Value, depth int) error {
 		return errOther
 	}
 	if d.next() == 'n' && d.literal("null") {
-		if d.info(to.Type()).own { // it may want to hear of it
+		if infoOf(to.Type()).own { // it may want to hear of it
 			return errOther
 		}
 		return nil
@@ -184,14 +194,14 @@ func (d *decoder) value(to reflect.Value, depth int) error {
 		to.Set(p)
 		return d.value(p.Elem(), depth+1)
 	}
-	if d.info(t).own {
+	if infoOf(t).own {
 		return d.delegate(to)
 	}
 	switch t.Kind() {
 	case reflect.Struct:
 		return d.structure(to, depth)
 	case reflect.Map:
-		if t.Key().Kind() != reflect.String || d.info(t.Key()).own {
+		if t.Key().Kind() != reflect.String || infoOf(t.Key()).own {
 			return d.delegate(to)
 		}
 		return d.mapping(to, depth)
@@ -331,7 +341,7 @@ func (d *decoder) members(member func(name string) error) error {
 }
 
 func (d *decoder) structure(to reflect.Value, depth int) error {
-	info := d.info(to.Type())
+	info := infoOf(to.Type())
 	if !info.plain {
 		return d.delegate(to)
 	}

@@ -108,6 +108,19 @@ func readChain(b []byte) (ch foreignChain, ok bool) {
 	return ch, ch.table != "" && ch.name != ""
 }
 
+// chainOf reads the chain's name alone of what the kernel says about a rule.
+func chainOf(b []byte) (chain string) {
+	if len(b) < 4 {
+		return ""
+	}
+	netlink.Each(b[4:], func(typ uint16, data []byte) {
+		if typ == unix.NFTA_RULE_CHAIN {
+			chain = text(data)
+		}
+	})
+	return chain
+}
+
 func readRule(b []byte) (r foreignRule, ok bool) {
 	if len(b) < 4 {
 		return r, false

@@ -402,7 +402,7 @@ func whole(c *netlink.Conn, t Table) (bool, error) {
 	}
 	n := 0
 	for _, b := range rules {
-		if r, ok := readRule(b); ok && !strings.HasPrefix(r.chain, logPrefix) {
+		if chain := chainOf(b); chain != "" && !strings.HasPrefix(chain, logPrefix) {
 			n++
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,7 +21,7 @@ import (
 type Conn struct {
 	fd  int
 	seq uint32
-	buf []byte // for receiving, made at first use
+	buf *[16 << 10]byte // for receiving, made at first use
 	// roomy says that the socket was given room to send more at once.
 	roomy bool
 }
@@ -56,7 +57,16 @@ func Dial(protocol int) (*Conn, error) {
 }
 
 // Close closes the socket.
-func (c *Conn) Close() error { return unix.Close(c.fd) }
+func (c *Conn) Close() error {
+	if c.buf != nil {
+		spare.Put(c.buf)
+		c.buf = nil
+	}
+	return unix.Close(c.fd)
+}
+
+// spare are the buffers of closed sockets: a container's start opens one after the other.
+var spare sync.Pool
 
 // CloseBehind closes the socket of one who need not wait: where something of nf_tables was deleted, the kernel lets nobody's netfilter
 // socket go before it is freed, which takes ten milliseconds.
@@ -242,10 +252,14 @@ func (c *Conn) Transaction(subsystem uint16, msgs ...Message) error {
 // receive reads one datagram into c.buf. The kernel fits its datagrams to 8 KiB, or to the larger buffer that it has seen.
 func (c *Conn) receive(flags int) (int, error) {
 	if c.buf == nil {
-		c.buf = make([]byte, 16<<10)
+		b, _ := spare.Get().(*[16 << 10]byte)
+		if b == nil {
+			b = new([16 << 10]byte)
+		}
+		c.buf = b
 	}
 	for {
-		n, from, err := unix.Recvfrom(c.fd, c.buf, flags)
+		n, from, err := unix.Recvfrom(c.fd, c.buf[:], flags)
 		if err == unix.EINTR {
 			continue
 		}
