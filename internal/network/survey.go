@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	rtnetlink "github.com/vishvananda/netlink"
 
@@ -65,11 +66,12 @@ func (m *Manager) Survey(ctx context.Context) (Survey, error) {
 			s.Networks = append(s.Networks, i)
 		}
 	}
+	if s.Leaked, err = unplugged(ctx, ports, plugged); err != nil {
+		return s, err
+	}
 	for _, l := range links {
 		a := l.Attrs()
 		switch {
-		case strings.HasPrefix(a.Name, linkPrefix) && ports[a.MasterIndex] && !plugged[a.Name]:
-			s.Leaked = append(s.Leaked, a.Name)
 		case l.Type() == "bridge" && ours(a.Name) && !slices.ContainsFunc(list, func(i Info) bool { return i.Interface == a.Name }):
 			s.Foreign = append(s.Foreign, a.Name)
 		}
@@ -102,4 +104,31 @@ func (m *Manager) Survey(ctx context.Context) (Survey, error) {
 	}
 	s.Findings, err = m.Audit(ctx, Bridge)
 	return s, err
+}
+
+// takedown is how long a veth may be there after its container: the kernel ends namespaces in its own time.
+const takedown = 2 * time.Second
+
+// unplugged lists veths on the bridges that no endpoint has, and that don't go by themselves.
+func unplugged(ctx context.Context, bridges map[int]bool, plugged map[string]bool) ([]string, error) {
+	for end := time.Now().Add(takedown); ; {
+		links, err := rtnetlink.LinkList()
+		if err != nil {
+			return nil, fmt.Errorf("list interfaces: %w", err)
+		}
+		var left []string
+		for _, l := range links {
+			if a := l.Attrs(); strings.HasPrefix(a.Name, linkPrefix) && bridges[a.MasterIndex] && !plugged[a.Name] {
+				left = append(left, a.Name)
+			}
+		}
+		if len(left) == 0 || time.Now().After(end) {
+			return left, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(takedown / 40):
+		}
+	}
 }
