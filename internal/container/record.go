@@ -220,9 +220,10 @@ type Endpoint struct {
 	Address6      string `json:"address6,omitempty"`
 	Gateway6      string `json:"gateway6,omitempty"`
 	MAC           string `json:"mac"`
-	// DefaultRoute says that the way out is here.
-	DefaultRoute bool     `json:"defaultRoute,omitempty"`
-	Names        []string `json:"names,omitempty"`
+	// DefaultRoute and DefaultRoute6 say that the way out is here, by IPv4 and by IPv6.
+	DefaultRoute  bool     `json:"defaultRoute,omitempty"`
+	DefaultRoute6 bool     `json:"defaultRoute6,omitempty"`
+	Names         []string `json:"names,omitempty"`
 	// Ports are the published ones.
 	Ports []portmap.Mapping `json:"ports,omitempty"`
 }

@@ -265,19 +265,22 @@ func networks(n *container.Snapshot) map[string]*mnet.EndpointSettings {
 			continue
 		}
 		if e := a.On(at.NetworkID); e != nil && at.NetworkID != "" {
-			fillEndpoint(ep, e)
+			fillEndpoint(ep, e, n.Record)
 		} else if e := a.On(at.Network); e != nil {
-			fillEndpoint(ep, e)
+			fillEndpoint(ep, e, n.Record)
 		}
 	}
 	return out
 }
 
 // fillEndpoint puts what a running container's endpoint has into its description.
-func fillEndpoint(ep *mnet.EndpointSettings, e *container.Endpoint) {
+func fillEndpoint(ep *mnet.EndpointSettings, e *container.Endpoint, r *container.Record) {
 	ep.NetworkID, ep.EndpointID = e.NetworkID, e.EndpointID
 	if e.NetworkName != network.Bridge { // where nobody has a name
-		ep.DNSNames = e.Names
+		ep.DNSNames = slices.Clone(e.Names)
+		if len(ep.DNSNames) > 0 {
+			ep.DNSNames[0] = r.Name // which may have changed since
+		}
 	}
 	if p, err := netip.ParsePrefix(e.Address); err == nil {
 		ep.IPAddress, ep.IPPrefixLen = p.Addr(), p.Bits()

@@ -85,7 +85,7 @@ func (r *run) join(ctx context.Context, at container.Attachment) error {
 	if r.released {
 		return &control.Error{Status: http.StatusConflict, Message: "container " + r.m.rec.ID + " is not running"}
 	}
-	ep, err := r.attach(ctx, at, false)
+	ep, err := r.attach(ctx, at, 0, ways{-1, -1, -1})
 	if err == nil {
 		err = r.reroute(ctx)
 	}
@@ -96,7 +96,7 @@ func (r *run) join(ctx context.Context, at container.Attachment) error {
 		return err
 	}
 	r.eps = slices.DeleteFunc(r.eps, func(e *network.Endpoint) bool { return e == ep })
-	return errors.Join(err, r.drop(ctx, ep), r.reroute(ctx), r.settle())
+	return errors.Join(err, r.unpublish(ep), r.drop(ctx, ep), r.reroute(ctx), r.settle())
 }
 
 // leave detaches a running container from one network. The way out is another's before this one goes.
@@ -112,7 +112,7 @@ func (r *run) leave(ctx context.Context, at container.Attachment) error {
 	}
 	ep := r.eps[k]
 	// Its ports come free for the network that has them next; and whatever goes wrong, it goes: the record has said so.
-	err := r.unpublish(ctx, ep)
+	err := r.unpublish(ep)
 	r.eps = slices.Delete(r.eps, k, k+1)
 	return errors.Join(err, r.reroute(ctx), r.drop(ctx, ep), r.settle())
 }
@@ -153,32 +153,32 @@ func (r *run) settle() error {
 	return errors.Join(r.m.writeFiles(r.files, r.eps, r.links), r.m.setState(func(s *container.State) { s.Endpoints = describe(r.eps) }))
 }
 
-// reroute sees that the default routes are on the network that is the way out now, and that the published ports lead there.
+// reroute sees that the default routes are on the networks that are the ways out now, and that the published ports lead there.
 func (r *run) reroute(ctx context.Context) error {
-	m := r.m
-	ats := slices.DeleteFunc(slices.Clone(m.attachments()), func(at container.Attachment) bool { return r.on(at) == nil })
+	ats := slices.DeleteFunc(slices.Clone(r.m.attachments()), func(at container.Attachment) bool { return r.on(at) == nil })
 	if len(ats) == 0 {
-		return r.unpublishAll(ctx)
+		return nil
 	}
-	out, err := m.wayOut(ctx, ats)
+	out, err := r.m.waysOut(ctx, ats)
 	if err != nil {
 		return err
 	}
-	to := r.on(ats[out])
-	if r.eps[0] != to {
-		r.eps = slices.Insert(slices.DeleteFunc(r.eps, func(e *network.Endpoint) bool { return e == to }), 0, to)
+	at := func(k int) *network.Endpoint {
+		if k < 0 {
+			return nil
+		}
+		return r.on(ats[k])
 	}
-	if i, err := m.networkOf(ctx, ats[out]); err != nil {
+	if first := at(out.main); first != nil {
+		r.eps = slices.Insert(slices.DeleteFunc(r.eps, func(e *network.Endpoint) bool { return e == first }), 0, first)
+	}
+	netns, err := r.netns()
+	if err != nil {
 		return err
-	} else if !to.DefaultRoute && !i.Internal {
-		netns, err := r.netns()
-		if err != nil {
-			return err
-		}
-		defer netns.Close()
-		if err := m.nets.TakeDefaultRoute(to, r.eps[1:], netns); err != nil {
-			return err
-		}
+	}
+	defer netns.Close()
+	if err := r.m.nets.Route(r.eps, at(out.four), at(out.six), netns); err != nil {
+		return err
 	}
 	return r.republish(ctx)
 }
@@ -220,8 +220,10 @@ func (r *run) republish(ctx context.Context) error {
 	if to != nil && len(to.Ports) > 0 {
 		return nil
 	}
-	if err := r.unpublishAll(ctx); err != nil {
-		return err
+	for _, e := range r.eps {
+		if err := r.unpublish(e); err != nil {
+			return err
+		}
 	}
 	if to == nil {
 		return nil
@@ -232,17 +234,8 @@ func (r *run) republish(ctx context.Context) error {
 	return r.publish(ctx)
 }
 
-// unpublishAll takes the published ports from whichever endpoint has them.
-func (r *run) unpublishAll(ctx context.Context) error {
-	for _, e := range r.eps {
-		if err := r.unpublish(ctx, e); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (r *run) unpublish(ctx context.Context, ep *network.Endpoint) error {
+// unpublish takes the published ports from an endpoint, if it has them.
+func (r *run) unpublish(ep *network.Endpoint) error {
 	if len(ep.Ports) == 0 {
 		return nil
 	}
@@ -277,11 +270,11 @@ func (r *run) bind(ctx context.Context, ats []container.Attachment, ports []port
 	if len(ports) == 0 {
 		return nil
 	}
-	out, err := r.m.wayOut(ctx, ats)
+	out, err := r.m.waysOut(ctx, ats)
 	if err != nil {
 		return err
 	}
-	i, err := r.m.networkOf(ctx, ats[out])
+	i, err := r.m.networkOf(ctx, ats[max(out.main, 0)])
 	if err != nil {
 		return err
 	}

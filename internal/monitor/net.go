@@ -18,7 +18,6 @@ import (
 	"conex/internal/portmap"
 	"conex/internal/resolver"
 
-	apic "github.com/moby/moby/api/types/container"
 	mevents "github.com/moby/moby/api/types/events"
 	mnet "github.com/moby/moby/api/types/network"
 )
@@ -30,7 +29,7 @@ func (r *run) connect(ctx context.Context, files string, links []link) error {
 	if hc.NetworkMode.IsHost() || hc.NetworkMode.IsContainer() {
 		return nil
 	}
-	if !bridged(hc) {
+	if !m.bridged() {
 		return m.nets.Loopback(r.ct.NetNS())
 	}
 	if err := r.openGate(); err != nil {
@@ -50,12 +49,12 @@ func (r *run) connectAll(ctx context.Context) error {
 	if len(ats) == 0 {
 		return m.nets.Loopback(r.ct.NetNS())
 	}
-	out, err := m.wayOut(ctx, ats)
+	out, err := m.waysOut(ctx, ats)
 	if err != nil {
 		return err
 	}
 	for k, at := range ats {
-		if _, err := r.attach(ctx, at, k == out); err != nil {
+		if _, err := r.attach(ctx, at, k, out); err != nil {
 			return err
 		}
 	}
@@ -84,8 +83,8 @@ func (r *run) watch() {
 	}()
 }
 
-// attach joins one network.
-func (r *run) attach(ctx context.Context, at container.Attachment, wayOut bool) (*network.Endpoint, error) {
+// attach joins one network, the attachment k.
+func (r *run) attach(ctx context.Context, at container.Attachment, k int, out ways) (*network.Endpoint, error) {
 	m := r.m
 	i, err := m.networkOf(ctx, at)
 	if err != nil {
@@ -101,13 +100,13 @@ func (r *run) attach(ctx context.Context, at container.Attachment, wayOut bool) 
 		Hostname: m.rec.Config.Hostname, ExtraHosts: m.rec.HostConfig.ExtraHosts, Exposed: exposed(m.rec),
 		Settings: network.Settings{
 			Interface: r.interfaceName(i, at), IPv4: at.IPv4, IPv6: at.IPv6, MAC: at.MAC, LinkLocal: at.LinkLocal, Aliases: at.Aliases,
-			DriverOpts: at.DriverOpts, NoDefaultRoute: !wayOut, Egress: r.gate.settings(),
+			DriverOpts: at.DriverOpts, NoDefaultRoute: k != out.four, NoDefaultRoute6: k != out.six, Egress: r.gate.settings(),
 		},
 	})
 	if err != nil {
 		return nil, err
 	}
-	if wayOut {
+	if k == out.main {
 		r.eps = slices.Insert(r.eps, 0, ep)
 	} else {
 		r.eps = append(r.eps, ep)
@@ -144,34 +143,42 @@ func (m *monitor) networkOf(ctx context.Context, at container.Attachment) (netwo
 	return m.nets.Network(ctx, at.Network)
 }
 
-// wayOut says which of the attachments has the default route: the one of the highest priority, the first by name of equals, and an
-// internal network only when there is no other.
-func (m *monitor) wayOut(ctx context.Context, ats []container.Attachment) (int, error) {
-	if len(ats) < 2 {
-		return 0, nil
+// ways are the attachments that a container's ways out are on, -1 for none: the default routes, and where published ports lead.
+type ways struct{ four, six, main int }
+
+// waysOut says which of the attachments has the default route of each family: of those that have the family and lead anywhere the one of the
+// highest priority, the first by name of equals.
+func (m *monitor) waysOut(ctx context.Context, ats []container.Attachment) (ways, error) {
+	w := ways{-1, -1, -1}
+	better := func(k, than int) bool {
+		if than < 0 {
+			return true
+		}
+		a, b := &ats[k], &ats[than]
+		return a.GwPriority > b.GwPriority || a.GwPriority == b.GwPriority && a.Network < b.Network
 	}
-	best, bestInternal := -1, false
 	for k, at := range ats {
 		i, err := m.networkOf(ctx, at)
 		if err != nil {
-			return 0, err
+			return w, err
 		}
-		better := best < 0
-		if !better {
-			switch b := ats[best]; {
-			case i.Internal != bestInternal:
-				better = bestInternal
-			case at.GwPriority != b.GwPriority:
-				better = at.GwPriority > b.GwPriority
-			default:
-				better = at.Network < b.Network
-			}
+		if i.IPv4.Valid() && !i.Internal && better(k, w.four) {
+			w.four = k
 		}
-		if better {
-			best, bestInternal = k, i.Internal
+		if i.IPv6.Valid() && !i.Internal && better(k, w.six) {
+			w.six = k
+		}
+		if i.Internal && better(k, w.main) {
+			w.main = k // if nothing leads out
 		}
 	}
-	return best, nil
+	switch {
+	case w.four >= 0:
+		w.main = w.four
+	case w.six >= 0:
+		w.main = w.six
+	}
+	return w, nil
 }
 
 // mappings lists the ports to publish, sorted.
@@ -227,7 +234,7 @@ func describe(eps []*network.Endpoint) []container.Endpoint {
 			NetworkName: ep.NetworkName, NetworkID: ep.NetworkID, EndpointID: ep.EndpointID, Interface: ep.Interface, HostInterface: ep.HostInterface,
 			Address: text(ep.Address.IsValid(), ep.Address), Gateway: text(ep.Gateway.IsValid(), ep.Gateway),
 			Address6: text(ep.Address6.IsValid(), ep.Address6), Gateway6: text(ep.Gateway6.IsValid(), ep.Gateway6),
-			MAC: ep.MAC, DefaultRoute: ep.DefaultRoute, Names: ep.Names(), Ports: ep.Ports,
+			MAC: ep.MAC, DefaultRoute: ep.DefaultRoute, DefaultRoute6: ep.DefaultRoute6, Names: ep.Names(), Ports: ep.Ports,
 		})
 	}
 	return out
@@ -303,7 +310,7 @@ func (m *monitor) writeFiles(dir string, eps []*network.Endpoint, links []link) 
 	}
 	var conf []byte
 	switch {
-	case bridged(hc):
+	case m.bridged():
 		conf, err = resolver.ConfigFor(dns.Address, resolver.HostFile, search, hc.DNSOptions)
 	case hc.NetworkMode.IsHost() && len(servers)+len(search)+len(hc.DNSOptions) == 0:
 		conf, err = os.ReadFile(resolver.HostFile)
@@ -331,7 +338,10 @@ func writeInPlace(path string, data []byte) error {
 	return err
 }
 
-// bridged reports whether a container has a network namespace of its own with networks in it.
-func bridged(hc *apic.HostConfig) bool {
-	return !hc.NetworkMode.IsHost() && !hc.NetworkMode.IsNone() && !hc.NetworkMode.IsContainer()
+// bridged reports whether a container has a network namespace of its own with networks in it, or to come: one that was made with --network none
+// has them once it was disconnected from that.
+func (m *monitor) bridged() bool {
+	rec := m.current()
+	mode := rec.HostConfig.NetworkMode
+	return !mode.IsHost() && !mode.IsContainer() && (!mode.IsNone() || rec.Networks != nil)
 }

@@ -284,6 +284,7 @@ func (m *Manager) condemn(ctx context.Context, i Info) error {
 		for _, ep := range eps {
 			who = append(who, cmp.Or(ep.ContainerName, ep.ContainerID))
 		}
+		slices.Sort(who)
 		return &inUseError{i.Name, who}
 	}
 	list, err := m.lockRecords(ctx)

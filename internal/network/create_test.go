@@ -41,7 +41,7 @@ func TestNetworks(t *testing.T) {
 	a.ep = a.attachTo("aaa", "front", Settings{})
 	b.ep = b.attachTo("bbb", "back", Settings{})
 	both.ep = both.attachTo("ccc", "front", Settings{Interface: "eth0"})
-	second := both.attachTo("ccc", "back", Settings{Interface: "eth1", NoDefaultRoute: true, Aliases: []string{"db"}})
+	second := both.attachTo("ccc", "back", Settings{Interface: "eth1", NoDefaultRoute: true, NoDefaultRoute6: true, Aliases: []string{"db"}})
 	d := w.attach("ddd") // the default network
 	(&container{ns: w.client, w: w}).serve(81)
 	for _, c := range []*container{a, b, d} {

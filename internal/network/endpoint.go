@@ -52,8 +52,8 @@ type Settings struct {
 	Aliases []string
 	// DriverOpts are options of the endpoint by their driver's names.
 	DriverOpts map[string]string
-	// NoDefaultRoute leaves the way out of the container to another network of it.
-	NoDefaultRoute bool
+	// NoDefaultRoute and NoDefaultRoute6 leave the way out of the container, by IPv4 and by IPv6, to another network of it.
+	NoDefaultRoute, NoDefaultRoute6 bool
 	// Egress bounds what the container may reach, nil does not.
 	Egress *Egress
 }
@@ -84,13 +84,14 @@ type Endpoint struct {
 	LinkLocal []netip.Addr `json:"linkLocal,omitempty"`
 	MAC       string       `json:"mac"`
 	MTU       int          `json:"mtu"`
-	// DefaultRoute says that the container's way out is here.
-	DefaultRoute bool              `json:"defaultRoute,omitempty"`
-	Hostname     string            `json:"hostname,omitempty"`
-	ExtraHosts   []string          `json:"extraHosts,omitempty"`
-	Aliases      []string          `json:"aliases,omitempty"`
-	DriverOpts   map[string]string `json:"driverOpts,omitempty"`
-	Exposed      []string          `json:"exposed,omitempty"`
+	// DefaultRoute and DefaultRoute6 say that the container's way out is here, by IPv4 and by IPv6.
+	DefaultRoute  bool              `json:"defaultRoute,omitempty"`
+	DefaultRoute6 bool              `json:"defaultRoute6,omitempty"`
+	Hostname      string            `json:"hostname,omitempty"`
+	ExtraHosts    []string          `json:"extraHosts,omitempty"`
+	Aliases       []string          `json:"aliases,omitempty"`
+	DriverOpts    map[string]string `json:"driverOpts,omitempty"`
+	Exposed       []string          `json:"exposed,omitempty"`
 	// Ports are the published ports, since Publish.
 	Ports []portmap.Mapping `json:"ports,omitempty"`
 	// Filtered says that the host's end has a filter (package egress), which goes with the endpoint.
@@ -197,7 +198,8 @@ func newEndpoint(i Info, r AttachRequest) *Endpoint {
 		ContainerID: r.ContainerID, ContainerName: r.Name, NetworkID: i.ID, NetworkName: i.Name, Driver: i.Driver, EndpointID: id,
 		Interface: cmp.Or(r.Settings.Interface, "eth0"),
 		Hostname:  r.Hostname, ExtraHosts: r.ExtraHosts, Exposed: r.Exposed, Aliases: r.Settings.Aliases, DriverOpts: r.Settings.DriverOpts,
-		LinkLocal: r.Settings.LinkLocal, DefaultRoute: !i.Internal && !r.Settings.NoDefaultRoute,
+		LinkLocal: r.Settings.LinkLocal, DefaultRoute: !i.Internal && !r.Settings.NoDefaultRoute && i.IPv4.Valid(),
+		DefaultRoute6: !i.Internal && !r.Settings.NoDefaultRoute6 && i.IPv6.Valid(),
 	}
 	if i.Driver == DriverBridge {
 		ep.HostInterface = linkPrefix + id[:8]
@@ -506,7 +508,7 @@ func (m *Manager) Endpoints(containerID string) ([]*Endpoint, error) {
 		out = append(out, ep)
 	}
 	slices.SortStableFunc(out, func(a, b *Endpoint) int {
-		return cmp.Or(cmp.Compare(btoi(b.DefaultRoute), btoi(a.DefaultRoute)), cmp.Compare(a.Interface, b.Interface))
+		return cmp.Or(cmp.Compare(btoi(b.DefaultRoute), btoi(a.DefaultRoute)), cmp.Compare(btoi(b.DefaultRoute6), btoi(a.DefaultRoute6)), cmp.Compare(a.Interface, b.Interface))
 	})
 	return out, nil
 }
@@ -624,46 +626,53 @@ func (m *Manager) Unpublish(ep *Endpoint) error {
 	return m.rewriteEndpoint(ep)
 }
 
-// TakeDefaultRoute makes an endpoint the way out of its running container, in the place of whichever of the others is: there is no moment
-// without one. The records follow.
-func (m *Manager) TakeDefaultRoute(ep *Endpoint, others []*Endpoint, netns *os.File) error {
+// Route makes the default routes of a running container lead by four and by six (nil: by none), two of its endpoints eps. A route is replaced,
+// so that there is no moment without one. The records follow.
+func (m *Manager) Route(eps []*Endpoint, four, six *Endpoint, netns *os.File) error {
+	var change, drop []netlink.Message
+	var changed []*Endpoint
+	for _, ep := range eps {
+		if ep.DefaultRoute == (ep == four) && ep.DefaultRoute6 == (ep == six) {
+			continue
+		}
+		changed = append(changed, ep)
+	}
+	if len(changed) == 0 {
+		return nil
+	}
 	c, err := netlink.DialIn(unix.NETLINK_ROUTE, netns)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	res, err := c.Execute(getLink(ep.Interface))
-	if err != nil {
-		return err
-	}
-	l, err := linkOf(res[0])
-	if err == nil {
-		err = c.Do(defaultRoutes(ep, l.index, unix.RTM_NEWROUTE)...)
-	}
-	if err != nil {
-		return fmt.Errorf("route by %s: %w", ep.Interface, err)
-	}
-	for _, o := range others {
-		if !o.DefaultRoute {
-			continue
-		}
-		// What replacing has left: a route of a family that the new one has not, which nobody must leave by.
-		res, err := c.Execute(getLink(o.Interface))
+	for _, ep := range changed {
+		res, err := c.Execute(getLink(ep.Interface))
 		if err != nil {
 			return err
 		}
-		if old, err := linkOf(res[0]); err == nil {
-			for _, msg := range defaultRoutes(o, old.index, unix.RTM_DELROUTE) {
-				if err := c.Do(msg); err != nil && !errors.Is(err, unix.ESRCH) {
-					return fmt.Errorf("route no more by %s: %w", o.Interface, err)
-				}
-			}
+		l, err := linkOf(res[0])
+		if err != nil {
+			return fmt.Errorf("look up %s: %w", ep.Interface, err)
 		}
-		o.DefaultRoute = false
-		if err := m.rewriteEndpoint(o); err != nil {
+		was, is := *ep, *ep
+		was.DefaultRoute, was.DefaultRoute6 = ep.DefaultRoute && ep != four, ep.DefaultRoute6 && ep != six
+		is.DefaultRoute, is.DefaultRoute6 = ep == four, ep == six
+		change = append(change, defaultRoutes(&is, l.index, unix.RTM_NEWROUTE)...)
+		drop = append(drop, defaultRoutes(&was, l.index, unix.RTM_DELROUTE)...)
+	}
+	if err := c.Do(change...); err != nil {
+		return fmt.Errorf("change default routes: %w", err)
+	}
+	for _, msg := range drop { // those that no other has replaced
+		if err := c.Do(msg); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("remove default route: %w", err)
+		}
+	}
+	for _, ep := range changed {
+		ep.DefaultRoute, ep.DefaultRoute6 = ep == four, ep == six
+		if err := m.rewriteEndpoint(ep); err != nil {
 			return err
 		}
 	}
-	ep.DefaultRoute = true
-	return m.rewriteEndpoint(ep)
+	return nil
 }

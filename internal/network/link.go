@@ -209,7 +209,7 @@ func address(ep *Endpoint, index int32) []netlink.Message {
 	for _, a := range ep.LinkLocal {
 		msgs = append(msgs, netlink.Message{Type: unix.RTM_NEWADDR, Flags: create, Data: addressMessage(index, netip.PrefixFrom(a, linkLocalBits(a)))})
 	}
-	if ep.DefaultRoute {
+	if ep.DefaultRoute || ep.DefaultRoute6 {
 		return append(msgs, defaultRoutes(ep, index, unix.RTM_NEWROUTE)...)
 	}
 	return msgs
@@ -231,10 +231,11 @@ func defaultRoutes(ep *Endpoint, index int32, typ uint16) []netlink.Message {
 	}
 	var msgs []netlink.Message
 	for _, a := range []struct {
-		own netip.Prefix
-		gw  netip.Addr
-	}{{ep.Address, ep.Gateway}, {ep.Address6, ep.Gateway6}} {
-		if a.own.IsValid() {
+		here bool
+		own  netip.Prefix
+		gw   netip.Addr
+	}{{ep.DefaultRoute, ep.Address, ep.Gateway}, {ep.DefaultRoute6, ep.Address6, ep.Gateway6}} {
+		if a.here && a.own.IsValid() {
 			msgs = append(msgs, netlink.Message{Type: typ, Flags: flags, Data: defaultRoute(index, a.own.Addr(), a.gw)})
 		}
 	}

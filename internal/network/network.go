@@ -375,7 +375,7 @@ func (m *Manager) bridges() ([]portmap.Bridge, error) {
 
 // bridge is what the table knows about a network.
 func (i Info) bridge() portmap.Bridge {
-	b := portmap.Bridge{Name: i.Interface, Internal: i.Internal}
+	b := portmap.Bridge{Name: i.Interface, Internal: i.Internal, Apart: !i.flag(OptionICC, true)}
 	if !i.flag(OptionMasquerade, true) {
 		return b
 	}

@@ -103,6 +103,8 @@ type Bridge struct {
 	Name string
 	// Internal keeps its containers from everything else.
 	Internal bool
+	// Apart keeps its containers from each other through the host as well.
+	Apart bool
 	// Masquerade lists the subnets whose packets leave the host with its own address.
 	Masquerade []netip.Prefix
 }

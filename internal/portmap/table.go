@@ -363,7 +363,10 @@ func RemoveBridge(t Table, b Bridge) error {
 // bridgeElements are the elements of one network.
 func bridgeElements(b Bridge) []element {
 	name := ifnameData(b.Name)
-	es := []element{{set: setBridges, key: name}, {set: setPairs, key: slices.Concat(name, name)}}
+	es := []element{{set: setBridges, key: name}}
+	if !b.Apart {
+		es = append(es, element{set: setPairs, key: slices.Concat(name, name)})
+	}
 	if b.Internal {
 		es = append(es, element{set: setInternal, key: name})
 	}
