@@ -63,7 +63,17 @@ func (b *Builder) cachedTree(ctx context.Context, ingredients []string, info tre
 		if !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("build cache: %w", err)
 		}
-		if l, err = disk.AcquireContext(ctx, dir+".lock"); err != nil {
+		// Not waited for: whoever was faster holds it as a reader by now, for as long as its build lasts.
+		l, err = disk.TryAcquire(dir + ".lock")
+		if errors.Is(err, disk.ErrLocked) {
+			select {
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-time.After(time.Millisecond):
+				continue
+			}
+		}
+		if err != nil {
 			return nil, err
 		}
 		err = b.fillTree(ctx, dir, info, fill)
