@@ -50,7 +50,7 @@ deps:
 test: deps build lint images
 	@mkdir -p $(CACHE)
 	@$(GO) run ./test/leaks save $(CACHE)/leaks
-	CONEX_IMAGES_CACHE='$(IMAGES)' $(GO) test -count=1 -timeout 15m $(TEST_FLAGS) ./...
+	CONEX_IMAGES_CACHE='$(IMAGES)' $(GO) test -count=1 -timeout 18m $(TEST_FLAGS) ./...
 	@$(GO) run ./test/leaks check $(CACHE)/leaks
 
 images: build

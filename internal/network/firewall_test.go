@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -301,7 +302,13 @@ func TestPublishOften(t *testing.T) {
 		return len(fds), sh(t, "nft list ruleset")
 	}
 	descriptors, rules := measure()
-	for range 1000 {
+	rounds := 150
+	if v := os.Getenv("CONEX_ROUNDS"); v != "" {
+		var err error
+		rounds, err = strconv.Atoi(v)
+		check(t, err)
+	}
+	for range rounds {
 		once()
 	}
 	d, r := measure()
