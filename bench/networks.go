@@ -18,6 +18,10 @@ import (
 // in the two containers' network namespaces, so that what is measured is the way between them.
 func networkMeasurements() []measurement {
 	return []measurement{
+		{name: "network-create", target: 10, once: func(_ *bench, e *engine, _ int) (float64, error) {
+			v, err := e.timed("network", "create", "bench-network")
+			return then(v, err, func() error { return e.do("network", "rm", "bench-network") })
+		}},
 		{name: "bridge-extra", target: 8, once: extra([]string{"--network", "none"}, nil)},
 		{name: "port-extra", target: 5, once: extra(nil, []string{"-p", "18473:80"})},
 		{name: "net-1GB", once: between(func(p, _ *pair) (float64, error) { return p.send(1 << 30) })},
