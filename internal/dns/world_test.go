@@ -2,16 +2,13 @@ package dns
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -19,35 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"conex/internal/linux/netlink"
+	"conex/internal/linux/nettest"
 )
 
 // TestMain runs the tests in a network namespace of their own, which is the host's here.
 func TestMain(m *testing.M) {
-	const marker = "CONEX_TEST_NETNS"
-	if os.Getuid() != 0 {
-		fmt.Println("skip: tests of the name service need root to make network namespaces")
-		return
-	}
-	if os.Getenv(marker) != "" {
-		if err := loopbackUp(); err != nil {
-			fmt.Println(err)
-			os.Exit(1)
-		}
-		os.Exit(m.Run())
-	}
-	c := exec.Command("/proc/self/exe", os.Args[1:]...)
-	c.Env = append(os.Environ(), marker+"=1")
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
-	err := c.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		os.Exit(exit.ExitCode())
-	}
-	if err != nil {
-		fmt.Println("run tests in a network namespace:", err)
-		os.Exit(1)
-	}
+	nettest.Main(m, "tests of the name service need root to make network namespaces", loopbackUp)
 }
 
 func check(t testing.TB, err error) {

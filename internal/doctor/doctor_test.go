@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"unsafe"
 
@@ -19,31 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"conex/internal/config"
+	"conex/internal/linux/nettest"
 )
 
 // TestMain runs the tests in a network namespace of their own, where faults can be made.
 func TestMain(m *testing.M) {
-	const marker = "CONEX_TEST_NETNS"
-	if os.Getuid() != 0 {
-		fmt.Println("skip: a broken network is made in a namespace, which takes root")
-		return
-	}
-	if os.Getenv(marker) != "" {
-		os.Exit(m.Run())
-	}
-	c := exec.Command("/proc/self/exe", os.Args[1:]...)
-	c.Env = append(os.Environ(), marker+"=1")
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
-	err := c.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		os.Exit(exit.ExitCode())
-	}
-	if err != nil {
-		fmt.Println("run tests in a network namespace:", err)
-		os.Exit(1)
-	}
+	nettest.Main(m, "a broken network is made in a namespace, which takes root", nil)
 }
 
 func ok(t testing.TB, err error) {

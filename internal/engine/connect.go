@@ -92,7 +92,7 @@ func (e *Engine) changeNetworks(ctx context.Context, id string, live func(*contr
 		if !errors.Is(err, control.ErrGone) {
 			break
 		}
-		if err = e.changeIdle(ctx, id, idle); !errors.Is(err, container.ErrBusy) { // else somebody has started it
+		if err = e.changeIdle(ctx, id, func() error { return e.setNetworks(id, idle) }); !errors.Is(err, container.ErrBusy) { // else somebody has started it
 			break
 		}
 		if err = ctx.Err(); live == nil && err == nil {
@@ -106,21 +106,10 @@ func (e *Engine) changeNetworks(ctx context.Context, id string, live func(*contr
 	return classify(err)
 }
 
-// changeIdle changes the networks of a container that no monitor runs. ErrBusy when one does by now.
-func (e *Engine) changeIdle(ctx context.Context, id string, change func([]container.Attachment) ([]container.Attachment, error)) error {
+// setNetworks changes the networks in a container's record.
+func (e *Engine) setNetworks(id string, change func([]container.Attachment) ([]container.Attachment, error)) error {
 	cs := e.Containers()
-	l, err := cs.LockIdle(ctx, id)
-	if err != nil {
-		return err
-	}
-	defer l.Release()
-	if err := e.settleLocked(ctx, id); err != nil {
-		return err
-	}
 	rec, err := cs.Load(id)
-	if errors.Is(err, container.ErrNotFound) {
-		return errors.Join(err, cs.RemoveRun(id)) // which our lock has made
-	}
 	if err != nil {
 		return err
 	}

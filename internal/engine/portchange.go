@@ -20,12 +20,13 @@ func (e *Engine) ChangePorts(ctx context.Context, name string, c container.PortC
 	if mode := n.Record.HostConfig.NetworkMode; len(c.Add) > 0 && (mode.IsHost() || mode.IsContainer()) {
 		return invalid("container %s has no network of its own whose ports could be published", name)
 	}
+	idle := func() error { return e.updated(e.Containers().UpdatePorts(id, &c)) }
 	for ctx.Err() == nil {
 		err = e.client(id).ChangePorts(ctx, c)
 		if !errors.Is(err, control.ErrGone) {
 			break
 		}
-		if err = e.changePortsIdle(ctx, id, c); !errors.Is(err, container.ErrBusy) { // else somebody has started it
+		if err = e.changeIdle(ctx, id, idle); !errors.Is(err, container.ErrBusy) { // else somebody has started it
 			break
 		}
 	}
@@ -37,26 +38,4 @@ func (e *Engine) ChangePorts(ctx context.Context, name string, c container.PortC
 		return conflict("%w", err)
 	}
 	return classify(err)
-}
-
-// changePortsIdle is ChangePorts for a container that no monitor runs. ErrBusy when one does by now.
-func (e *Engine) changePortsIdle(ctx context.Context, id string, c container.PortChange) error {
-	cs := e.Containers()
-	l, err := cs.LockIdle(ctx, id)
-	if err != nil {
-		return err
-	}
-	defer l.Release()
-	if err := e.settleLocked(ctx, id); err != nil {
-		return err
-	}
-	rec, err := cs.UpdatePorts(id, &c)
-	if errors.Is(err, container.ErrNotFound) {
-		return errors.Join(err, cs.RemoveRun(id)) // which our lock has made
-	}
-	if err != nil {
-		return err
-	}
-	e.event(rec, "update", nil)
-	return nil
 }

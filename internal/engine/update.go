@@ -24,12 +24,13 @@ func (e *Engine) Update(ctx context.Context, name string, c container.Changes) (
 		return warnings, err
 	}
 	id := n.Record.ID
+	idle := func() error { return e.updated(e.Containers().Update(id, &c)) }
 	for ctx.Err() == nil {
 		err = e.client(id).Update(ctx, c)
 		if !errors.Is(err, control.ErrGone) {
 			break
 		}
-		if err = e.updateIdle(ctx, id, c); !errors.Is(err, container.ErrBusy) { // else somebody has started it
+		if err = e.changeIdle(ctx, id, idle); !errors.Is(err, container.ErrBusy) { // else somebody has started it
 			break
 		}
 	}
@@ -47,8 +48,8 @@ func (e *Engine) Update(ctx context.Context, name string, c container.Changes) (
 	return warnings, fmt.Errorf("%s: %w", what, classify(err))
 }
 
-// updateIdle is Update for a container that no monitor runs. ErrBusy when one does by now.
-func (e *Engine) updateIdle(ctx context.Context, id string, c container.Changes) error {
+// changeIdle changes the record of a container that no monitor runs. ErrBusy when one does by now.
+func (e *Engine) changeIdle(ctx context.Context, id string, change func() error) error {
 	cs := e.Containers()
 	l, err := cs.LockIdle(ctx, id)
 	if err != nil {
@@ -58,13 +59,17 @@ func (e *Engine) updateIdle(ctx context.Context, id string, c container.Changes)
 	if err := e.settleLocked(ctx, id); err != nil {
 		return err
 	}
-	rec, err := cs.Update(id, &c)
+	err = change()
 	if errors.Is(err, container.ErrNotFound) {
 		return errors.Join(err, cs.RemoveRun(id)) // which our lock has made
 	}
-	if err != nil {
-		return err
+	return err
+}
+
+// updated announces a record that has changed.
+func (e *Engine) updated(rec *container.Record, err error) error {
+	if err == nil {
+		e.event(rec, "update", nil)
 	}
-	e.event(rec, "update", nil)
-	return nil
+	return err
 }

@@ -39,10 +39,7 @@ func (m *Manager) ensure(ctx context.Context, i Info) (Info, link, error) {
 	if err != nil {
 		return i, br, err
 	}
-	t, err := m.table(ctx)
-	if err == nil {
-		_, err = m.speak(ctx, t)
-	}
+	_, err = m.speak(ctx)
 	return i, br, err
 }
 

@@ -54,9 +54,13 @@ func (m *Manager) dockerPolicy() (bool, error) {
 
 // speak sees that this root's bridges pass where iptables' FORWARD chain drops by default, and reports for which it had to. What that
 // policy kept apart from containers, other engines' bridges and virtual machines, stays apart.
-func (m *Manager) speak(ctx context.Context, t portmap.Table) ([]string, error) {
+func (m *Manager) speak(ctx context.Context) ([]string, error) {
 	drops, err := portmap.Drops()
 	if err != nil || !drops {
+		return nil, err
+	}
+	t, err := m.table(ctx)
+	if err != nil {
 		return nil, err
 	}
 	list, err := m.records()

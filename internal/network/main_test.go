@@ -3,18 +3,15 @@ package network
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -23,32 +20,13 @@ import (
 
 	"conex/internal/disk"
 	"conex/internal/linux/netlink"
+	"conex/internal/linux/nettest"
 	"conex/internal/portmap"
 )
 
 // TestMain runs the tests in a network namespace of their own, so that the machine's interfaces and tables are not touched.
 func TestMain(m *testing.M) {
-	const marker = "CONEX_TEST_NETNS"
-	if os.Getuid() != 0 {
-		fmt.Println("skip: network tests need root to make network namespaces")
-		return
-	}
-	if os.Getenv(marker) != "" {
-		os.Exit(m.Run())
-	}
-	c := exec.Command("/proc/self/exe", os.Args[1:]...)
-	c.Env = append(os.Environ(), marker+"=1")
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
-	err := c.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		os.Exit(exit.ExitCode())
-	}
-	if err != nil {
-		fmt.Println("run tests in a network namespace:", err)
-		os.Exit(1)
-	}
+	nettest.Main(m, "network tests need root to make network namespaces", nil)
 }
 
 // The test's world: the "host" is the namespace of the test process, joined to the namespace "client" by a cable.

@@ -142,7 +142,7 @@ func (m *Manager) repairPorts(ctx context.Context) (done []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	passed, err := m.speak(ctx, t)
+	passed, err := m.speak(ctx)
 	for _, b := range passed {
 		done = append(done, "iptables' FORWARD chain lets "+b+" pass")
 	}

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -15,36 +14,13 @@ import (
 	"time"
 
 	rtnetlink "github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
+
+	"conex/internal/linux/nettest"
 )
 
 // TestMain runs the tests in a network namespace of their own, so that the machine's ports and tables are not touched.
 func TestMain(m *testing.M) {
-	const marker = "CONEX_TEST_NETNS"
-	if os.Getuid() != 0 {
-		fmt.Println("skip: port tests need root to make network namespaces")
-		return
-	}
-	if os.Getenv(marker) != "" {
-		if err := world(); err != nil {
-			fmt.Println("set up the test's namespace:", err)
-			os.Exit(1)
-		}
-		os.Exit(m.Run())
-	}
-	c := exec.Command("/proc/self/exe", os.Args[1:]...)
-	c.Env = append(os.Environ(), marker+"=1")
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
-	err := c.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		os.Exit(exit.ExitCode())
-	}
-	if err != nil {
-		fmt.Println("run tests in a network namespace:", err)
-		os.Exit(1)
-	}
+	nettest.Main(m, "port tests need root to make network namespaces", world)
 }
 
 // containerIP stands for a container: an address on the namespace's loopback, where the forwarder can reach it.
