@@ -191,8 +191,8 @@ func (n *normal) line(s string) string {
 		return n.id(id)
 	})
 	s = shortID.ReplaceAllStringFunc(s, func(id string) string {
-		if !strings.ContainsAny(id, "abcdef") || !strings.ContainsAny(id, "0123456789") {
-			return id
+		if word := !strings.ContainsAny(id, "abcdef") || !strings.ContainsAny(id, "0123456789"); word && n.known(id) < 0 {
+			return id // an id is like that once in three hundred, as a number of twelve digits always is
 		}
 		return n.id(id)
 	})
@@ -202,8 +202,12 @@ func (n *normal) line(s string) string {
 	return s
 }
 
+func (n *normal) known(id string) int {
+	return slices.IndexFunc(n.ids, func(known string) bool { return strings.HasPrefix(known, id) || strings.HasPrefix(id, known) })
+}
+
 func (n *normal) id(id string) string {
-	i := slices.IndexFunc(n.ids, func(known string) bool { return strings.HasPrefix(known, id) || strings.HasPrefix(id, known) })
+	i := n.known(id)
 	if i < 0 {
 		n.ids = append(n.ids, id)
 		i = len(n.ids) - 1
