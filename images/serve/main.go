@@ -6,12 +6,14 @@
 package main
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"log"
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"time"
 
 	"conex/test/mirror"
@@ -19,7 +21,7 @@ import (
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:5000", "address to listen on")
-	layout := flag.String("layout", ".cache/images/oci", "the OCI layout to serve")
+	layout := flag.String("layout", filepath.Join(cmp.Or(os.Getenv("CONEX_IMAGES_CACHE"), ".cache/images"), "oci"), "the OCI layout to serve")
 	flag.Parse()
 	if err := serve(*addr, *layout); err != nil {
 		fmt.Fprintln(os.Stderr, "serve:", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -106,6 +107,10 @@ func (m *Manager) Reaches(ctx context.Context, name string, ports []portmap.Mapp
 	if err != nil {
 		return nil, err
 	}
+	out = slices.DeleteFunc(out, func(name string) bool { // nothing comes through what is down
+		l, err := net.InterfaceByName(name)
+		return err != nil || l.Flags&net.FlagUp == 0
+	})
 	list, err := m.records()
 	if err != nil {
 		return nil, err
