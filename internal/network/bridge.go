@@ -150,9 +150,14 @@ func (m *Manager) raise(ctx context.Context, i Info) (Info, link, error) {
 			return fail(err)
 		}
 		attrs := rtnetlink.NewLinkAttrs()
-		attrs.Name, attrs.HardwareAddr, attrs.MTU = i.Interface, i.mac(), mtu
-		if err := rtnetlink.LinkAdd(&rtnetlink.Bridge{LinkAttrs: attrs}); err != nil {
+		attrs.Name, attrs.HardwareAddr = i.Interface, i.mac()
+		br := &rtnetlink.Bridge{LinkAttrs: attrs}
+		if err := rtnetlink.LinkAdd(br); err != nil {
 			return fail(err)
+		}
+		// Set in one message with its creation it would be 1500 again when the last container goes: a bridge keeps only what it is told later.
+		if err := rtnetlink.LinkSetMTU(br, mtu); err != nil {
+			return fail(errors.Join(err, rtnetlink.LinkDel(br)))
 		}
 	}
 	br, err := m.configure(i)

@@ -50,6 +50,15 @@ func elements(t testing.TB, table string) int {
 
 func TestAttach(t *testing.T) {
 	w := newWorld(t)
+	first := w.attach("first") // a bridge whose last port goes may forget its MTU
+	check(t, w.m.Detach(t.Context(), "first"))
+	check(t, first.ns.Close())
+	for { // until the kernel has taken the pair down, or the test's time is over
+		if _, err := rtnetlink.LinkByName(first.ep.HostInterface); err != nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
 	a, b := w.attach("aaa"), w.attach("bbb")
 	if a.ep.MTU != wireMTU {
 		t.Errorf("MTU %d, the uplink has %d", a.ep.MTU, wireMTU)
