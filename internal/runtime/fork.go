@@ -115,7 +115,7 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	if err := l.program(&prog, null); err != nil {
 		return nil, err
 	}
-	attr := nsfork.Attr{Flags: fork, Cgroup: into, Init: cfg.Init}
+	attr := nsfork.Attr{Flags: fork, Cgroup: into, Init: cfg.Init, Share: b.mayShare(fork)}
 	if hooks != nil {
 		attr.Forked = hooks.run
 	}
@@ -132,6 +132,20 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	b.root, r.root = r.root, nil
 	b.mu.Unlock()
 	return newProcess(pid, pidfd, master), nil
+}
+
+// leastShared is the least limit of memory, in bytes, under which a child may share ours: far above what it takes of the kernel's memory
+// until it executes, in mounts and open files, so that it is not killed for want of it, and we with it.
+const leastShared = 16 << 20
+
+// mayShare reports whether the child, made with these flags, may have this process's memory until it executes. It must be alone in a pid
+// namespace, where nobody can look into it, and this process must be one that may die when the machine's memory runs out: not a monitor.
+func (b *box) mayShare(flags uint64) bool {
+	if !b.alone || flags&unix.CLONE_NEWPID == 0 || b.flags&unix.CLONE_NEWTIME != 0 {
+		return false
+	}
+	r := b.cfg.Spec.Linux.Resources
+	return r == nil || r.Memory == nil || r.Memory.Limit == nil || *r.Memory.Limit <= 0 || *r.Memory.Limit >= leastShared
 }
 
 // enter makes the new root the child's and finishes it. The old one lands on top of it and is taken away from there, so no folder for

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -34,6 +35,11 @@ type Attr struct {
 	// Init makes the child a minimal init: it forks once more, runs the program in that second child, and stays behind as pid 1,
 	// which reaps, forwards signals, and exits as the second child does.
 	Init bool
+	// Share lets the child have the caller's memory instead of a copy until it executes its command; the calling thread waits for that. It
+	// saves the copy and what both then fault in, a tenth of what a small container costs. It is for a child that nobody can look into, alone
+	// in a new pid namespace, and that is not in want of memory: where the kernel kills it for that, it kills all that share it (see
+	// ownMemory for what is not made that way).
+	Share bool
 	// Forked is called when the child exists (of a program that forks again, the second), before Start waits for its report; an error kills the child and is Start's.
 	Forked func(pid int) error
 }
@@ -56,6 +62,9 @@ func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
 	if Staged.Load() {
 		return p.startStaged(a)
 	}
+	if a.Share && canShare && !p.ownMemory(&a) {
+		return p.startShared(a)
+	}
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
 		return 0, nil, fmt.Errorf("fork: %w", err)
@@ -69,19 +78,7 @@ func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
 		}
 		pipe[1] = high
 	}
-	// The kernel writes the pidfd to an address that the compiler does not know as one: the word must lie on the heap, which keep
-	// sees to. On the stack it would be left behind when the stack grows, or the collector shrinks it, before the fork.
-	fd := new(int32)
-	p.keep = append(p.keep, fd)
-	args := &cloneArgs{
-		flags:      a.Flags | unix.CLONE_PIDFD,
-		pidfd:      uint64(uintptr(unsafe.Pointer(fd))),
-		exitSignal: uint64(unix.SIGCHLD),
-	}
-	if a.Cgroup != nil {
-		args.flags |= unix.CLONE_INTO_CGROUP
-		args.cgroup = uint64(a.Cgroup.Fd())
-	}
+	args, fd := p.cloneArgs(&a)
 	var init *initState
 	if a.Init {
 		init = newInitState()
@@ -113,6 +110,24 @@ func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
 	rd := os.NewFile(uintptr(pipe[0]), "fork report")
 	defer rd.Close()
 	return p.finish(a, int(r), os.NewFile(uintptr(*fd), "pidfd"), rd)
+}
+
+// cloneArgs are what clone3 wants to know, and where it writes the pidfd.
+func (p *Program) cloneArgs(a *Attr) (*cloneArgs, *int32) {
+	// The kernel writes the pidfd to an address that the compiler does not know as one: the word must lie on the heap, which keep
+	// sees to. On the stack it would be left behind when the stack grows, or the collector shrinks it, before the fork.
+	fd := new(int32)
+	p.keep = append(p.keep, fd)
+	args := &cloneArgs{
+		flags:      a.Flags | unix.CLONE_PIDFD,
+		pidfd:      uint64(uintptr(unsafe.Pointer(fd))),
+		exitSignal: uint64(unix.SIGCHLD),
+	}
+	if a.Cgroup != nil {
+		args.flags |= unix.CLONE_INTO_CGROUP
+		args.cgroup = uint64(a.Cgroup.Fd())
+	}
+	return args, fd
 }
 
 // finish waits until the child has executed, or reaps it. Of a program that forks again the first child gives way to the second.
@@ -221,12 +236,25 @@ func (p *Program) report(rd io.Reader, born func(mark, v uint32) error) (err err
 		if err != nil {
 			continue
 		}
-		name := "fork init"
-		if int(i) < len(p.names) {
-			name = p.names[i]
-		}
-		err = &Error{name, unix.Errno(v)}
+		err = p.failure(i, v)
 	}
+}
+
+// failure is the error of a child that says which op failed, and how.
+func (p *Program) failure(i, errno uint32) error {
+	name := "fork init"
+	if int(i) < len(p.names) {
+		name = p.names[i]
+	}
+	return &Error{name, unix.Errno(errno)}
+}
+
+// ownMemory reports whether the child must not share the parent's memory: it waits for the parent, forks, or enters a namespace that the
+// kernel lets only a process alone in its memory enter.
+func (p *Program) ownMemory(a *Attr) bool {
+	return a.Init || a.Forked != nil || p.forks || a.Flags&(unix.CLONE_NEWUSER|unix.CLONE_NEWTIME) != 0 || slices.ContainsFunc(p.ops, func(o op) bool {
+		return o.nr == await || o.nr == hold || o.nr == ready || o.nr == unix.SYS_SETNS
+	})
 }
 
 // nonblock puts the pidfd into the runtime's poller, so that waiting for the child costs no thread.

@@ -29,9 +29,15 @@ func wait(t *testing.T, pid int) unix.WaitStatus {
 	}
 }
 
-// both runs a test with the fork and with the stage.
+// sharing makes the tests' children share memory, where they can.
+var sharing bool
+
+// both runs a test with the fork, with shared memory and without, and with the stage.
 func both(t *testing.T, f func(t *testing.T)) {
 	t.Run("fork", f)
+	sharing = true
+	t.Run("shared", f)
+	sharing = false
 	Staged.Store(true)
 	defer Staged.Store(false)
 	t.Run("stage", f)
@@ -64,7 +70,7 @@ func TestWithoutClone3(t *testing.T) {
 		p.Call("filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
 		p.Exec(self, []string{self, "-test.run=^TestWithoutClone3$"}, append(os.Environ(), denied+"=1"))
 	}
-	pid, pidfd, err := p.Start(Attr{})
+	pid, pidfd, err := p.Start(Attr{Share: sharing})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +105,7 @@ func testUserNamespace(t *testing.T) {
 	p.Ready()
 	p.Call("wait", unix.SYS_READ, r, make([]byte, 8), 1)
 	p.Exit(0)
-	holder, pidfd, err := p.Start(Attr{Flags: unix.CLONE_NEWUSER})
+	holder, pidfd, err := p.Start(Attr{Share: sharing, Flags: unix.CLONE_NEWUSER})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +132,7 @@ func testUserNamespace(t *testing.T) {
 	q.Call("enter", unix.SYS_SETNS, ns, unix.CLONE_NEWUSER)
 	q.Fork(unix.CLONE_NEWPID)
 	q.Exec("/bin/sh", []string{"sh", "-c", "echo $$; cat /proc/self/uid_map"}, []string{"PATH=/bin:/usr/bin"})
-	pid, pidfd, err := q.Start(Attr{})
+	pid, pidfd, err := q.Start(Attr{Share: sharing})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +154,7 @@ func testExecWithOutput(t *testing.T) {
 	var p Program
 	p.Call("dup", unix.SYS_DUP3, w, 1, 0)
 	p.Exec("/bin/sh", []string{"sh", "-c", `echo "$A $0"; exit 7`}, []string{"A=b"})
-	pid, pidfd, err := p.Start(Attr{})
+	pid, pidfd, err := p.Start(Attr{Share: sharing})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +175,7 @@ func testFailureNamesTheCall(t *testing.T) {
 	var p Program
 	p.Try("tolerated", unix.SYS_CHDIR, "/no/such")
 	p.Exec("/no/such/program", []string{"x"}, nil)
-	_, _, err := p.Start(Attr{})
+	_, _, err := p.Start(Attr{Share: sharing})
 	var e *Error
 	if !errors.As(err, &e) || e.Call != "execve" || e.Errno != unix.ENOENT {
 		t.Fatalf("got %v", err)
@@ -193,7 +199,7 @@ func testRefsAndConditions(t *testing.T) {
 	p.Unless(p.Call("write", unix.SYS_WRITE, dup, []byte("d"), 1), good)
 	p.OnlyIf(p.Call("write", unix.SYS_WRITE, dup, []byte("e"), 1), good)
 	p.Exit(0)
-	pid, pidfd, err := p.Start(Attr{})
+	pid, pidfd, err := p.Start(Attr{Share: sharing})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +229,7 @@ func testNamespacesAndInit(t *testing.T) {
 		var p Program
 		p.Call("dup", unix.SYS_DUP3, w, 1, 0)
 		p.Exec("/bin/sh", []string{"sh", "-c", `echo $$; kill -TERM $$; exit 3`}, nil)
-		pid, pidfd, err := p.Start(Attr{Flags: unix.CLONE_NEWPID, Init: init})
+		pid, pidfd, err := p.Start(Attr{Share: sharing, Flags: unix.CLONE_NEWPID, Init: init})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -266,7 +272,7 @@ func testCloseOthers(t *testing.T) {
 		p.OnlyIf(p.Call("descriptor is open", unix.SYS_CHDIR, "/no/such"), look)
 	}
 	p.Exec("/bin/sh", []string{"sh", "-c", "echo /proc/self/fd/*"}, nil)
-	pid, pidfd, err := p.Start(Attr{})
+	pid, pidfd, err := p.Start(Attr{Share: sharing})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -284,7 +290,7 @@ func testCloseOthers(t *testing.T) {
 	var q Program
 	q.CloseOthers(3)
 	q.Exec("/no/such/program", []string{"x"}, nil)
-	if _, _, err := q.Start(Attr{}); !errors.Is(err, unix.ENOENT) {
+	if _, _, err := q.Start(Attr{Share: sharing}); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -319,7 +325,7 @@ func testHold(t *testing.T) {
 		p.Hold(f, report)
 		p.Exec(tc.command, []string{"x"}, nil)
 		forked := 0
-		pid, pidfd, err := p.Start(Attr{Forked: func(pid int) error {
+		pid, pidfd, err := p.Start(Attr{Share: sharing, Forked: func(pid int) error {
 			forked = pid
 			_, err := done.Write([]byte{0})
 			return err
@@ -375,7 +381,7 @@ func testForkedMayRefuse(t *testing.T) {
 	var p Program
 	p.Await(ready)
 	p.Exec("/bin/true", []string{"true"}, nil)
-	if _, _, err := p.Start(Attr{Forked: func(pid int) error { child = pid; return no }}); err != no {
+	if _, _, err := p.Start(Attr{Share: sharing, Forked: func(pid int) error { child = pid; return no }}); err != no {
 		t.Fatalf("got %v", err)
 	}
 	if err := unix.Kill(child, 0); err != unix.ESRCH {
@@ -385,6 +391,11 @@ func testForkedMayRefuse(t *testing.T) {
 
 // TestStress forks from many goroutines while the collector runs: the child must never depend on the runtime's state.
 func TestStress(t *testing.T) {
+	t.Run("fork", func(t *testing.T) { testStress(t, Attr{}) })
+	t.Run("shared", func(t *testing.T) { testStress(t, Attr{Share: true}) })
+}
+
+func testStress(t *testing.T, attr Attr) {
 	n := 400
 	if testing.Short() {
 		n = 50
@@ -411,7 +422,7 @@ func TestStress(t *testing.T) {
 				var p Program
 				p.Call("umask", unix.SYS_UMASK, 0o22)
 				p.Exec("/bin/true", []string{"true"}, nil)
-				pid, pidfd, err := p.Start(Attr{})
+				pid, pidfd, err := p.Start(attr)
 				if err != nil {
 					errs <- err
 					return
@@ -490,7 +501,7 @@ func testForkAgain(t *testing.T) {
 	} {
 		var p Program
 		build(&p)
-		_, _, err := p.Start(Attr{})
+		_, _, err := p.Start(Attr{Share: sharing})
 		var e *Error
 		if !errors.As(err, &e) || e.Call != want || e.Errno != unix.ENOENT {
 			t.Errorf("%s: %v", want, err)
