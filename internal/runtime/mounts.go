@@ -101,6 +101,9 @@ func apply(sets, clears *uint64, set bool, attr, clear uint64) {
 func (m *mountOptions) attributes(tree *os.File) error {
 	// The times' attributes are one field, cleared as a whole before one is set (mount_setattr(2)).
 	clears := func(set, clr uint64) uint64 { return clr &^ (set &^ unix.MOUNT_ATTR__ATIME) }
+	if !m.recursive && m.rset|m.rclr == 0 && m.propagation != unix.MS_SHARED { // one mount, nothing is below it
+		return mount.SetAttr(tree, m.set, clears(m.set, m.clr), m.propagation, false)
+	}
 	if m.alone && m.propagation != unix.MS_SHARED || m.set|m.clr == 0 && m.rset|m.rclr == 0 {
 		if err := mount.SetAttr(tree, 0, 0, m.propagation, !m.alone || m.propagation == unix.MS_SHARED); err != nil {
 			return err
@@ -334,21 +337,39 @@ func (r *rootfs) makeNode(d specs.LinuxDevice) error {
 
 // maskTree returns a detached mount that hides what is at host (the same kernel file system as the container's): an empty
 // read-only folder, or /dev/null over a file. nil when the kernel has no such path.
-func maskTree(host string) (*os.File, error) {
+func (r *rootfs) maskTree(host string) (*os.File, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(host, &st); err != nil {
 		return nil, nil //nolint:nilerr // nothing there to hide
 	}
-	return maskOf(st.Mode&unix.S_IFMT == unix.S_IFDIR)
+	return r.maskOf(st.Mode&unix.S_IFMT == unix.S_IFDIR)
 }
 
-// maskOf returns what hides a folder or a file.
-func maskOf(isDir bool) (*os.File, error) {
-	if isDir {
-		return mount.New("tmpfs", []mount.Param{{Key: "source", Value: "tmpfs"}, {Key: "size", Value: "0"}, {Key: "nr_inodes", Value: "1"}},
-			unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+// maskOf returns what hides a folder or a file. All folders are hidden by the same one, where the kernel can show a mount again that is
+// attached nowhere (Linux 6.15).
+func (r *rootfs) maskOf(isDir bool) (*os.File, error) {
+	if !isDir {
+		return nullTree()
 	}
-	return nullTree()
+	if r.masks != nil {
+		if t, err := mount.Clone(int(r.masks.Fd()), "", false); err == nil {
+			return t, nil
+		}
+	}
+	t, err := mount.New("tmpfs", []mount.Param{{Key: "source", Value: "tmpfs"}, {Key: "size", Value: "0"}, {Key: "nr_inodes", Value: "1"}},
+		unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	if r.masks == nil {
+		fd, err := unix.FcntlInt(t.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			t.Close()
+			return nil, fmt.Errorf("hide folder: %w", err)
+		}
+		r.masks = os.NewFile(uintptr(fd), "tmpfs")
+	}
+	return t, nil
 }
 
 // MountOptions lists the options of mounts that have a meaning here; others go to the file system.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,6 +37,8 @@ type rootfs struct {
 	root *os.File
 	late []lateMount // attached by the child
 	proc *os.File    // where the child attaches its /proc; nil when the spec has none
+	// masks is what hides folders, once there is one.
+	masks *os.File
 	// procAttr and procReadonly complete it.
 	procAttr     int
 	procReadonly []string
@@ -58,7 +61,7 @@ type lateMount struct {
 type console struct{ master, slave *os.File }
 
 func (r *rootfs) close() {
-	for _, f := range append([]*os.File{r.root, r.proc}, r.lateFiles()...) {
+	for _, f := range append([]*os.File{r.root, r.proc, r.masks}, r.lateFiles()...) {
 		if f != nil {
 			f.Close()
 		}
@@ -241,7 +244,7 @@ func (r *rootfs) mountInProc(i int, m specs.Mount) error {
 func (r *rootfs) mask() error {
 	for _, p := range r.cfg.Spec.Linux.MaskedPaths {
 		if r.proc != nil && below(p, "/proc") {
-			tree, err := maskTree(p) // the kernel has the same there
+			tree, err := r.maskTree(p) // the kernel has the same there
 			if err != nil {
 				return fmt.Errorf("mask %s: %w", p, err)
 			}
@@ -250,7 +253,7 @@ func (r *rootfs) mask() error {
 			}
 			continue
 		}
-		if err := r.cover(p, func(at *os.File, isDir bool) (*os.File, error) { return maskOf(isDir) }); err != nil {
+		if err := r.cover(p, func(at *os.File, isDir bool) (*os.File, error) { return r.maskOf(isDir) }); err != nil {
 			return fmt.Errorf("mask %s: %w", p, err)
 		}
 	}
@@ -315,52 +318,64 @@ func (r *rootfs) mountCgroup(m specs.Mount) error {
 	if err := r.joinCgroup(); err != nil {
 		return err
 	}
-	folder, err := ordinaryFolder(r.root, m.Destination, true)
+	at, err := ordinaryFolder(r.root, m.Destination, true)
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", m.Destination, err)
 	}
-	folder.Close()
-	if err := r.mountEntry(r.root, -1, specs.Mount{Destination: m.Destination, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "nodev", "mode=755"}}); err != nil {
-		return err
+	defer at.Close()
+	tmpfs := specs.Mount{Type: "tmpfs", Source: "tmpfs"}
+	tree, err := r.newMount(tmpfs, parseMountOptions([]string{"nosuid", "noexec", "nodev", "mode=755"}))
+	if err == nil {
+		defer tree.Close()
+		err = mount.Attach(tree, at)
 	}
-	dir, err := safepath.OpenNoLinks(r.root, m.Destination, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err == nil {
+		err = r.showHierarchies(int(tree.Fd()), info.Mounts, parseMountOptions(m.Options))
+	}
+	if err == nil && attr&unix.MOUNT_ATTR_RDONLY != 0 {
+		err = mount.SetAttr(tree, unix.MOUNT_ATTR_RDONLY, 0, 0, false)
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("mount %s: %w", m.Destination, err)
 	}
-	defer dir.Close()
-	controllers := make([]string, 0, len(info.Mounts))
-	for c := range info.Mounts {
-		controllers = append(controllers, c)
-	}
-	slices.Sort(controllers)
-	for _, c := range controllers {
-		name := filepath.Base(info.Mounts[c])
+	return nil
+}
+
+// showHierarchies mounts the cgroup's folder of each v1 hierarchy in dir, a tmpfs of the container's that nobody else has seen yet: so the
+// names in it mean what is made of them here.
+func (r *rootfs) showHierarchies(dir int, mounts map[string]string, o mountOptions) error {
+	made := map[string]bool{}
+	for _, c := range slices.Sorted(maps.Keys(mounts)) {
+		name := filepath.Base(mounts[c])
 		if name != c && c != cgroup.Named { // several controllers in one hierarchy: "cpu,cpuacct" and links to it
-			if err := unix.Symlinkat(name, int(dir.Fd()), c); err != nil && err != unix.EEXIST {
-				return fmt.Errorf("mount %s: %w", m.Destination, err)
-			}
-			if _, err := safepath.Lstat(dir, name); err == nil {
-				continue
+			if err := unix.Symlinkat(name, dir, c); err != nil && err != unix.EEXIST {
+				return fmt.Errorf("link %s: %w", c, err)
 			}
 		}
-		source := filepath.Join(info.Mounts[c], r.cgroup)
-		if _, err := os.Lstat(source); err != nil {
+		if made[name] {
+			continue
+		}
+		tree, err := mount.Clone(unix.AT_FDCWD, filepath.Join(mounts[c], r.cgroup), false)
+		if errors.Is(err, fs.ErrNotExist) {
 			continue // not in this hierarchy
 		}
-		bind := specs.Mount{Destination: name, Type: "bind", Source: source, Options: append([]string{"bind"}, m.Options...)}
-		if err := r.mountEntry(dir, -1, bind); err != nil {
+		if err != nil {
 			return err
 		}
+		made[name] = true
+		err = o.attributes(tree)
+		if err == nil {
+			err = unix.Mkdirat(dir, name, 0o755)
+		}
+		if err == nil {
+			err = unix.MoveMount(int(tree.Fd()), "", dir, name, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		}
+		tree.Close()
+		if err != nil {
+			return fmt.Errorf("show %s: %w", name, err)
+		}
 	}
-	if attr&unix.MOUNT_ATTR_RDONLY == 0 {
-		return nil
-	}
-	top, err := safepath.OpenNoLinks(r.root, m.Destination, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer top.Close()
-	return mount.SetAttr(top, unix.MOUNT_ATTR_RDONLY, 0, 0, false)
+	return nil
 }
 
 // openConsole opens a terminal in the container's own devpts and puts it on /dev/console.

@@ -224,9 +224,17 @@ func MkdirAll(root *os.File, path string, mode uint32) (*os.File, error) {
 	// "a/link/../b" depends on where the link leads.
 	parts := strings.Split(path, "/")
 	prefix := ""
-	cur, err := Open(root, ".", dirFlags, 0)
-	if err != nil {
-		return nil, err
+	var cur *os.File
+	if dir, name := filepath.Split(path); dir != "" && path == filepath.Clean(path) && !strings.Contains(path, "..") {
+		// Mostly the last one alone is missing.
+		if cur, err = Open(root, dir, dirFlags, 0); err == nil {
+			parts, prefix = []string{name}, dir
+		}
+	}
+	if cur == nil {
+		if cur, err = Open(root, ".", dirFlags, 0); err != nil {
+			return nil, err
+		}
 	}
 	for _, p := range parts {
 		if p == "" || p == "." {
@@ -267,6 +275,10 @@ func MkdirAll(root *os.File, path string, mode uint32) (*os.File, error) {
 
 // chmodFD sets the mode of what an O_PATH handle stands for, past the umask.
 func chmodFD(f *os.File, mode uint32) error {
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&0o7777 == mode&0o7777 { // no umask, most often
+		return nil
+	}
 	if err := unix.Fchmodat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), mode&0o7777, 0); err != nil {
 		return &fs.PathError{Op: "chmod in root", Path: f.Name(), Err: err}
 	}
