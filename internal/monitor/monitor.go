@@ -63,6 +63,7 @@ type monitor struct {
 
 	// changes is held while the container is started, while its limits or networks are changed, and while its networks are released.
 	changes sync.Mutex
+	watched bool // watch has begun; under changes
 
 	mu    sync.Mutex
 	state container.State
@@ -182,6 +183,7 @@ func open(fd int) (*monitor, error) {
 		return nil, err
 	}
 	m.nets = network.Open(m.root, m.req.State)
+	m.nets.KeepSocket()
 	m.idle = time.AfterFunc(idleAfter, m.rest)
 	m.state = container.State{
 		Status: container.Starting, BootID: disk.BootID(), Monitor: os.Getpid(), Restarts: m.req.Restarts,

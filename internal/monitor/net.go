@@ -61,21 +61,24 @@ func (r *run) connectAll(ctx context.Context) error {
 	if err := r.publish(ctx); err != nil {
 		return err
 	}
-	r.watch()
+	m.watch()
 	return m.writeFiles(r.files, r.eps, r.links)
 }
 
-// watch mends the network when somebody else has changed nf_tables, until release: a firewall that starts or reloads may take our table
-// along, or set a policy that containers can't live with.
-func (r *run) watch() {
-	var ctx context.Context
-	ctx, r.unwatch = context.WithCancel(context.Background())
-	go func() { // ended by release, which need not wait: Mend takes nothing that a settled container could miss
-		err := portmap.Watch(ctx, func(at time.Time) {
-			if err := r.m.nets.Mend(ctx, at); err != nil && ctx.Err() == nil {
+// watch mends the network when somebody else has changed nf_tables: a firewall that starts or reloads may take our table along, or set a policy
+// that containers can't live with. It begins with the first network and ends with the process: closing its socket at the end of a run
+// would make others wait (netlink.AfterGrace), and Mend takes nothing that a settled container could miss. The caller holds m.changes.
+func (m *monitor) watch() {
+	if m.watched {
+		return
+	}
+	m.watched = true
+	go func() {
+		err := portmap.Watch(context.Background(), func(at time.Time) {
+			if err := m.nets.Mend(context.Background(), at); err != nil {
 				complain("mend network", err)
 			}
-			r.m.calm()
+			m.calm()
 		})
 		if err != nil {
 			complain("watch network", err)

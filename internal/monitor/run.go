@@ -53,8 +53,6 @@ type run struct {
 	// freezing keeps the processes still while somebody wants it.
 	freezing freezing
 
-	unwatch func() // ends watch; nil without
-
 	mu    sync.Mutex
 	execs map[string]*execution
 	ender *container.Ender
@@ -334,18 +332,14 @@ func (r *run) release() error {
 	defer r.m.changes.Unlock()
 	r.released = true
 	r.m.unmarkLinks()
-	if r.unwatch != nil {
-		r.unwatch()
-	}
-	if r.res != nil {
-		errs = append(errs, r.res.Close())
-		r.res = nil
-	}
 	errs = append(errs, r.gate.close())
 	if len(r.eps) > 0 || r.numbers != nil { // or one is left that could not be disconnected
-		errs = append(errs, r.m.nets.Detach(context.Background(), r.m.rec.ID))
+		errs = append(errs, r.m.nets.Leave(context.Background(), r.m.rec.ID, r.res))
 		r.left, r.eps = r.eps, nil
+	} else if r.res != nil {
+		errs = append(errs, r.res.Close())
 	}
+	r.res = nil
 	return errors.Join(errs...)
 }
 

@@ -159,7 +159,7 @@ func (m *Manager) attach(ctx context.Context, r AttachRequest) (*Endpoint, error
 	}
 	old, err := m.readEndpoint(i.ID, r.ContainerID)
 	if err == nil {
-		err = m.drop(ctx, i, old)
+		err = m.drop(ctx, i, old, nil)
 	} else if errors.Is(err, fs.ErrNotExist) {
 		old, err = new(Endpoint), nil
 	}
@@ -370,6 +370,20 @@ func (m *Manager) Publish(ctx context.Context, ep *Endpoint, r *portmap.Reservat
 // The veth goes with the container's network namespace; the caller sees to it that no process is left in there, since
 // the address is free for others from now on.
 func (m *Manager) Detach(ctx context.Context, containerID string) error {
+	return m.Leave(ctx, containerID, nil)
+}
+
+// Leave is Detach by who has the container's reservation, which is closed between: while the listeners stand nobody else can have the ports, and
+// while the address is the container's the forwarders reach nobody else. r may be nil.
+func (m *Manager) Leave(ctx context.Context, containerID string, r *portmap.Reservation) error {
+	err := m.leave(ctx, containerID, r)
+	if r != nil {
+		err = errors.Join(err, r.Close()) // whatever the records say
+	}
+	return err
+}
+
+func (m *Manager) leave(ctx context.Context, containerID string, r *portmap.Reservation) error {
 	nets, err := m.attached()
 	if err != nil {
 		return err
@@ -379,7 +393,7 @@ func (m *Manager) Detach(ctx context.Context, containerID string) error {
 		if _, err := os.Lstat(m.recordPath(id, containerID)); errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		errs = append(errs, m.detach(ctx, id, containerID))
+		errs = append(errs, m.detach(ctx, id, containerID, r))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("detach container %s: %w", containerID, err)
@@ -389,7 +403,7 @@ func (m *Manager) Detach(ctx context.Context, containerID string) error {
 
 // DetachFrom is Detach from one network, by its id.
 func (m *Manager) DetachFrom(ctx context.Context, containerID, networkID string) error {
-	if err := m.detach(ctx, networkID, containerID); err != nil {
+	if err := m.detach(ctx, networkID, containerID, nil); err != nil {
 		return fmt.Errorf("detach container %s from network %s: %w", containerID, networkID, err)
 	}
 	return nil
@@ -419,7 +433,7 @@ func (m *Manager) DetachDead(ctx context.Context, containerID string) error {
 	return errors.Join(errs...)
 }
 
-func (m *Manager) detach(ctx context.Context, networkID, containerID string) error {
+func (m *Manager) detach(ctx context.Context, networkID, containerID string, r *portmap.Reservation) error {
 	l, err := m.lock(ctx, networkID)
 	if err != nil {
 		return err
@@ -440,11 +454,11 @@ func (m *Manager) detach(ctx context.Context, networkID, containerID string) err
 	if err != nil {
 		return err
 	}
-	return m.drop(ctx, i, ep)
+	return m.drop(ctx, i, ep, r)
 }
 
 // drop withdraws an endpoint's ports and gives record and addresses back. The caller holds the network's lock.
-func (m *Manager) drop(ctx context.Context, i Info, ep *Endpoint) error {
+func (m *Manager) drop(ctx context.Context, i Info, ep *Endpoint, r *portmap.Reservation) error {
 	if len(ep.Ports) > 0 {
 		t, err := m.table(ctx)
 		if err != nil {
@@ -456,7 +470,12 @@ func (m *Manager) drop(ctx context.Context, i Info, ep *Endpoint) error {
 			return err
 		}
 		defer l.Release()
-		if err := portmap.Withdraw(ctx, t, ep.Ports); err != nil {
+		if r != nil && r.Active() {
+			err = r.Close()
+		} else {
+			err = portmap.Withdraw(ctx, t, ep.Ports)
+		}
+		if err != nil {
 			return err
 		}
 	}

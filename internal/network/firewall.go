@@ -56,7 +56,7 @@ func (m *Manager) dockerPolicy() (bool, error) {
 // speak sees that this root's bridges pass where iptables' FORWARD chain drops by default, and reports for which it had to. What that
 // policy kept apart from containers, other engines' bridges and virtual machines, stays apart.
 func (m *Manager) speak(ctx context.Context) ([]string, error) {
-	drops, err := portmap.Drops()
+	drops, err := portmap.Drops(portmap.Table{Socket: m.socket})
 	if err != nil || !drops {
 		return nil, err
 	}

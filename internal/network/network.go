@@ -30,6 +30,7 @@ import (
 	"time"
 
 	"conex/internal/disk"
+	"conex/internal/linux/netlink"
 	"conex/internal/plainjson"
 	"conex/internal/portmap"
 )
@@ -56,14 +57,18 @@ var (
 
 // Manager gives containers their place on a network. It holds no state: any number of processes may have one.
 type Manager struct {
-	root  *disk.Root
-	state string
+	root   *disk.Root
+	state  string
+	socket *netlink.Kept // nil: sockets are closed after use
 }
 
 // Open returns the manager of a root and a state folder such as /run/conex. It touches nothing.
 func Open(root *disk.Root, state string) *Manager {
 	return &Manager{root: root, state: filepath.Join(state, "net")}
 }
+
+// KeepSocket makes the manager of a process that lives as long as a container keep its netfilter socket; see netlink.AfterGrace.
+func (m *Manager) KeepSocket() { m.socket = new(netlink.Kept) }
 
 // Drivers of networks that have endpoints.
 const (
@@ -346,7 +351,7 @@ func (m *Manager) table(ctx context.Context) (portmap.Table, error) {
 	if err != nil {
 		return portmap.Table{}, err
 	}
-	t := portmap.Table{Name: d.Interface, Bridges: m.bridges, Live: m.live}
+	t := portmap.Table{Name: d.Interface, Bridges: m.bridges, Live: m.live, Socket: m.socket}
 	if d.Interface == firstBridge {
 		t.Name = "conex"
 	}

@@ -586,3 +586,48 @@ func TestUDPMoves(t *testing.T) {
 	b.publish(portmap.Mapping{Proto: "udp", HostPort: 9500, ContainerPort: 81})
 	answered("second")
 }
+
+// TestLeave ends containers by who has their reservation: one whose ports are published, one whose ports somebody else put into the table from
+// the record before it did so itself, and one whose record is lost.
+func TestLeave(t *testing.T) {
+	w := newWorld(t)
+	ports := []portmap.Mapping{{Proto: "tcp", HostPort: 9000, ContainerPort: 80}}
+	table, err := w.m.table(t.Context())
+	check(t, err)
+	for name, r := range map[string]func(*container) *portmap.Reservation{
+		"published": func(c *container) *portmap.Reservation { return c.publish(ports...) },
+		"by the record": func(c *container) *portmap.Reservation {
+			check(t, c.publish(ports...).Close())
+			check(t, w.m.writeEndpoint(c.ep))
+			check(t, portmap.Rebuild(table))
+			r, err := w.m.Reserve(t.Context(), ports)
+			check(t, err)
+			return r
+		},
+		"lost": func(c *container) *portmap.Reservation {
+			r := c.publish(ports...)
+			check(t, os.Remove(w.m.recordPath(c.ep.NetworkID, "aaa")))
+			return r
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := r(w.attach("aaa"))
+			if got := elements(t, "conex"); got != 1 {
+				t.Fatalf("%d elements, want 1", got)
+			}
+			check(t, w.m.Leave(t.Context(), "aaa", r))
+			if got := elements(t, "conex"); got != 0 {
+				t.Errorf("%d elements are left", got)
+			}
+			eps, err := w.m.Endpoints("aaa")
+			check(t, err)
+			if len(eps) != 0 {
+				t.Error("the record is left")
+			}
+			again, err := w.m.Reserve(t.Context(), ports)
+			check(t, err)
+			check(t, again.Close())
+			check(t, w.m.DetachDead(t.Context(), "aaa"))
+		})
+	}
+}

@@ -103,18 +103,13 @@ func logChains(table string, groups []uint16) []netlink.Message {
 	return msgs
 }
 
-// dropLogChains removes the chains of log groups, but those that ports still lead to.
-func dropLogChains(c *netlink.Conn, table string, groups []uint16) error {
+// withoutLogChains removes the chains of log groups with their rules. The kernel refuses it (EBUSY) while ports lead to them.
+func withoutLogChains(table string, groups []uint16) []netlink.Message {
+	var msgs []netlink.Message
 	for _, g := range groups {
-		name := logChain(g)
-		err := c.Transaction(unix.NFNL_SUBSYS_NFTABLES,
-			message(unix.NFT_MSG_DELRULE, 0, netlink.Attrs{}.String(unix.NFTA_RULE_TABLE, table).String(unix.NFTA_RULE_CHAIN, name)),
-			message(unix.NFT_MSG_DELCHAIN, 0, netlink.Attrs{}.String(unix.NFTA_CHAIN_TABLE, table).String(unix.NFTA_CHAIN_NAME, name)))
-		if err != nil && !errors.Is(err, unix.EBUSY) && !gone(err) {
-			return fmt.Errorf("remove chain %s from nftables table %s: %w", name, table, err)
-		}
+		msgs = append(msgs, message(unix.NFT_MSG_DELCHAIN, 0, netlink.Attrs{}.String(unix.NFTA_CHAIN_TABLE, table).String(unix.NFTA_CHAIN_NAME, logChain(g))))
 	}
-	return nil
+	return msgs
 }
 
 // value is the data of a port's element: container address and port.
@@ -175,7 +170,7 @@ func add(t Table, ms []Mapping) error {
 	if len(es) == 0 {
 		return nil
 	}
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
+	c, err := t.dial()
 	if err != nil {
 		return err
 	}
@@ -210,32 +205,56 @@ func add(t Table, ms []Mapping) error {
 	return flushUDP(ms, false)
 }
 
+// perLook bounds how many elements are asked for at once: the answers wait in the socket.
+const perLook = 100
+
+// there is what the kernel has of an element.
+type there struct {
+	found bool
+	data  []byte
+}
+
 // get looks one element up and returns its data.
 func get(c *netlink.Conn, table string, e element) (found bool, data []byte, err error) {
-	m := elementMessage(unix.NFT_MSG_GETSETELEM, 0, table, e.set, []element{e})
-	res, err := c.Execute(m)
+	t, err := look(c, table, []element{e})
 	if err != nil {
 		return false, nil, err
 	}
-	if errors.Is(res[0].Err, unix.ENOENT) {
-		return false, nil, nil
+	return t[0].found, t[0].data, nil
+}
+
+// look looks up to perLook elements up, in one round trip.
+func look(c *netlink.Conn, table string, es []element) ([]there, error) {
+	msgs := make([]netlink.Message, len(es))
+	for k, e := range es {
+		msgs[k] = elementMessage(unix.NFT_MSG_GETSETELEM, 0, table, e.set, []element{e})
 	}
-	if res[0].Err != nil {
-		return false, nil, fmt.Errorf("look up port in table %s: %w", table, res[0].Err)
+	res, err := c.Execute(msgs...)
+	if err != nil {
+		return nil, err
 	}
-	for _, r := range res[0].Replies {
-		if len(r) < 4 {
+	out := make([]there, len(es))
+	for k, e := range es {
+		if errors.Is(res[k].Err, unix.ENOENT) {
 			continue
 		}
-		list := netlink.Parse(r[4:])[unix.NFTA_SET_ELEM_LIST_ELEMENTS]
-		el := netlink.Parse(netlink.Parse(list)[unix.NFTA_LIST_ELEM])
-		d := netlink.Parse(el[unix.NFTA_SET_ELEM_DATA])
-		if e.leads {
-			return true, []byte(text(netlink.Parse(d[unix.NFTA_DATA_VERDICT])[unix.NFTA_VERDICT_CHAIN])), nil
+		if res[k].Err != nil {
+			return nil, fmt.Errorf("look up port in table %s: %w", table, res[k].Err)
 		}
-		return true, d[unix.NFTA_DATA_VALUE], nil
+		for _, r := range res[k].Replies {
+			if len(r) < 4 {
+				continue
+			}
+			list := netlink.Parse(r[4:])[unix.NFTA_SET_ELEM_LIST_ELEMENTS]
+			el := netlink.Parse(netlink.Parse(list)[unix.NFTA_LIST_ELEM])
+			d := netlink.Parse(el[unix.NFTA_SET_ELEM_DATA])
+			out[k] = there{true, d[unix.NFTA_DATA_VALUE]}
+			if e.leads {
+				out[k].data = []byte(text(netlink.Parse(d[unix.NFTA_DATA_VERDICT])[unix.NFTA_VERDICT_CHAIN]))
+			}
+		}
 	}
-	return false, nil, nil
+	return out, nil
 }
 
 // unshared are the elements that go with ms: that a bridge's own containers take the forwarder may be needed by a port of the same number
@@ -265,40 +284,46 @@ func Withdraw(ctx context.Context, t Table, ms []Mapping) error {
 	if len(es) == 0 {
 		return nil
 	}
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
+	c, err := t.dial()
 	if err != nil {
 		return err
 	}
 	defer c.CloseBehind()
 	var ours []element
-	for _, e := range es {
+	for part := range slices.Chunk(es, perLook) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		found, data, err := get(c, t.Name, e)
+		there, err := look(c, t.Name, part)
 		if err != nil {
 			return err
 		}
-		if found && (e.val == nil || bytes.Equal(data, e.val)) {
-			ours = append(ours, e)
+		for k, e := range part {
+			if there[k].found && (e.val == nil || bytes.Equal(there[k].data, e.val)) {
+				ours = append(ours, e)
+			}
 		}
 	}
-	err = c.Transaction(unix.NFNL_SUBSYS_NFTABLES, elementMessages(unix.NFT_MSG_DELSETELEM, 0, t.Name, ours)...)
+	msgs := elementMessages(unix.NFT_MSG_DELSETELEM, 0, t.Name, ours)
+	err = c.Transaction(unix.NFNL_SUBSYS_NFTABLES, append(msgs, withoutLogChains(t.Name, groupsOf(ms))...)...)
+	if errors.Is(err, unix.EBUSY) {
+		err = c.Transaction(unix.NFNL_SUBSYS_NFTABLES, msgs...) // other ports still lead to the chain
+	}
 	if errors.Is(err, unix.ENOENT) {
 		// Another process settles the same leftovers. One by one, what is still there goes.
 		err = nil
+		var one []netlink.Message
 		for _, e := range ours {
-			derr := c.Transaction(unix.NFNL_SUBSYS_NFTABLES, elementMessages(unix.NFT_MSG_DELSETELEM, 0, t.Name, []element{e})...)
-			if derr != nil && !errors.Is(derr, unix.ENOENT) {
+			one = append(one, elementMessage(unix.NFT_MSG_DELSETELEM, 0, t.Name, e.set, []element{e}))
+		}
+		for _, m := range append(one, withoutLogChains(t.Name, groupsOf(ms))...) {
+			if derr := c.Transaction(unix.NFNL_SUBSYS_NFTABLES, m); derr != nil && !errors.Is(derr, unix.EBUSY) && !gone(derr) {
 				err = errors.Join(err, derr)
 			}
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("remove ports from nftables table %s: %w", t.Name, err)
-	}
-	if err := dropLogChains(c, t.Name, groupsOf(ms)); err != nil {
-		return err
 	}
 	return flushUDP(ms, true)
 }
@@ -309,7 +334,7 @@ func Missing(ctx context.Context, t Table) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
+	c, err := t.dial()
 	if err != nil {
 		return 0, err
 	}

@@ -227,9 +227,9 @@ func (f *firsts) untranslated() int {
 	return fd
 }
 
-// close ends the receiving. finished is called behind it, when no packet is in hand any more; nobody waits for that, see netlink.Conn.CloseBehind.
+// close ends the receiving. finished is called behind it, when no packet is in hand any more; nobody waits for that, see netlink.AfterGrace.
 func (f *firsts) close(finished func()) {
-	go func() {
+	go netlink.AfterGrace(func() {
 		f.log.Close()
 		f.done.Wait()
 		for _, fd := range []int{f.raw4, f.raw6, f.local6} {
@@ -238,7 +238,7 @@ func (f *firsts) close(finished func()) {
 			}
 		}
 		finished()
-	}()
+	})
 }
 
 // packet is one IP packet that an outsider made and the kernel has looked at.

@@ -57,8 +57,8 @@ func dropping(c *netlink.Conn, all bool) ([]passing, error) {
 }
 
 // Drops reports whether iptables' FORWARD chain drops by default, so that Pass has something to do. One round trip.
-func Drops() (bool, error) {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
+func Drops(t Table) (bool, error) {
+	c, err := t.dial()
 	if err != nil {
 		return false, err
 	}

@@ -22,7 +22,7 @@ func TestPass(t *testing.T) {
 			t.Skip(name + " is not installed, so nobody can read what Pass writes")
 		}
 	}
-	if drops, err := Drops(); err != nil || drops {
+	if drops, err := Drops(Table{}); err != nil || drops {
 		t.Fatalf("Drops %v %v in an empty namespace", drops, err)
 	}
 	if changed, err := Pass([]string{"conex0"}); err != nil || changed != nil {
@@ -36,7 +36,7 @@ func TestPass(t *testing.T) {
 		defer command(name, "-P", "FORWARD", "ACCEPT")
 	}
 	before := command("iptables-nft", "-S", "FORWARD")
-	if drops, err := Drops(); err != nil || !drops {
+	if drops, err := Drops(Table{}); err != nil || !drops {
 		t.Errorf("Drops %v %v", drops, err)
 	}
 	for _, want := range [][]string{{"conex0", "cxb1"}, nil} { // the second time all is there

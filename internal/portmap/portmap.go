@@ -30,6 +30,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"conex/internal/linux/netlink"
 )
 
 // Mapping publishes one port of a container on the host.
@@ -95,7 +97,11 @@ type Table struct {
 	// Bridges and Live return all networks and the mappings of all endpoints, for making a table that somebody removed. May be nil.
 	Bridges func() ([]Bridge, error)
 	Live    func() ([]Mapping, error)
+	// Socket keeps the netfilter socket of a process that needs one again and again. May be nil.
+	Socket *netlink.Kept
 }
+
+func (t Table) dial() (*netlink.Conn, error) { return t.Socket.Dial(unix.NETLINK_NETFILTER) }
 
 // Bridge is what the table must know about a bridge network.
 type Bridge struct {

@@ -15,6 +15,7 @@ import (
 
 	rtnetlink "github.com/vishvananda/netlink"
 
+	"conex/internal/linux/netlink"
 	"conex/internal/linux/nettest"
 )
 
@@ -143,9 +144,11 @@ func TestForwardEnds(t *testing.T) {
 	early, err := net.Dial("tcp", "127.0.0.1:7100")
 	check(t, err)
 	defer early.Close()
-	check(t, Ensure(testTable, testBridge))
-	defer func() { check(t, Remove(testTable)) }()
-	check(t, r.Activate(t.Context(), testTable, "c", testTarget))
+	table := testTable
+	table.Socket = new(netlink.Kept) // a socket that were closed would be so later, see netlink.AfterGrace
+	check(t, Ensure(table, testBridge))
+	defer func() { check(t, Remove(table)) }()
+	check(t, r.Activate(t.Context(), table, "c", testTarget))
 	server, err := l.Accept()
 	check(t, err)
 	defer server.Close()
@@ -183,7 +186,7 @@ func TestForwardEnds(t *testing.T) {
 		t.Errorf("%d goroutines before, %d after", before, after)
 	}
 	check(t, reserve(t, Mapping{Proto: "tcp", HostPort: 7100, ContainerPort: 80}, Mapping{Proto: "udp", HostPort: 7100, ContainerPort: 80}).Close())
-	if err := r.Activate(t.Context(), testTable, "c", testTarget); err == nil {
+	if err := r.Activate(t.Context(), table, "c", testTarget); err == nil {
 		t.Error("a closed reservation was activated")
 	}
 }

@@ -276,6 +276,13 @@ func (r *Reservation) outward() bool {
 	return slices.ContainsFunc(r.maps, func(m Mapping) bool { return !m.HostIP.IsLoopback() })
 }
 
+// Active reports whether the table has the ports' elements, which Close removes.
+func (r *Reservation) Active() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.active && !r.closed
+}
+
 // Activate makes the ports reach a container: map elements in the table, which is made when it is missing, and forwarders. It may be called
 // once, by who holds the table's lock. network.Manager.Publish calls it with the endpoint's data and records the ports for the case that
 // this process dies.

@@ -304,7 +304,7 @@ func jump(chain string) []expr.Any { return verdict(expr.VerdictJump, chain) }
 
 // Standing reports whether the table is there and whole, and knows the bridge. Two round trips, a tenth of a millisecond.
 func Standing(t Table, b Bridge) (bool, error) {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
+	c, err := t.dial()
 	if err != nil {
 		return false, err
 	}
@@ -320,7 +320,7 @@ func Standing(t Table, b Bridge) (bool, error) {
 // Ensure makes the table unless it is there and whole, and puts the bridge into it. A table that is made anew gets the elements of all
 // bridges and mappings back, in the same transaction. Callers hold the table's lock.
 func Ensure(t Table, b Bridge) error {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
+	c, err := t.dial()
 	if err != nil {
 		return err
 	}
@@ -344,7 +344,7 @@ func Rebuild(t Table) error { return build(t) }
 
 // RemoveBridge takes a bridge out of the table. It is no error when it isn't in there, or there is no table. Callers hold the table's lock.
 func RemoveBridge(t Table, b Bridge) error {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
+	c, err := t.dial()
 	if err != nil {
 		return err
 	}
@@ -533,7 +533,7 @@ func everything(t Table) (elements map[string][]nftables.SetElement, groups []ui
 
 // Remove deletes the table. It is no error when there is none.
 func Remove(t Table) error {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
+	c, err := t.dial()
 	if err != nil {
 		return err
 	}

@@ -100,11 +100,12 @@ func filterEvents(fd int) error {
 	}
 	filter := []unix.SockFilter{
 		load(unix.BPF_H, typeAt),
-		equal(typ(unix.NFT_MSG_NEWSETELEM), 12, 0),
-		equal(typ(unix.NFT_MSG_DELSETELEM), 11, 0),
-		equal(typ(unix.NFT_MSG_NEWGEN), 10, 0),
-		equal(typ(unix.NFT_MSG_NEWCHAIN), 2, 0),
-		equal(typ(unix.NFT_MSG_NEWRULE), 1, 0),
+		equal(typ(unix.NFT_MSG_NEWSETELEM), 13, 0),
+		equal(typ(unix.NFT_MSG_DELSETELEM), 12, 0),
+		equal(typ(unix.NFT_MSG_NEWGEN), 11, 0),
+		equal(typ(unix.NFT_MSG_NEWCHAIN), 3, 0),
+		equal(typ(unix.NFT_MSG_NEWRULE), 2, 0),
+		equal(typ(unix.NFT_MSG_DELCHAIN), 3, 0),
 		equal(typ(unix.NFT_MSG_DELRULE), 2, 6),
 		load(unix.BPF_W, tableAt),
 		equal(cone, 5, 4),

@@ -24,6 +24,7 @@ type Conn struct {
 	buf *[16 << 10]byte // for receiving, made at first use
 	// roomy says that the socket was given room to send more at once.
 	roomy bool
+	home  *Kept // where Close puts it; nil closes it
 }
 
 // Message is one request: its type, extra NLM_F_ flags (NLM_F_REQUEST and NLM_F_ACK are added) and everything after the
@@ -56,11 +57,14 @@ func Dial(protocol int) (*Conn, error) {
 	return &Conn{fd: fd}, nil
 }
 
-// Close closes the socket.
+// Close closes the socket, or gives it back to who keeps it.
 func (c *Conn) Close() error {
 	if c.buf != nil {
 		spare.Put(c.buf)
 		c.buf = nil
+	}
+	if c.home.keep(c) {
+		return nil
 	}
 	return unix.Close(c.fd)
 }
@@ -68,10 +72,64 @@ func (c *Conn) Close() error {
 // spare are the buffers of closed sockets: a container's start opens one after the other.
 var spare sync.Pool
 
-// CloseBehind closes the socket of one who need not wait: where something of nf_tables was deleted, the kernel lets nobody's netfilter
-// socket go before it is freed, which takes ten milliseconds.
+// CloseBehind is Close for one who deleted something of nf_tables and need not wait, see AfterGrace.
 func (c *Conn) CloseBehind() {
-	go unix.Close(c.fd) // nothing can be done about an error, and nobody waits for the end
+	if c.home.keep(c) {
+		return
+	}
+	// Nothing can be done about an error, and nobody waits for the end.
+	go AfterGrace(func() { unix.Close(c.fd) })
+}
+
+// AfterGrace calls fn once the kernel has freed what was deleted of nf_tables before. That takes it some ten milliseconds, and whoever closes a
+// netfilter socket meanwhile waits for it in the kernel, where all others' changes of nf_tables in the same network namespace wait behind him.
+func AfterGrace(fn func()) {
+	// The same wait, but nobody is behind. Kernels that refuse it (nohz_full) only make others wait.
+	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
+	fn()
+}
+
+// membarrierGlobal is MEMBARRIER_CMD_GLOBAL: return when every processor has passed through a quiet state.
+const membarrierGlobal = 1
+
+// Kept keeps one socket open between its users, for a process that lives long and should wait for nobody when it is done with one (see
+// AfterGrace). Its users must be in one network namespace. The zero value is ready; a nil one keeps nothing.
+type Kept struct {
+	mu   sync.Mutex
+	idle *Conn
+}
+
+// Dial returns the kept socket, or a new one when that is in use.
+func (k *Kept) Dial(protocol int) (*Conn, error) {
+	if k == nil {
+		return Dial(protocol)
+	}
+	k.mu.Lock()
+	c := k.idle
+	k.idle = nil
+	k.mu.Unlock()
+	if c != nil {
+		return c, nil
+	}
+	c, err := Dial(protocol)
+	if err == nil {
+		c.home = k
+	}
+	return c, err
+}
+
+// keep takes a socket back unless there is one.
+func (k *Kept) keep(c *Conn) bool {
+	if k == nil {
+		return false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.idle != nil {
+		return false
+	}
+	k.idle = c
+	return true
 }
 
 const headerLen = unix.SizeofNlMsghdr

@@ -152,3 +152,38 @@ func FuzzEach(f *testing.F) {
 		}
 	})
 }
+
+func TestKept(t *testing.T) {
+	var k Kept
+	dial := func() *Conn {
+		t.Helper()
+		c, err := k.Dial(unix.NETLINK_ROUTE)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	a := dial()
+	b := dial() // a is in use
+	if a == b {
+		t.Fatal("two users have one socket")
+	}
+	if err := errors.Join(a.Close(), b.Close()); err != nil { // the second one is really closed
+		t.Fatal(err)
+	}
+	if _, err := unix.GetsockoptInt(b.fd, unix.SOL_SOCKET, unix.SO_TYPE); err != unix.EBADF {
+		t.Errorf("the socket that is not kept: %v", err)
+	}
+	c := dial()
+	defer unix.Close(c.fd)
+	if c != a {
+		t.Error("the kept socket is not used again")
+	}
+	c.CloseBehind()
+	if c != dial() {
+		t.Error("CloseBehind does not keep the socket")
+	}
+	if _, err := c.Execute(Message{Type: unix.RTM_GETLINK, Data: link(1, false)}); err != nil {
+		t.Errorf("the kept socket: %v", err)
+	}
+}
