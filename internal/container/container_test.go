@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -211,6 +212,49 @@ func TestLock(t *testing.T) {
 	l.Release()
 	if err := <-got; err != nil {
 		t.Error(err)
+	}
+}
+
+// While somebody removes a run folder others lock it, as whoever settles does with each that he finds. One at a time has it, the folder
+// goes, and nobody's files keep it.
+func TestRemoveRunBesideOthers(t *testing.T) {
+	s := newStore(t)
+	id := disk.RandomID()
+	var holders atomic.Int32
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 500 {
+				l, err := s.Lock(id)
+				if errors.Is(err, ErrBusy) {
+					continue
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if n := holders.Add(1); n != 1 {
+					t.Errorf("%d have the lock", n)
+				}
+				if err := s.SetState(id, &State{Status: Starting}); err != nil {
+					t.Error(err)
+				}
+				holders.Add(-1)
+				if err := s.RemoveRun(id); err != nil {
+					t.Error(err)
+				}
+				l.Release()
+			}
+		})
+	}
+	wg.Wait()
+	// A lock that came too late for the last removal has made the folder again; nothing else is there.
+	ids, err := s.ListRun()
+	if err != nil || len(ids) > 1 {
+		t.Errorf("run folders: %v %v", ids, err)
+	}
+	if left, err := filepath.Glob(s.RunDir(id, "state.json")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v %v", left, err)
 	}
 }
 

@@ -222,9 +222,11 @@ func (s *Store) List() ([]string, error) {
 	return ids, nil
 }
 
-// ListRun returns the ids of all run folders: containers that ran since boot, some of which may be gone.
+// ListRun returns the ids of all run folders: containers that ran since boot, some of which may be gone. What killed callers of RemoveRun left
+// goes on the way.
 func (s *Store) ListRun() ([]string, error) {
-	entries, err := os.ReadDir(filepath.Join(s.state, "c"))
+	dir := filepath.Join(s.state, "c")
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
@@ -237,7 +239,7 @@ func (s *Store) ListRun() ([]string, error) {
 			ids = append(ids, e.Name())
 		}
 	}
-	return ids, nil
+	return ids, disk.RemoveLeft(dir, entries)
 }
 
 // Resolve returns the id of the container that people mean: a full id, a name, or the beginning of an id, in this order, which is
@@ -337,8 +339,8 @@ func (s *Store) Remove(id string) (trash string, err error) {
 	return trash, nil
 }
 
-// RemoveRun deletes the run folder. The caller holds the monitor lock, which this ends the meaning of.
-func (s *Store) RemoveRun(id string) error { return os.RemoveAll(s.RunDir(id)) }
+// RemoveRun deletes the run folder. The caller holds the monitor lock, which this ends the meaning of: the next one is another file's.
+func (s *Store) RemoveRun(id string) error { return disk.RemoveLocked(s.RunDir(id)) }
 
 func (s *Store) lockNames() (*disk.Lock, error) { return disk.Acquire(s.root.Path("names.lock")) }
 

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -127,6 +128,82 @@ func TestLocks(t *testing.T) {
 		t.Fatal(err)
 	}
 	l2.Release()
+}
+
+// Who waited for the lock of a folder that is removed gets the lock of the next folder of that name, the only one that others know of.
+func TestRemoveLocked(t *testing.T) {
+	top := t.TempDir()
+	dir := filepath.Join(top, "c")
+	path := filepath.Join(dir, "lock")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Acquire(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(l.File().Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	type result struct {
+		l   *Lock
+		err error
+	}
+	waiter := make(chan result)
+	go func() {
+		l, err := Acquire(path)
+		waiter <- result{l, err}
+	}()
+	waits := fmt.Sprintf(":%d ", st.Ino) // as in "7: -> FLOCK  ADVISORY  WRITE 4711 fe:00:131 0 EOF"
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		locks, err := os.ReadFile("/proc/locks")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.ContainsFunc(strings.Split(string(locks), "\n"), func(l string) bool { return strings.Contains(l, "->") && strings.Contains(l, waits) }) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nobody waits for the lock")
+		}
+	}
+	if err := RemoveLocked(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l.Release()
+	got := <-waiter
+	if got.err != nil {
+		t.Fatal(got.err)
+	}
+	defer got.l.Release()
+	if _, err := TryAcquire(path); !errors.Is(err, ErrLocked) {
+		t.Errorf("the waiter has a lock that nobody else knows of: %v", err)
+	}
+	if err := RemoveLocked(filepath.Join(top, "none")); err != nil {
+		t.Errorf("no folder: %v", err)
+	}
+
+	// A remover that was killed half-way.
+	if err := os.MkdirAll(filepath.Join(top, tempPrefix+"gone", "root"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(top)
+	if err == nil {
+		err = RemoveLeft(top, entries)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left, err := filepath.Glob(filepath.Join(top, "*")); err != nil || !slices.Equal(left, []string{dir}) {
+		t.Errorf("left: %v %v", left, err)
+	}
+	if left, err := filepath.Glob(filepath.Join(top, ".*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v %v", left, err)
+	}
 }
 
 func TestPublishOnce(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -94,9 +95,9 @@ func flock(ctx context.Context, path string, how int) (*Lock, error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
-	// Sweep may have unlinked the file between our open and our lock: then this lock guards nothing.
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err == nil && st.Nlink == 0 {
+	// Sweep or RemoveLocked may have taken the file away between our open and our lock: then this lock guards nothing.
+	var mine, here unix.Stat_t
+	if unix.Fstat(fd, &mine) == nil && (unix.Stat(path, &here) != nil || here.Ino != mine.Ino || here.Dev != mine.Dev) {
 		unix.Close(fd)
 		return flock(ctx, path, how)
 	}
@@ -110,6 +111,33 @@ func (l *Lock) Release() {
 	}
 	l.f.Close()
 	l.f = nil
+}
+
+// RemoveLocked removes a folder with the lock in it that guards it, which the caller holds. For everybody else the folder goes at once: whoever
+// wants the lock from then on makes a new one, and whoever waits for this one gets that. Removed file by file it could get new ones, and a lock
+// with another owner, until it is empty. No folder is no error.
+//
+// A remover that is killed leaves a folder that IsTemp knows by its name, for RemoveLeft.
+func RemoveLocked(dir string) error {
+	gone := filepath.Join(filepath.Dir(dir), tempPrefix+RandomID()[:16])
+	if err := os.Rename(dir, gone); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("delete %s: %w", dir, err)
+	}
+	return os.RemoveAll(gone)
+}
+
+// RemoveLeft removes what killed callers of RemoveLocked have left, from a listing of the folder where that was.
+func RemoveLeft(dir string, entries []fs.DirEntry) error {
+	var errs []error
+	for _, e := range entries {
+		if e.IsDir() && IsTemp(e.Name()) {
+			errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // File returns the locked file, for handing the lock to a child process (flock follows the open file description).

@@ -162,7 +162,7 @@ func (e *Engine) recordLoss(n *container.Snapshot) error {
 	defer l.Release()
 	if now, err := cs.Snapshot(n.Record.ID); err != nil || !now.Lost {
 		if errors.Is(err, container.ErrNotFound) {
-			return nil
+			return cs.RemoveRun(n.Record.ID) // which our lock has made
 		}
 		return err
 	}
@@ -208,13 +208,20 @@ func (e *Engine) Shutdown(ctx context.Context) (stopped []string, err error) {
 func (e *Engine) dropHollow(id string) error {
 	cs := e.Containers()
 	l, err := cs.Lock(id)
+	if errors.Is(err, container.ErrBusy) {
+		return nil // somebody else does it
+	}
 	if err != nil {
 		return err
 	}
 	defer l.Release()
 	trash, err := cs.Remove(id)
-	if err != nil || trash == "" {
+	if err != nil {
 		return err
 	}
-	return errors.Join(os.RemoveAll(trash), cs.RemoveRun(id))
+	errs := []error{cs.RemoveRun(id)}
+	if trash != "" {
+		errs = append(errs, os.RemoveAll(trash))
+	}
+	return errors.Join(errs...)
 }

@@ -33,7 +33,7 @@ func (m *monitor) markLinks() error {
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(dir, m.rec.ID), nil, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, m.rec.ID), nil, 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) { // removed just now
 			return err
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	rtnetlink "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"conex/internal/disk"
 	"conex/internal/linux/netlink"
 	"conex/internal/portmap"
 )
@@ -380,7 +381,7 @@ func (m *Manager) cleanup(ctx context.Context, i Info) error {
 		}
 	default:
 		// Another root's bridge, and so its table too.
-		return os.RemoveAll(m.dir(i.ID))
+		return disk.RemoveLocked(m.dir(i.ID))
 	}
 	tl, err := m.lockTable(ctx)
 	if err != nil {
@@ -391,7 +392,7 @@ func (m *Manager) cleanup(ctx context.Context, i Info) error {
 		if err := portmap.RemoveBridge(t, i.bridge()); err != nil {
 			return err
 		}
-		return os.RemoveAll(m.dir(i.ID))
+		return disk.RemoveLocked(m.dir(i.ID))
 	}
 	if err := m.unforward(); err != nil {
 		return err
@@ -399,7 +400,7 @@ func (m *Manager) cleanup(ctx context.Context, i Info) error {
 	if err := portmap.Remove(t); err != nil {
 		return err
 	}
-	return errors.Join(os.RemoveAll(m.guardPath()), os.RemoveAll(m.policyPath()), os.RemoveAll(filepath.Join(m.state, "repair.lock")), os.RemoveAll(m.dir(i.ID)))
+	return errors.Join(os.RemoveAll(m.guardPath()), os.RemoveAll(m.policyPath()), os.RemoveAll(filepath.Join(m.state, "repair.lock")), disk.RemoveLocked(m.dir(i.ID)))
 }
 
 // removePorts deletes our veths that are still on the bridge: their namespace is on its way out, or somebody holds it.

@@ -540,11 +540,11 @@ func (m *Manager) attached() ([]string, error) {
 	}
 	var ids []string
 	for _, e := range entries {
-		if e.IsDir() {
+		if e.IsDir() && !disk.IsTemp(e.Name()) {
 			ids = append(ids, e.Name())
 		}
 	}
-	return ids, nil
+	return ids, disk.RemoveLeft(m.state, entries)
 }
 
 // endpoints reads a network's endpoint records.

@@ -320,14 +320,15 @@ func (m *Manager) dir(id string, elem ...string) string {
 
 // lock takes the network's lock, making its folders first when they are missing.
 func (m *Manager) lock(ctx context.Context, id string) (*disk.Lock, error) {
-	l, err := disk.AcquireContext(ctx, m.dir(id, "alloc.lock"))
-	if !errors.Is(err, fs.ErrNotExist) {
-		return l, err
+	for { // again while somebody removes them
+		l, err := disk.AcquireContext(ctx, m.dir(id, "alloc.lock"))
+		if !errors.Is(err, fs.ErrNotExist) {
+			return l, err
+		}
+		if err := m.mkdirs(id); err != nil {
+			return nil, err
+		}
 	}
-	if err := m.mkdirs(id); err != nil {
-		return nil, err
-	}
-	return disk.AcquireContext(ctx, m.dir(id, "alloc.lock"))
 }
 
 func (m *Manager) mkdirs(id string) error {

@@ -77,7 +77,7 @@ func (a *app) create(id string, config []byte) (*container, error) {
 		return nil, err
 	}
 	var err error
-	if c.lock, err = disk.TryAcquire(c.file("lock")); err != nil {
+	if c.lock, err = disk.Acquire(c.file("lock")); err != nil { // who waited for an older container's has it until he sees that this is another
 		return nil, err
 	}
 	if err := disk.WriteFile(c.file("config.json"), config, 0o600, disk.Volatile); err != nil {
@@ -91,7 +91,7 @@ func (c *container) file(name string) string { return filepath.Join(c.dir, name)
 
 // remove deletes the container's folder and lets go of its lock.
 func (c *container) remove() error {
-	err := os.RemoveAll(c.dir)
+	err := disk.RemoveLocked(c.dir)
 	c.lock.Release()
 	return err
 }
@@ -130,16 +130,7 @@ func (a *app) openLocked(id string) (*container, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Deleted while we waited, and perhaps made anew: then the lock is another one.
-	var held, now unix.Stat_t
-	if err := unix.Fstat(int(c.lock.File().Fd()), &held); err != nil {
-		return nil, err
-	}
-	if unix.Stat(c.file("lock"), &now) != nil || now.Ino != held.Ino {
-		c.lock.Release()
-		return nil, errNotExist
-	}
-	c.rec = record{}
+	c.rec = record{} // it may have been deleted while we waited, and made anew
 	return c, c.load()
 }
 
@@ -273,12 +264,12 @@ func (a *app) list() ([]*container, error) {
 	}
 	var out []*container
 	for _, e := range entries {
-		if !e.IsDir() || checkID(e.Name()) != nil {
+		if !e.IsDir() || disk.IsTemp(e.Name()) || checkID(e.Name()) != nil {
 			continue
 		}
 		if c, err := a.open(e.Name()); err == nil {
 			out = append(out, c)
 		}
 	}
-	return out, nil
+	return out, disk.RemoveLeft(a.root, entries)
 }
