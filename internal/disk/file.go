@@ -101,11 +101,19 @@ func RemoveTemps(path string) error {
 
 // WriteJSON replaces path atomically with v as indented JSON, mode 0644 less nothing.
 func WriteJSON(path string, v any, d Durability) error {
+	data, err := encode(path, v)
+	if err != nil {
+		return err
+	}
+	return WriteFile(path, data, 0o600, d)
+}
+
+func encode(path string, v any) ([]byte, error) {
 	data, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
-		return fmt.Errorf("encode %s: %w", path, err)
+		return nil, fmt.Errorf("encode %s: %w", path, err)
 	}
-	return WriteFile(path, append(data, '\n'), 0o600, d)
+	return append(data, '\n'), nil
 }
 
 // ReadJSON decodes the file at path into v. The error satisfies errors.Is(err, fs.ErrNotExist) when there is none.

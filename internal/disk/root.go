@@ -111,6 +111,37 @@ func (r *Root) Stage() (*Stage, error) {
 	return &Stage{Dir: dir, root: r, lock: l}, nil
 }
 
+// WriteJSON writes v as the file elem of the stage, mode 0600. Nobody sees it before it is published, so it needs no
+// temporary file. With Durable, whoever publishes it syncs the folder that it is published in.
+func (s *Stage) WriteJSON(v any, d Durability, elem ...string) (err error) {
+	path := filepath.Join(append([]string{s.Dir}, elem...)...)
+	data, err := encode(path, v)
+	if err != nil {
+		return err
+	}
+	var fd int
+	err = retry(func() (err error) {
+		fd, err = unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	_, err = f.Write(data)
+	if err == nil && d == Durable {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if d == Durable {
+		// ext4 and xfs have the folder on the disk by now, and do nothing; btrfs has not what else is in it.
+		return SyncDir(filepath.Dir(path))
+	}
+	return nil
+}
+
 // Publish renames the folder (or, with elem, one entry in it) to dst. won is false when dst existed already: somebody else
 // published the same content first, which is a success too.
 func (s *Stage) Publish(dst string, elem ...string) (won bool, err error) {

@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"conex/internal/container"
+	"conex/internal/disk"
 	"conex/internal/linux/mount"
 	"conex/internal/runtime"
 	"conex/internal/safepath"
@@ -18,7 +19,8 @@ import (
 
 // copyUp fills a new volume with what the image has at dst, as Docker does. An image that has nothing there, or no folder, is
 // volume.ErrNothing. In a volume of other ids (idmap=UID:GID) what is the container's user's belongs to those. With merge data may have a part of it.
-func (e *Engine) copyUp(ctx context.Context, rec *container.Record, dst, data string, merge bool) error {
+// With disk.Durable, and without merge, the content is on the disk when it returns.
+func (e *Engine) copyUp(ctx context.Context, rec *container.Record, dst, data string, merge bool, d disk.Durability) error {
 	if len(rec.Layers) == 0 {
 		return volume.ErrNothing
 	}
@@ -46,7 +48,7 @@ func (e *Engine) copyUp(ctx context.Context, rec *container.Record, dst, data st
 	if merge {
 		err = volume.MergeTree(ctx, data, src, volume.MergeOptions{Top: true})
 	} else {
-		var o volume.CopyOptions
+		o := volume.CopyOptions{Durable: d == disk.Durable}
 		if o.Owner, err = volumeOwner(root, rec, rec.More[dst].Owner); err == nil {
 			err = volume.CopyTree(ctx, data, src, o)
 		}

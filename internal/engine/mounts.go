@@ -235,11 +235,15 @@ func (m *mounter) volume(ctx context.Context, vols *volume.Store, p *apic.MountP
 	if have, err := vols.Get(v.Name); err == nil {
 		of = have.Options
 	}
+	d := disk.Durable
+	if v.Anonymous && m.rec.HostConfig.AutoRemove {
+		d = disk.Volatile // a crash of the machine takes it along with its container
+	}
 	inPlace := of["type"] != "" // what it is filled with lies elsewhere
 	var fill func(string) error
 	if !m.noCopy[p.Destination] && of["type"] != "tmpfs" { // that is empty again by the start
 		fill = func(dir string) error {
-			if err := m.e.copyUp(ctx, m.rec, p.Destination, dir, inPlace); err != nil {
+			if err := m.e.copyUp(ctx, m.rec, p.Destination, dir, inPlace, d); err != nil {
 				return fmt.Errorf("fill volume %s: %w", v.Name, err)
 			}
 			return nil
@@ -256,7 +260,7 @@ func (m *mounter) volume(ctx context.Context, vols *volume.Store, p *apic.MountP
 			return fill(dir)
 		}
 	}
-	made, err := vols.Create(v, first)
+	made, err := vols.Create(v, d, first)
 	if err != nil {
 		return err
 	}

@@ -143,7 +143,7 @@ func (e *Engine) CloneVolume(ctx context.Context, from, to string, noPause bool)
 	if !u.Volume.Mounted() {
 		v.Options = u.Volume.Options
 	}
-	made, err := vols.Create(v, func(data string) error {
+	made, err := vols.Create(v, disk.Durable, func(data string) error {
 		if err := u.CopyTo(ctx, data, snapshot); err != nil {
 			return err
 		}
@@ -298,7 +298,7 @@ func (e *Engine) ImportVolume(ctx context.Context, req VolumeImportRequest) erro
 		if err := e.root.Sweep(); err != nil {
 			return err
 		}
-		made, err := vols.Create(volume.Volume{Name: req.Volume, Created: time.Now().UTC()}, func(data string) error {
+		made, err := vols.Create(volume.Volume{Name: req.Volume, Created: time.Now().UTC()}, disk.Durable, func(data string) error {
 			if err := fill(data); err != nil {
 				return err
 			}

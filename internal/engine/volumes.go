@@ -49,14 +49,15 @@ func (e *Engine) CreateVolume(_ context.Context, req VolumeCreateRequest) (apiv.
 		return apiv.Volume{}, err
 	}
 	vols := e.Volumes()
-	made, err := vols.Create(v, nil)
+	made, err := vols.Create(v, disk.Durable, nil)
 	if err != nil {
 		return apiv.Volume{}, classify(err)
 	}
-	if made {
-		e.volumeEvent(mevents.ActionCreate, v.Name)
+	if !made {
+		return e.InspectVolume(v.Name)
 	}
-	return e.InspectVolume(v.Name)
+	e.volumeEvent(mevents.ActionCreate, v.Name)
+	return describeVolume(vols, &v), nil
 }
 
 // checkVolume checks a new volume's name and options, and whether its size can be had.

@@ -88,7 +88,7 @@ func TestCopyOfWhatChanges(t *testing.T) {
 		t.Skip("skip: devices need root")
 	}
 	s := newStore(t)
-	if _, err := s.Create(Volume{Name: "vol"}, nil); err != nil {
+	if _, err := s.Create(Volume{Name: "vol"}, disk.Durable, nil); err != nil {
 		t.Fatal(err)
 	}
 	data := s.Data("vol")
@@ -156,7 +156,7 @@ func TestCopyOfWhatChanges(t *testing.T) {
 // TestFillGoesOn: a fill that was interrupted after its copy was whole is finished by the next user; before, nothing of it shows.
 func TestFillGoesOn(t *testing.T) {
 	s := newStore(t)
-	if _, err := s.Create(Volume{Name: "vol"}, nil); err != nil {
+	if _, err := s.Create(Volume{Name: "vol"}, disk.Durable, nil); err != nil {
 		t.Fatal(err)
 	}
 	bad := errors.New("no")
@@ -189,7 +189,7 @@ func TestFillGoesOn(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	// Nothing to put in leaves the folder as somebody has set it.
-	if _, err := s.Create(Volume{Name: "bare"}, nil); err != nil {
+	if _, err := s.Create(Volume{Name: "bare"}, disk.Durable, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Chmod(s.Data("bare"), 0o700); err != nil {
@@ -205,7 +205,7 @@ func TestFillGoesOn(t *testing.T) {
 
 func TestUses(t *testing.T) {
 	s := newStore(t)
-	if _, err := s.Create(Volume{Name: "vol"}, nil); err != nil {
+	if _, err := s.Create(Volume{Name: "vol"}, disk.Durable, nil); err != nil {
 		t.Fatal(err)
 	}
 	u, err := s.Use("vol")
@@ -238,7 +238,7 @@ func TestUses(t *testing.T) {
 	}
 	// The lock is the volume's, whatever its name has become.
 	for _, name := range []string{"one", "two"} {
-		if _, err := s.Create(Volume{Name: name}, nil); err != nil {
+		if _, err := s.Create(Volume{Name: name}, disk.Durable, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -266,7 +266,7 @@ func TestUses(t *testing.T) {
 
 func TestSnapshots(t *testing.T) {
 	s := newStore(t)
-	if _, err := s.Create(Volume{Name: "vol"}, func(d string) error { lay(t, d, map[string]string{"f": "one", "d/g": "1"}); return nil }); err != nil {
+	if _, err := s.Create(Volume{Name: "vol"}, disk.Durable, func(d string) error { lay(t, d, map[string]string{"f": "one", "d/g": "1"}); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	one, two := map[string]string{"f": "one", "d": "/", "d/g": "1"}, map[string]string{"f": "two", "d": "/", "d/g": "1", "n": "2"}
@@ -346,7 +346,7 @@ func TestSnapshots(t *testing.T) {
 func TestSharedBlocks(t *testing.T) {
 	for _, mkfs := range [][]string{{"mkfs.btrfs", "-q"}, {"mkfs.xfs", "-q", "-m", "reflink=1"}} {
 		t.Run(mkfs[0], func(t *testing.T) {
-			dir := loopFS(t, mkfs)
+			dir, _ := loopFS(t, mkfs)
 			root, err := disk.OpenRoot(filepath.Join(dir, "root"))
 			if err != nil {
 				t.Fatal(err)
@@ -357,7 +357,7 @@ func TestSharedBlocks(t *testing.T) {
 			for i := range content {
 				content[i] = byte(i * 7 >> 3)
 			}
-			if _, err := s.Create(Volume{Name: "vol"}, func(d string) error { return os.WriteFile(d+"/f", content, 0o600) }); err != nil {
+			if _, err := s.Create(Volume{Name: "vol"}, disk.Durable, func(d string) error { return os.WriteFile(d+"/f", content, 0o600) }); err != nil {
 				t.Fatal(err)
 			}
 			if n, err := Shared(t.Context(), s.Data("vol")); err != nil || n != 0 {
@@ -391,7 +391,7 @@ func TestSharedBlocks(t *testing.T) {
 }
 
 // loopFS mounts a new file system from a file.
-func loopFS(t *testing.T, mkfs []string) string {
+func loopFS(t *testing.T, mkfs []string) (dir, file string) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("skip: mounts need root")
@@ -399,7 +399,7 @@ func loopFS(t *testing.T, mkfs []string) string {
 	if _, err := exec.LookPath(mkfs[0]); err != nil {
 		t.Skip("skip: ", err)
 	}
-	file, dir := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+	file, dir = filepath.Join(t.TempDir(), "disk"), t.TempDir()
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -417,7 +417,7 @@ func loopFS(t *testing.T, mkfs []string) string {
 			t.Error(err)
 		}
 	})
-	return dir
+	return dir, file
 }
 
 func TestOptions(t *testing.T) {

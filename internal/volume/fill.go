@@ -14,6 +14,7 @@ import (
 )
 
 // Fill gives a volume that exists and is empty what fill puts into a folder. With fill nil, or something in the volume, nothing is done.
+// A nil error promises that it survives a power loss, if fill promises that of the content.
 //
 // The content is made aside, so a crash leaves all of it or nothing; whoever runs with the volume meanwhile sees it come. What is
 // mounted from elsewhere is filled in place, and again from the beginning after a crash.
@@ -51,7 +52,8 @@ func (u *Use) fill(fill func(dir string) error) error {
 		}
 		err := fill(u.Dir)
 		if err == nil || errors.Is(err, ErrNothing) {
-			err = errors.Join(err, os.Remove(mark))
+			// The mark goes when all is on the disk, and does not come back: what is there then may be replaced.
+			err = errors.Join(err, disk.SyncFS(u.Dir), os.Remove(mark), disk.SyncDir(s.path(name)))
 		}
 		return err
 	}
@@ -73,7 +75,10 @@ func (u *Use) fill(fill func(dir string) error) error {
 	if _, err := disk.Publish(data, s.path(name, "fill")); err != nil {
 		return err
 	}
-	return s.pourLocked(name)
+	if err := s.pourLocked(name); err != nil {
+		return err
+	}
+	return disk.SyncDir(u.Dir)
 }
 
 // Full reports whether there is something in a volume. The caller has it alone.

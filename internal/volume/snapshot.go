@@ -109,7 +109,12 @@ func (u *Use) Snapshot(ctx context.Context, snapshot string) error {
 
 func (s *Store) publishSnapshot(st *disk.Stage, name, snapshot string) error {
 	all := s.path(name, "snapshots")
-	if err := os.Mkdir(all, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	switch err := os.Mkdir(all, 0o700); {
+	case err == nil:
+		if err := disk.SyncDir(s.path(name)); err != nil {
+			return err
+		}
+	case !errors.Is(err, fs.ErrExist):
 		return err
 	}
 	won, err := st.Publish(filepath.Join(all, snapshot))

@@ -14,6 +14,7 @@
 package volume
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -104,8 +105,8 @@ func validName(name string) bool {
 }
 
 // Create makes the volume; made is false when it existed. fill, which may be nil, fills the new data folder before anybody sees it.
-// A nil error promises that the volume, though not what fill wrote, survives a power loss.
-func (s *Store) Create(v Volume, fill func(data string) error) (made bool, err error) {
+// A nil error promises, with disk.Durable, that the volume survives a power loss, and that what fill wrote does if fill promises it.
+func (s *Store) Create(v Volume, d disk.Durability, fill func(data string) error) (made bool, err error) {
 	if err := CheckName(v.Name); err != nil {
 		return false, err
 	}
@@ -117,11 +118,7 @@ func (s *Store) Create(v Volume, fill func(data string) error) (made bool, err e
 		return false, err
 	}
 	defer st.Close()
-	dir := filepath.Join(st.Dir, "v")
-	if err := os.Mkdir(dir, 0o701); err != nil {
-		return false, fmt.Errorf("create volume: %w", err)
-	}
-	data, err := s.makeData(dir, &v, "")
+	data, err := s.makeData(st.Dir, &v, "")
 	if err != nil {
 		return false, fmt.Errorf("create volume: %w", err)
 	}
@@ -133,10 +130,13 @@ func (s *Store) Create(v Volume, fill func(data string) error) (made bool, err e
 			return false, err
 		}
 	}
-	if err := disk.WriteJSON(filepath.Join(dir, "meta.json"), v, disk.Durable); err != nil {
+	if err := st.WriteJSON(v, d, "meta.json"); err != nil {
 		return false, err
 	}
-	return st.Publish(s.path(v.Name), "v")
+	if made, err = st.Publish(s.path(v.Name)); err == nil && made && d == disk.Durable {
+		err = disk.SyncDir(s.root.Path("volumes"))
+	}
+	return made, err
 }
 
 // makeData makes a folder for v's content in dir, with v's bound: counted together with the folder with, or alone if that is "".
@@ -181,7 +181,7 @@ func (s *Store) fits(data string, v *Volume) error {
 // Projects are the project numbers of volumes, and of what is being made or removed.
 func (s *Store) Projects() (map[uint32]bool, error) {
 	out := map[uint32]bool{}
-	for _, pattern := range []string{s.path("*", "_data"), s.path("*", "snapshots", "*", "_data"), s.root.Path("staging", "*", "_data"), s.root.Path("staging", "*", "v", "_data"),
+	for _, pattern := range []string{s.path("*", "_data"), s.path("*", "snapshots", "*", "_data"), s.root.Path("staging", "*", "_data"),
 		s.root.Path("trash", "*", "_data"), s.root.Path("trash", "*")} {
 		dirs, err := filepath.Glob(pattern)
 		if err != nil {
@@ -208,7 +208,24 @@ func (s *Store) Get(name string) (Volume, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return v, fmt.Errorf("%w: %s", ErrNotFound, name)
 	}
+	if err != nil && s.torn(&v) {
+		return v, nil
+	}
 	return v, err
+}
+
+// torn reports whether a volume's record has nothing in it, and says what it was: a loss of power leaves that of one which was not made
+// durable, the anonymous one of a container that is removed when it ends.
+func (s *Store) torn(v *Volume) bool {
+	data, err := os.ReadFile(s.path(v.Name, "meta.json"))
+	if err != nil || len(bytes.Trim(data, "\x00")) > 0 {
+		return false
+	}
+	fi, err := os.Stat(s.path(v.Name))
+	if err == nil {
+		*v = Volume{Name: v.Name, Created: fi.ModTime().UTC(), Anonymous: true}
+	}
+	return err == nil
 }
 
 // List returns the names of all volumes.

@@ -26,7 +26,7 @@ func TestCreate(t *testing.T) {
 	fills := 0
 	fill := func(data string) error { fills++; return os.WriteFile(filepath.Join(data, "f"), []byte("x"), 0o600) }
 	for i, want := range []bool{true, false} {
-		if made, err := s.Create(Volume{Name: "vol"}, fill); err != nil || made != want {
+		if made, err := s.Create(Volume{Name: "vol"}, disk.Durable, fill); err != nil || made != want {
 			t.Fatalf("%d: %v %v", i, made, err)
 		}
 	}
@@ -34,7 +34,7 @@ func TestCreate(t *testing.T) {
 		t.Errorf("filled %d times: %v", fills, err)
 	}
 	bad := errors.New("no")
-	if _, err := s.Create(Volume{Name: "other"}, func(string) error { return bad }); !errors.Is(err, bad) {
+	if _, err := s.Create(Volume{Name: "other"}, disk.Durable, func(string) error { return bad }); !errors.Is(err, bad) {
 		t.Errorf("%v", err)
 	}
 	if names, err := s.List(); err != nil || len(names) != 1 || names[0] != "vol" {
@@ -49,7 +49,7 @@ func TestCreate(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"", "a", "../x", "a/b", ".x"} {
-		if _, err := s.Create(Volume{Name: name}, nil); !errors.Is(err, ErrName) {
+		if _, err := s.Create(Volume{Name: name}, disk.Durable, nil); !errors.Is(err, ErrName) {
 			t.Errorf("%q: %v", name, err)
 		}
 		if err := s.Remove(t.Context(), name); !errors.Is(err, ErrName) {
