@@ -8,8 +8,8 @@ IMAGES      ?= $(or $(CONEX_IMAGES_CACHE),$(CACHE)/images)
 # The nearest tag; without one the program's own default. The commit comes from the Go toolchain (-buildvcs).
 VERSION     ?= $(shell git describe --tags --dirty 2>/dev/null)
 LDFLAGS     := -s -w $(if $(VERSION),-X conex/internal/cli.Version=$(VERSION))
-# conex-runtime begins before Go does (internal/ocicli/shield), where that is written.
-ENTRY       := $(if $(filter amd64 arm64,$(shell $(GO) env GOARCH)),-E conexRuntimeEntry)
+# conex and conex-runtime begin before Go does (internal/linux/slack, internal/ocicli/shield), where that is written.
+ENTRIES     := $(if $(filter amd64 arm64,$(shell $(GO) env GOARCH)),conex:conexEntry conex-runtime:conexRuntimeEntry)
 STATICCHECK ?= honnef.co/go/tools/cmd/staticcheck@v0.8.2
 TEST_FLAGS  ?=
 
@@ -33,8 +33,8 @@ help:
 
 # The linker writes its output through a mapping, a page at a time; a copy lies in the page cache in larger pieces, and starts a third faster.
 build:
-	@entry=; for b in conex conex-explore conex-runtime; do \
-		[ $$b != conex-runtime ] || entry='$(ENTRY)'; \
+	@for b in conex conex-explore conex-runtime; do \
+		entry=; for e in $(ENTRIES); do [ $${e%%:*} != $$b ] || entry="-E $${e#*:}"; done; \
 		$(GO) build -trimpath -buildvcs=auto -ldflags "$(LDFLAGS) $$entry" -o bin/.$$b ./cmd/$$b && cp bin/.$$b bin/.$$b.copy && mv bin/.$$b.copy bin/$$b && rm bin/.$$b || exit 1; \
 	done
 

@@ -93,11 +93,11 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	bin := filepath.Join(dir, "conex")
-	entry := "" // as the Makefile does it
+	entry, runtimeEntry := "", "" // as the Makefile does it
 	if runtime.GOARCH == "amd64" || runtime.GOARCH == "arm64" {
-		entry = "-E conexRuntimeEntry"
+		entry, runtimeEntry = "-E conexEntry", "-E conexRuntimeEntry"
 	}
-	for _, args := range [][]string{{"conex/cmd/conex", "conex/cmd/conex-explore"}, {"-ldflags", entry, "conex/cmd/conex-runtime"}} {
+	for _, args := range [][]string{{"-ldflags", entry, "conex/cmd/conex"}, {"conex/cmd/conex-explore"}, {"-ldflags", runtimeEntry, "conex/cmd/conex-runtime"}} {
 		cmd := exec.Command("go", append([]string{"build", "-trimpath", "-o", dir}, args...)...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {

@@ -58,6 +58,7 @@ var sideways = map[string]string{
 	"linux/cgroup linux/dbus":    "one of the drivers asks systemd",
 	"linux/cgroup linux/inotify": "a scope of systemd goes before one can ask what happened in it",
 	"linux/cgroup linux/nsfork":  "a scope of systemd begins with a process, which does nothing but wait",
+	"linux/nsfork linux/slack":   "what it forks has the usual one",
 	"linux/nsfork initstage":     "the stage is an execution of this program under a name",
 	"linux/seccomp disk":         "compiled filters are cached in files, which only disk writes",
 }

@@ -16,9 +16,11 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"conex/internal/config"
 	"conex/internal/engine"
+	"conex/internal/linux/slack"
 )
 
 // app is one invocation: where it reads and writes, what the global flags say, and the engine once a command needs it.
@@ -126,6 +128,9 @@ func (a *app) engine() (*engine.Engine, error) {
 	return a.eng, nil
 }
 
+// settleAfter is how long an operation takes that is no short command any more: it has more threads than one to wake in time.
+const settleAfter = 100 * time.Millisecond
+
 // interruptible returns a context that ends with the first SIGINT, SIGTERM or SIGHUP. stop undoes the catch; report tells an
 // operation that was ended so from one that failed.
 func (a *app) interruptible(ctx context.Context) (_ context.Context, stop func()) {
@@ -135,8 +140,13 @@ func (a *app) interruptible(ctx context.Context) (_ context.Context, stop func()
 	signal.Notify(ch, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
 		defer close(done)
+		long := time.NewTimer(settleAfter)
+		defer long.Stop()
 		for {
 			select {
+			case <-long.C:
+				slack.Settle()
+				continue
 			case s := <-ch:
 				if a.signalsTaken.Load() {
 					continue

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"conex/internal/linux/slack"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -35,7 +37,9 @@ func (a *app) explore(ctx context.Context, image, platform string) error {
 		return err
 	}
 	path := filepath.Join(filepath.Dir(self), explorerName)
-	err = unix.Exec(path, []string{explorerName, a.name, e.Root().Path(), e.State(), id}, os.Environ())
+	err = slack.Run(func() error {
+		return unix.Exec(path, []string{explorerName, a.name, e.Root().Path(), e.State(), id}, os.Environ())
+	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("image explore needs the program %s, which is not there: `make install` puts it beside %s; --format json and `%s image layers` do without",
 			path, filepath.Base(self), a.name)

@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"conex/internal/linux/slack"
 )
 
 // tokenUser is the name under which a helper keeps an identity token instead of a password.
@@ -72,7 +74,7 @@ func helper(ctx context.Context, name, action, in string) (string, error) {
 	cmd.Stdin = strings.NewReader(in)
 	out, stderr := &bounded{}, &bounded{}
 	cmd.Stdout, cmd.Stderr = out, stderr
-	err := cmd.Run()
+	err := slack.Run(cmd.Run)
 	switch {
 	case err == nil:
 		return out.String(), nil

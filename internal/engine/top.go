@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"conex/internal/control"
+	"conex/internal/linux/slack"
 )
 
 // Top lists a container's processes with the host's process ids. Without psArgs, or with "-ef", conex reads /proc itself; other
@@ -149,7 +150,11 @@ func bootTime() (time.Time, error) {
 
 // hostPS runs the host's ps and keeps the lines of pids.
 func hostPS(ctx context.Context, args []string, pids []int) ([]string, [][]string, error) {
-	out, err := exec.CommandContext(ctx, "ps", args...).Output()
+	var out []byte
+	err := slack.Run(func() (err error) {
+		out, err = exec.CommandContext(ctx, "ps", args...).Output()
+		return err
+	})
 	if err != nil {
 		var ee *exec.ExitError
 		if errors.As(err, &ee) {

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"conex/internal/linux/slack"
 )
 
 // ErrMissing says that the host has no git.
@@ -156,6 +158,7 @@ func (c *Client) run(ctx context.Context, cmd command) (string, error) {
 			// The kernel sends the signal when the thread that forked dies: this one stays until git has ended.
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
+			slack.Usual()
 			done <- x.Run()
 		}()
 		return <-done

@@ -16,6 +16,7 @@ import (
 
 	"conex/internal/linux/cgroup"
 	"conex/internal/linux/pidfd"
+	"conex/internal/linux/slack"
 	"conex/internal/runtime"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -151,7 +152,11 @@ func psCommand(fs *flag.FlagSet) func(*app, []string) error {
 		if len(options) == 0 {
 			options = []string{"-ef"}
 		}
-		out, err := exec.Command("ps", options...).Output()
+		var out []byte
+		err = slack.Run(func() (err error) {
+			out, err = exec.Command("ps", options...).Output()
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("ps %s: %w", strings.Join(options, " "), err)
 		}

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"unsafe"
 
+	"conex/internal/linux/slack"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -58,7 +60,7 @@ func (p *Program) Start(a Attr) (pid int, pidfd *os.File, err error) {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	ownSlack()
+	slack.Usual()
 	if Staged.Load() {
 		return p.startStaged(a)
 	}
@@ -201,18 +203,6 @@ const (
 	forkedAgain = ^uint32(0) - iota
 	forkedStaged
 )
-
-// Slack is the timer slack, in nanoseconds, that a program gives all its threads for their runtime's sake (prctl(2), PR_SET_TIMERSLACK).
-// What it forks has the kernel's usual one.
-const Slack = 2000000
-
-// ownSlack gives the calling thread the slack that its child shall have.
-func ownSlack() {
-	const usual = 50000
-	if now, _, errno := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_GET_TIMERSLACK, 0, 0, 0, 0, 0); errno == 0 && now == Slack {
-		unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, usual, 0, 0, 0, 0)
-	}
-}
 
 // report reads what the child writes before execve closes the pipe. born is told of every process that was forked, and
 // has killed it when it returns an error.

@@ -16,6 +16,7 @@ import (
 	"unsafe"
 
 	"conex/internal/initstage"
+	"conex/internal/linux/slack"
 
 	"golang.org/x/sys/unix"
 )
@@ -281,6 +282,7 @@ func plain(v any) ([]byte, bool) {
 // stage is the whole life of the stage. It runs in the container's namespaces, but for those that its child is made with.
 func stage() int {
 	runtime.LockOSThread() // for ever: credentials and namespaces are this thread's
+	slack.Usual()
 	if err := stageFork(); err != nil {
 		fmt.Fprintln(os.Stderr, StageName+":", err)
 		return 253

@@ -131,7 +131,7 @@ copy:
 	JNE  execute
 	MOVL $157, AX // prctl
 	MOVL $29, DI // PR_SET_TIMERSLACK
-	MOVL $2000000, SI // nsfork.Slack
+	MOVL $2000000, SI // slack.wider
 	SYSCALL
 
 execute:

@@ -129,7 +129,7 @@ copy:
 	BNE  execute
 	MOVD $167, R8 // prctl
 	MOVD $29, R0 // PR_SET_TIMERSLACK
-	MOVD $2000000, R1 // nsfork.Slack
+	MOVD $2000000, R1 // slack.wider
 	SVC
 
 execute:

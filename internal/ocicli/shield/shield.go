@@ -8,7 +8,7 @@
 // Go's part costs a whole start of the program. A program that is linked with -E conexRuntimeEntry, as the Makefile does it with
 // conex-runtime, begins in entry_<arch>.s, which does the same before there is a Go runtime, in a tenth of the time. With any error
 // it goes on to Go's own entry, and Go's part tries. It also gives the program a timer slack of 2 ms for 50 us (prctl(2)): a thread of
-// Go's runtime looks after the others every 20 us, and cost a seventh of what a container takes. No container gets it (nsfork.Slack).
+// Go's runtime looks after the others every 20 us, and cost a seventh of what a container takes. No container gets it (package slack).
 package shield
 
 import (
