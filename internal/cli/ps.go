@@ -71,14 +71,16 @@ const formatHelp = `Format output using a custom template: "table", "table TEMPL
 func psHeadings() headings {
 	return headings{"ID": "CONTAINER ID", "Names": "NAMES", "Image": "IMAGE", "Command": "COMMAND", "CreatedAt": "CREATED AT", "RunningFor": "CREATED",
 		"Ports": "PORTS", "State": "STATE", "Status": "STATUS", "Size": "SIZE", "Labels": "LABELS", "Mounts": "MOUNTS", "LocalVolumes": "LOCAL VOLUMES",
-		"Networks": "NETWORKS", "Platform": "PLATFORM", "HealthStatus": "HEALTH STATUS"}
+		"Networks": "NETWORKS", "Platform": "PLATFORM", "HealthStatus": "HEALTH STATUS", "Egress": "EGRESS"}
 }
 
 // psRow is a line of ps; its fields, in the order of their JSON form, are what templates may name.
 type psRow struct {
-	Command, CreatedAt, HealthStatus, ID, Image, Labels, LocalVolumes, Mounts, Names, Networks string
-	Platform                                                                                   *string // Docker's is null without platforms of images
-	Ports, RunningFor, Size, State, Status                                                     string
+	Command, CreatedAt                                                     string
+	Egress                                                                 string `json:",omitempty"` // not Docker's
+	HealthStatus, ID, Image, Labels, LocalVolumes, Mounts, Names, Networks string
+	Platform                                                               *string // Docker's is null without platforms of images
+	Ports, RunningFor, Size, State, Status                                 string
 
 	labels map[string]string
 }
@@ -86,11 +88,12 @@ type psRow struct {
 // Label returns one label's value, "" if it is not set.
 func (r psRow) Label(name string) string { return r.labels[name] }
 
-func newPsRow(c *apic.Summary, trunc bool, now time.Time) psRow {
+func newPsRow(c *engine.ContainerSummary, trunc bool, now time.Time) psRow {
 	created := time.Unix(c.Created, 0)
 	r := psRow{
 		ID: c.ID, Image: c.Image, Command: c.Command, CreatedAt: created.String(), RunningFor: units.HumanDuration(max(0, now.Sub(created))) + " ago",
 		State: string(c.State), Status: c.Status, Ports: displayPorts(c.Ports), Labels: joinLabels(c.Labels), labels: c.Labels,
+		Egress: strings.Join(c.Egress, " "),
 	}
 	if c.Health != nil && c.Health.Status != apic.NoHealthcheck {
 		r.HealthStatus = string(c.Health.Status)
@@ -133,7 +136,7 @@ func newPsRow(c *apic.Summary, trunc bool, now time.Time) psRow {
 }
 
 // shortImage is the image's name as it was given, without a digest; an id is cut.
-func shortImage(c *apic.Summary) string {
+func shortImage(c *engine.ContainerSummary) string {
 	if id := short(c.ImageID); id != "" && id == short(c.Image) {
 		return id
 	}

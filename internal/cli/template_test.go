@@ -30,7 +30,7 @@ func list3(t *testing.T, format string) string {
 	}
 	rows := make([]psRow, len(sums))
 	for i := range sums {
-		rows[i] = newPsRow(&sums[i], true, now)
+		rows[i] = newPsRow(&engine.ContainerSummary{Summary: sums[i]}, true, now)
 	}
 	var b bytes.Buffer
 	def := `{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}`

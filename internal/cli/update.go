@@ -13,6 +13,7 @@ import (
 func (a *app) updateCommand() *cobra.Command {
 	var res resourceFlags
 	var restart string
+	var egress list
 	cmd := &cobra.Command{
 		Use: "update [OPTIONS] CONTAINER [CONTAINER...]", Short: "Update configuration of one or more containers", Args: a.atLeast(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -32,6 +33,9 @@ func (a *app) updateCommand() *cobra.Command {
 			if res.pidsLimit != 0 {
 				c.PidsLimit = &res.pidsLimit
 			}
+			if len(egress) > 0 {
+				c.Egress = (*[]string)(&egress)
+			}
 			e, err := a.engine()
 			if err != nil {
 				return err
@@ -50,6 +54,7 @@ func (a *app) updateCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	res.register(f)
+	f.Var(&egress, "egress", `Let the container reach nothing but answers ("deny"), only what is listed ("allow=HOST[:PORT[/PROTO]],CIDR[:PORT[/PROTO]],..."), or anything ("any")`)
 	f.StringVar(&restart, "restart", "", "Restart policy to apply when a container exits")
 	return cmd
 }

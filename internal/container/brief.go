@@ -29,6 +29,9 @@ type brief struct {
 	Args       []string                               `json:"args"`
 	Mounts     []apic.MountPoint                      `json:"mounts"`
 	Networks   []Attachment                           `json:"networks"`
+	Options    struct {
+		Egress []string `json:"egress"`
+	} `json:"options"`
 }
 
 // loadBrief is Load with the fields of brief alone.
@@ -43,7 +46,7 @@ func (s *Store) loadBrief(id string) (*Record, error) {
 	return &Record{
 		ID: b.ID, Name: b.Name, Created: b.Created, Image: b.Image, ImageID: b.ImageID, Layers: b.Layers, Path: b.Path, Args: b.Args,
 		Mounts: b.Mounts, Networks: b.Networks, Config: &apic.Config{Labels: b.Config.Labels, ExposedPorts: b.Config.ExposedPorts},
-		HostConfig: &apic.HostConfig{NetworkMode: b.HostConfig.NetworkMode},
+		HostConfig: &apic.HostConfig{NetworkMode: b.HostConfig.NetworkMode}, Options: Options{Egress: b.Options.Egress},
 	}, nil
 }
 

@@ -1,7 +1,9 @@
 package container
 
 import (
+	"cmp"
 	"errors"
+	"strings"
 
 	"conex/internal/disk"
 
@@ -10,7 +12,19 @@ import (
 
 // Changes are what of a container can be changed after it was made: limits, where zero values leave the old one, and the restart
 // policy, where an empty name does.
-type Changes = apic.UpdateConfig
+type Changes struct {
+	apic.UpdateConfig
+	// Egress is what the container may reach from now on, as in Options; nil leaves it.
+	Egress *[]string `json:"egress,omitempty"`
+}
+
+// Attributes are those of the event of a change, beside Docker's: "egress" is what the container may reach from now on.
+func (c *Changes) Attributes() map[string]string {
+	if c.Egress == nil {
+		return nil
+	}
+	return map[string]string{"egress": cmp.Or(strings.Join(*c.Egress, " "), "any")}
+}
 
 // ErrConflict says that a change doesn't go with what the container has. The texts are Docker's.
 var ErrConflict = errors.New("conflicting options")
@@ -98,6 +112,9 @@ func (s *Store) Update(id string, c *Changes) (*Record, error) {
 	}
 	if r.HostConfig, err = Changed(r.HostConfig, c); err != nil {
 		return nil, err
+	}
+	if c.Egress != nil {
+		r.Options.Egress = *c.Egress
 	}
 	return r, disk.WriteJSON(s.Dir(id, "config.json"), r, durability(r.HostConfig.AutoRemove))
 }

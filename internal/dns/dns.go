@@ -87,7 +87,7 @@ const (
 
 // Server is a running name service. It costs two goroutines that sleep, and no buffers, as long as nobody asks.
 type Server struct {
-	cfg Config
+	cfg atomic.Pointer[Config]
 	// raw and link are as in Sockets.
 	raw, link int
 	udp       *os.File
@@ -111,12 +111,10 @@ type Server struct {
 // Start makes a server of sockets, which are its own from then on.
 func Start(s *Sockets, cfg Config) (_ *Server, err error) {
 	srv := &Server{
-		cfg: cfg, raw: s.raw, link: s.link,
+		raw: s.raw, link: s.link,
 		waiting: make(chan struct{}, maxWaiting), asked: make(chan struct{}, maxAsked), conns: make(chan struct{}, maxConns), done: make(chan struct{}),
 	}
-	if cfg.idle == 0 {
-		srv.cfg.idle = idleTime
-	}
+	srv.Change(cfg)
 	srv.buffers.New = func() any { return new([headers + maxQuery]byte) }
 	srv.udp = os.NewFile(uintptr(s.udp), "dns")
 	tcp := os.NewFile(uintptr(s.tcp), "dns")
@@ -134,6 +132,15 @@ func Start(s *Sockets, cfg Config) (_ *Server, err error) {
 	go srv.serveUDP()
 	go srv.serveTCP()
 	return srv, nil
+}
+
+// Change says whom the server asks from now on. What is on its way goes on as it was, with the namespace that it was asked from: the caller closes
+// none before the server.
+func (s *Server) Change(cfg Config) {
+	if cfg.idle == 0 {
+		cfg.idle = idleTime
+	}
+	s.cfg.Store(&cfg)
 }
 
 // Close ends the service and waits for its goroutines.

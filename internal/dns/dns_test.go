@@ -297,7 +297,8 @@ func BenchmarkAnswer(b *testing.B) {
 
 // BenchmarkLocal is the server's part of it, without the kernel's.
 func BenchmarkLocal(b *testing.B) {
-	s := &Server{cfg: Config{Names: nobody{}}}
+	s := &Server{}
+	s.Change(Config{Names: nobody{}})
 	msg, buf := question(1, "db.", typeA, 0), make([]byte, 0, 512)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -22,12 +22,12 @@ import (
 const maxServers = 6
 
 // domain returns the servers of the domain that a name lies in, and whether it lies in one.
-func (s *Server) domain(name string) (servers []netip.AddrPort, ok bool) {
-	if len(s.cfg.Given) > 0 {
+func (c *Config) domain(name string) (servers []netip.AddrPort, ok bool) {
+	if len(c.Given) > 0 {
 		return nil, false
 	}
 	var best string
-	for d, list := range s.cfg.Domains {
+	for d, list := range c.Domains {
 		if below(name, d) && len(d) >= len(best) {
 			best, servers, ok = d, list, true
 		}
@@ -36,20 +36,20 @@ func (s *Server) domain(name string) (servers []netip.AddrPort, ok bool) {
 }
 
 // servers are who is asked about a name, and whether from inside the container's network namespace. Without any, rcode is the answer.
-func (s *Server) servers(name string) (list []netip.AddrPort, inside bool, rcode dnsmessage.RCode) {
+func (s *Server) servers(cfg *Config, name string) (list []netip.AddrPort, inside bool, rcode dnsmessage.RCode) {
 	var addrs []netip.Addr
-	if len(s.cfg.Given) > 0 {
+	if len(cfg.Given) > 0 {
 		// Whom the container can't reach it does not reach through us.
-		addrs, inside = s.cfg.Given, true
-	} else if !s.cfg.Names.Outward() {
+		addrs, inside = cfg.Given, true
+	} else if !cfg.Names.Outward() {
 		return nil, false, rcodeServerFailure
-	} else if d, ok := s.domain(name); ok {
+	} else if d, ok := cfg.domain(name); ok {
 		if list = d; len(list) == 0 {
 			return nil, false, dnsmessage.RCodeNameError
 		}
 	} else {
 		var err error
-		if addrs, err = s.cfg.Host(); err != nil {
+		if addrs, err = cfg.Host(); err != nil {
 			return nil, false, rcodeServerFailure
 		}
 	}
@@ -95,7 +95,8 @@ func (s *Server) note(a netip.AddrPort, late bool) {
 
 // forward asks others, and returns their answer, or one of ours that says that they have none. out is what stands in front of it.
 func (s *Server) forward(q *query, out []byte) []byte {
-	if s.cfg.Asks != nil && !s.cfg.Asks(q.name) {
+	cfg := s.cfg.Load()
+	if cfg.Asks != nil && !cfg.Asks(q.name) {
 		return q.failure(out, dnsmessage.RCodeNameError)
 	}
 	t := time.NewTimer(answerTime)
@@ -108,7 +109,7 @@ func (s *Server) forward(q *query, out []byte) []byte {
 	case <-s.done:
 		return q.failure(out, rcodeServerFailure)
 	}
-	list, inside, rcode := s.servers(q.name)
+	list, inside, rcode := s.servers(cfg, q.name)
 	if len(list) == 0 {
 		return q.failure(out, rcode)
 	}
@@ -116,13 +117,14 @@ func (s *Server) forward(q *query, out []byte) []byte {
 	msg := slices.Clone(q.msg)
 	id := msg[:2]
 	binary.BigEndian.PutUint16(id, uint16(rand.Uint32()))
-	e := exchange{s: s, msg: msg, end: q.end, limit: q.limit, list: list, inside: inside, tcp: q.tcp}
+	e := exchange{s: s, netns: cfg.NetNS, msg: msg, end: q.end, limit: q.limit, list: list, inside: inside, tcp: q.tcp}
 	answer := e.run()
 	if answer == nil && q.tcp {
 		e.tcp = false // by far not every server listens there
 		answer = e.run()
 	}
-	if answer != nil && s.cfg.Learn != nil && s.learn(q.name, answer) != nil {
+	// Whoever may be reached is asked of who bounds it by now.
+	if learn := s.cfg.Load().Learn; answer != nil && learn != nil && learnt(learn, q.name, answer) != nil {
 		return q.failure(out, rcodeServerFailure)
 	}
 	switch {
@@ -137,8 +139,8 @@ func (s *Server) forward(q *query, out []byte) []byte {
 	return append(out, answer...)
 }
 
-// learn passes on the addresses in an answer. What of it can't be read the container can't use to reach anybody.
-func (s *Server) learn(name string, answer []byte) error {
+// learnt passes on the addresses in an answer. What of it can't be read the container can't use to reach anybody.
+func learnt(learn func(string, []netip.Addr, time.Duration) error, name string, answer []byte) error {
 	var p dnsmessage.Parser
 	if _, err := p.Start(answer); err != nil || p.SkipAllQuestions() != nil {
 		return nil
@@ -174,13 +176,14 @@ func (s *Server) learn(name string, answer []byte) error {
 	if len(addrs) == 0 {
 		return nil
 	}
-	return s.cfg.Learn(name, addrs, time.Duration(hold)*time.Second)
+	return learn(name, addrs, time.Duration(hold)*time.Second)
 }
 
 // exchange is one question to others.
 type exchange struct {
 	s      *Server
-	msg    []byte // the query, of which header and question end at end
+	netns  *os.File // where it is asked inside
+	msg    []byte   // the query, of which header and question end at end
 	end    int
 	limit  int // how long an answer may be
 	list   []netip.AddrPort
@@ -216,7 +219,7 @@ func (e *exchange) run() []byte {
 		for next < len(plan) {
 			server := plan[next]
 			next++
-			c, err := s.dial(server, e.inside, e.tcp)
+			c, err := e.dial(server)
 			if err != nil {
 				s.note(server, true)
 				continue
@@ -270,12 +273,12 @@ func (e *exchange) run() []byte {
 }
 
 // dial opens a socket to a server, under a port of the kernel's choice. It is connected, so that only that server's packets come.
-func (s *Server) dial(server netip.AddrPort, inside, tcp bool) (c *os.File, err error) {
-	if !inside {
-		return connect(server, tcp)
+func (e *exchange) dial(server netip.AddrPort) (c *os.File, err error) {
+	if !e.inside {
+		return connect(server, e.tcp)
 	}
-	err = netlink.In(s.cfg.NetNS, func() (err error) {
-		c, err = connect(server, tcp)
+	err = netlink.In(e.netns, func() (err error) {
+		c, err = connect(server, e.tcp)
 		return err
 	})
 	return c, err

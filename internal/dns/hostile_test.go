@@ -178,7 +178,8 @@ func FuzzQuery(f *testing.F) {
 	f.Add(question(1, "_80._tcp.db.", typeSRV, 512))
 	f.Add(question(1, "1.0.0.127.in-addr.arpa.", typePTR, 512))
 	f.Add(question(1, "2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.", typePTR, 0))
-	s := &Server{cfg: Config{Names: nobody{}}}
+	s := &Server{}
+	s.Change(Config{Names: nobody{}})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		given := string(b)
 		q, refusal := parse(b)

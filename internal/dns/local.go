@@ -32,7 +32,7 @@ func (s *Server) local(q *query, out []byte) ([]byte, bool) {
 				found = q.record(found, at, 6, questionName, dnsmessage.TypePTR, data)
 			}
 		case name == "":
-			if _, other := s.domain(q.name); ours && !other {
+			if _, other := s.cfg.Load().domain(q.name); ours && !other {
 				return end(dnsmessage.RCodeNameError)
 			}
 			return out, false
@@ -40,7 +40,7 @@ func (s *Server) local(q *query, out []byte) ([]byte, bool) {
 		return q.options(found, at), true
 	}
 	if name, proto, port, ok := serviceName(q.name); ok {
-		list, known, err := s.cfg.Names.Services(name, proto, port)
+		list, known, err := s.cfg.Load().Names.Services(name, proto, port)
 		switch {
 		case err != nil:
 			return end(rcodeServerFailure)
@@ -60,7 +60,7 @@ func (s *Server) local(q *query, out []byte) ([]byte, bool) {
 	case known && len(addrs) == 0:
 		return end(dnsmessage.RCodeNameError)
 	case known:
-		if s.cfg.Learn != nil && s.cfg.Learn(q.name, addrs, ttl*time.Second) != nil {
+		if learn := s.cfg.Load().Learn; learn != nil && learn(q.name, addrs, ttl*time.Second) != nil {
 			return end(rcodeServerFailure)
 		}
 		shuffle(addrs)
@@ -69,7 +69,7 @@ func (s *Server) local(q *query, out []byte) ([]byte, bool) {
 		}
 		return q.options(found, at), true
 	}
-	if _, other := s.domain(q.name); !other && stays(q.name, q.typ) {
+	if _, other := s.cfg.Load().domain(q.name); !other && stays(q.name, q.typ) {
 		return end(dnsmessage.RCodeNameError)
 	}
 	return out, false
@@ -80,7 +80,7 @@ func (s *Server) addresses(name string) ([]netip.Addr, bool, error) {
 	if below(name, "localhost") {
 		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}, true, nil
 	}
-	return s.cfg.Names.Addresses(name)
+	return s.cfg.Load().Names.Addresses(name)
 }
 
 func (s *Server) reverse(a netip.Addr) (string, bool, error) {
@@ -90,7 +90,7 @@ func (s *Server) reverse(a netip.Addr) (string, bool, error) {
 	case a.IsLoopback():
 		return "", true, nil
 	}
-	return s.cfg.Names.Reverse(a)
+	return s.cfg.Load().Names.Reverse(a)
 }
 
 // services adds services and, as far as there is room, their addresses.

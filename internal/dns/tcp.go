@@ -50,7 +50,7 @@ func (s *Server) serveTCP() {
 // connection answers the queries of a connection, one after the other.
 func (s *Server) connection(c net.Conn) {
 	for {
-		if c.SetDeadline(time.Now().Add(s.cfg.idle)) != nil {
+		if c.SetDeadline(time.Now().Add(s.cfg.Load().idle)) != nil {
 			return
 		}
 		msg, err := readMessage(c, maxQuery)
@@ -79,7 +79,7 @@ func (s *Server) connection(c net.Conn) {
 			return
 		}
 		binary.BigEndian.PutUint16(out, uint16(len(out)-2))
-		if c.SetDeadline(time.Now().Add(s.cfg.idle)) != nil {
+		if c.SetDeadline(time.Now().Add(s.cfg.Load().idle)) != nil {
 			return
 		}
 		if _, err := c.Write(out); err != nil {

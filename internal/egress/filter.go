@@ -31,6 +31,9 @@ type Options struct {
 	List  List
 	// Group is the netfilter log group that is told of what was denied; 0 for none.
 	Group uint16
+	// Learnt are names that were looked up before, Flows what others began before: both of a container that runs already.
+	Learnt Learnt
+	Flows  []Flow
 }
 
 // Filter is a filter that stands. It belongs to the process that made it until Close; if that process dies, the filter stays.
@@ -38,7 +41,7 @@ type Filter struct {
 	mu    sync.Mutex
 	c     *netlink.Conn
 	table string
-	list  List
+	o     Options
 }
 
 func tableName(iface string) string { return "conex-" + iface }
@@ -63,7 +66,8 @@ func Install(o Options) (*Filter, error) {
 		}
 		return nil, fmt.Errorf("make egress filter of %s: %w", o.Interface, err)
 	}
-	return &Filter{c: c, table: tableName(o.Interface), list: o.List}, nil
+	o.Learnt, o.Flows = nil, nil
+	return &Filter{c: c, table: tableName(o.Interface), o: o}, nil
 }
 
 // Close gives the filter up; it stays until Remove.
@@ -88,46 +92,31 @@ const (
 // Forever is the time of what a hosts file says.
 const Forever = time.Duration(-1)
 
+// Hold is how long the way to a name's addresses stays open when its answer holds for ttl; 0 is forever.
+func Hold(ttl time.Duration) time.Duration {
+	if ttl == Forever {
+		return 0
+	}
+	return min(max(ttl, minNameTime)+nameTimeSlack, maxNameTime)
+}
+
 // Learn opens the way to the addresses that a name has for so long, as far as the list names it. It returns when they can be reached.
 func (f *Filter) Learn(name string, addrs []netip.Addr, ttl time.Duration) error {
-	d := min(max(ttl, minNameTime)+nameTimeSlack, maxNameTime)
-	if ttl == Forever {
-		d = 0
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.c == nil {
+		return nil
 	}
-	keys := map[string][][]byte{}
-	for _, e := range f.list {
-		if !e.covers(name) {
-			continue
-		}
-		for _, a := range addrs {
-			// Special addresses that a name's owner chose would lead to what nobody listed.
-			if a = a.Unmap(); a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() {
-				continue
-			}
-			set, key := "names4", a.WithZone("").AsSlice()
-			if a.Is6() {
-				set = "names6"
-			}
-			if e.Port != 0 {
-				set = "ports" + set[len(set)-1:]
-				key = append(key, protocols[e.Proto], 0, 0, 0, byte(e.Port>>8), byte(e.Port), 0, 0)
-			}
-			if !slices.ContainsFunc(keys[set], func(k []byte) bool { return string(k) == string(key) }) {
-				keys[set] = append(keys[set], key)
-			}
-		}
+	keys := keys{}
+	for _, a := range addrs {
+		keys.name(f.o.List, name, a)
 	}
 	var msgs []netlink.Message
 	for set, ks := range keys {
 		// Made anew, since an element that is there keeps its time.
-		msgs = append(msgs, elements(destroySetElem, 0, f.table, set, ks, nil, 0), elements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, f.table, set, ks, nil, d))
+		msgs = append(msgs, elements(destroySetElem, 0, f.table, set, ks, nil, 0), elements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, f.table, set, ks, nil, Hold(ttl)))
 	}
 	if len(msgs) == 0 {
-		return nil
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.c == nil {
 		return nil
 	}
 	if err := f.c.Transaction(unix.NFNL_SUBSYS_NFTABLES, msgs...); err != nil {

@@ -37,8 +37,39 @@ type List []Entry
 // maxEntries bounds a list: addresses and ranges are looked through one by one.
 const maxEntries = 256
 
-// Deny is the value that allows nothing.
-const Deny = "deny"
+// Deny is the value that allows nothing, Any the one that bounds nothing, which is a container's without --egress.
+const (
+	Deny = "deny"
+	Any  = "any"
+)
+
+// Normal checks the values of --egress and returns them as they are kept: none for Any.
+func Normal(values []string) ([]string, error) {
+	if slices.Contains(values, Any) {
+		if slices.ContainsFunc(values, func(v string) bool { return v != Any }) {
+			return nil, fmt.Errorf("egress: %s excludes other values", Any)
+		}
+		return nil, nil
+	}
+	if len(values) == 0 {
+		return nil, nil
+	}
+	_, err := Parse(values)
+	return values, err
+}
+
+// Matches reports whether a container with these values is one that a word describes: deny, any, allow, or an entry of its list.
+func Matches(values []string, word string) bool {
+	switch l, err := Parse(values); {
+	case len(values) == 0 || err != nil:
+		return word == Any && err == nil
+	case len(l) == 0:
+		return word == Deny
+	default:
+		e, err := parseEntry(word)
+		return word == "allow" || err == nil && slices.Contains(l, e)
+	}
+}
 
 // Parse reads the values of --egress: "deny", or "allow=ENTRY,ENTRY...", several of which add up. An entry is NAME, *.NAME, ADDRESS or
 // CIDR, with :PORT or :PORT/PROTO behind it; IPv6 addresses with a port stand in brackets.
@@ -52,7 +83,7 @@ func Parse(values []string) (List, error) {
 		}
 		rest, ok := strings.CutPrefix(v, "allow=")
 		if !ok {
-			return nil, fmt.Errorf("egress %q: want deny, or allow=HOST[:PORT[/PROTO]],CIDR[:PORT[/PROTO]]", v)
+			return nil, fmt.Errorf("egress %q: want deny, any, or allow=HOST[:PORT[/PROTO]],CIDR[:PORT[/PROTO]]", v)
 		}
 		for s := range strings.SplitSeq(rest, ",") {
 			e, err := parseEntry(s)

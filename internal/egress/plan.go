@@ -19,7 +19,8 @@ import (
 //
 //	set self4     { ipv4_addr }                              the container's addresses
 //	set link6     { ipv6_addr; interval }                    where neighbours are looked for
-//	set answers4  { addr . proto . port . own port; timeout }  flows that may go on, remote end first
+//	set answers4  { addr . proto . port . own port; timeout }  flows that others began and that may go on, remote end first
+//	set begun4    { addr . proto . port . own port; timeout }  flows to what is listed by name, which outlive the name's answer
 //	set peers4    { addr; timeout }                          who has sent something to the container lately: ICMP may answer
 //	set names4    { addr; timeout }                          addresses of listed names
 //	set ports4    { addr . proto . port; timeout }           the same of those that are listed with a port
@@ -209,13 +210,14 @@ func rules(o Options) (out, incoming []exprs) {
 		flags := func(mask, want byte) exprs {
 			return slices.Concat(is, l4proto(unix.IPPROTO_TCP), th(reg1, 13, 1), masked(mask), equal(want))
 		}
-		known := slices.Concat(s.flow(false), in("answers"+s.suffix, reg32))
-		answers := func(d time.Duration) exprs { return remember("answers"+s.suffix, d) }
-		add(flags(synFlag|ackFlag, synFlag|ackFlag), known, accept())
-		add(is, l4proto(unix.IPPROTO_TCP), th(reg1, 13, 1), masked(rstFlag|finFlag), unequal(0), th(reg1, 13, 1), masked(synFlag), equal(0), known, answers(beginTime), accept())
-		add(flags(synFlag|rstFlag|finFlag, 0), known, answers(tcpTime), accept())
-		for _, p := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
-			add(is, l4proto(p), known, answers(datagramTime), accept())
+		for _, set := range []string{"answers" + s.suffix, "begun" + s.suffix} {
+			known := slices.Concat(s.flow(false), in(set, reg32))
+			add(flags(synFlag|ackFlag, synFlag|ackFlag), known, accept())
+			add(is, l4proto(unix.IPPROTO_TCP), th(reg1, 13, 1), masked(rstFlag|finFlag), unequal(0), th(reg1, 13, 1), masked(synFlag), equal(0), known, remember(set, beginTime), accept())
+			add(flags(synFlag|rstFlag|finFlag, 0), known, remember(set, tcpTime), accept())
+			for _, p := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
+				add(is, l4proto(p), known, remember(set, datagramTime), accept())
+			}
 		}
 		for _, r := range s.replies {
 			add(is, l4proto(s.icmp), th(reg1, 0, 1), between(r), nh(reg1, s.daddr, s.size), in("peers"+s.suffix, reg1), accept())
@@ -234,9 +236,10 @@ func rules(o Options) (out, incoming []exprs) {
 		named := slices.Concat(is, nh(reg1, s.daddr, s.size), in("names"+s.suffix, reg1))
 		exact := slices.Concat(is, ported(), s.target(true), in("ports"+s.suffix, reg32))
 		// A connection outlives the answer of the name server.
-		add(named, ported(), s.flow(false), answers(beginTime))
+		begins := remember("begun"+s.suffix, beginTime)
+		add(named, ported(), s.flow(false), begins)
 		add(named, accept())
-		add(exact, s.flow(false), answers(beginTime))
+		add(exact, s.flow(false), begins)
 		add(exact, accept())
 		// What is left is counted, told of within bounds, and dropped.
 		for _, t := range []exprs{slices.Concat(is, ported(), s.target(true)), slices.Concat(is, portless(), s.target(false))} {
@@ -250,16 +253,16 @@ func rules(o Options) (out, incoming []exprs) {
 			add(is, exprs{&expr.Log{Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN, Group: o.Group, Snaplen: snapLen}}, drop())
 		}
 
-		is = ethertype(s.ether)
-		begins := func(parts ...exprs) { incoming = append(incoming, slices.Concat(append([]exprs{is}, parts...)...)) }
+		comes := func(parts ...exprs) { incoming = append(incoming, slices.Concat(append([]exprs{is}, parts...)...)) }
 		peer := slices.Concat(nh(reg32, s.saddr, s.size), remember("peers"+s.suffix, peerTime))
-		begins(l4proto(unix.IPPROTO_TCP), th(reg1, 13, 1), masked(synFlag|ackFlag), equal(synFlag), s.flow(true), answers(beginTime))
-		begins(l4proto(unix.IPPROTO_TCP), th(reg1, 13, 1), masked(synFlag|ackFlag), equal(synFlag), peer)
+		answers := func(d time.Duration) exprs { return slices.Concat(s.flow(true), remember("answers"+s.suffix, d)) }
+		comes(l4proto(unix.IPPROTO_TCP), th(reg1, 13, 1), masked(synFlag|ackFlag), equal(synFlag), answers(beginTime))
+		comes(l4proto(unix.IPPROTO_TCP), th(reg1, 13, 1), masked(synFlag|ackFlag), equal(synFlag), peer)
 		for _, p := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
-			begins(l4proto(p), s.flow(true), answers(datagramTime))
-			begins(l4proto(p), peer)
+			comes(l4proto(p), answers(datagramTime))
+			comes(l4proto(p), peer)
 		}
-		begins(l4proto(s.icmp), th(reg1, 0, 1), equal(s.echo), peer)
+		comes(l4proto(s.icmp), th(reg1, 0, 1), equal(s.echo), peer)
 	}
 	return out, incoming
 }
@@ -304,6 +307,7 @@ func sets(o Options) []set {
 		out = append(out,
 			set{name: "self" + s.suffix, typ: s.typ, len: s.size, keys: self["self"+s.suffix]},
 			set{name: "answers" + s.suffix, typ: concat(s.typ, typeProto, typeService, typeService), len: s.size + 12, flags: dynamic, size: maxAnswers},
+			set{name: "begun" + s.suffix, typ: concat(s.typ, typeProto, typeService, typeService), len: s.size + 12, flags: dynamic, size: maxAnswers},
 			set{name: "peers" + s.suffix, typ: s.typ, len: s.size, flags: dynamic, size: maxPeers},
 			set{name: "names" + s.suffix, typ: s.typ, len: s.size, flags: timeout, size: maxNames},
 			set{name: "ports" + s.suffix, typ: target, len: targetLen, flags: timeout, size: maxNames},
@@ -358,6 +362,7 @@ func messages(o Options) ([]netlink.Message, error) {
 			msgs = append(msgs, elements(unix.NFT_MSG_NEWSETELEM, create, table, s.name, s.keys, s.ends, 0))
 		}
 	}
+	msgs = append(msgs, opened(table, o.List, o.Learnt, "answers", o.Flows)...)
 	out, incoming := rules(o)
 	for _, c := range []struct {
 		name   string
@@ -368,18 +373,29 @@ func messages(o Options) ([]netlink.Message, error) {
 		hook := netlink.Attrs{}.Bytes(unix.NFTA_HOOK_HOOKNUM, be32(c.hook)).Bytes(unix.NFTA_HOOK_PRIORITY, be32(0)).String(unix.NFTA_HOOK_DEV, o.Interface)
 		msgs = append(msgs, message(unix.NFT_MSG_NEWCHAIN, create, netlink.Attrs{}.String(unix.NFTA_CHAIN_TABLE, table).String(unix.NFTA_CHAIN_NAME, c.name).
 			Nest(unix.NFTA_CHAIN_HOOK, hook).Bytes(unix.NFTA_CHAIN_POLICY, be32(c.policy)).String(unix.NFTA_CHAIN_TYPE, "filter")))
-		for _, r := range c.rules {
-			list := netlink.Attrs{}
-			for _, e := range r {
-				b, err := expr.Marshal(unix.NFPROTO_NETDEV, e)
-				if err != nil {
-					return nil, fmt.Errorf("egress filter: %w", err)
-				}
-				list = list.Nest(unix.NFTA_LIST_ELEM, b)
-			}
-			msgs = append(msgs, message(unix.NFT_MSG_NEWRULE, create|unix.NLM_F_APPEND, netlink.Attrs{}.String(unix.NFTA_RULE_TABLE, table).
-				String(unix.NFTA_RULE_CHAIN, c.name).Nest(unix.NFTA_RULE_EXPRESSIONS, list)))
+		more, err := ruleMessages(table, c.name, c.rules)
+		if err != nil {
+			return nil, err
 		}
+		msgs = append(msgs, more...)
+	}
+	return msgs, nil
+}
+
+// ruleMessages append rules to a chain.
+func ruleMessages(table, chain string, rules []exprs) ([]netlink.Message, error) {
+	msgs := make([]netlink.Message, 0, len(rules))
+	for _, r := range rules {
+		list := netlink.Attrs{}
+		for _, e := range r {
+			b, err := expr.Marshal(unix.NFPROTO_NETDEV, e)
+			if err != nil {
+				return nil, fmt.Errorf("egress filter: %w", err)
+			}
+			list = list.Nest(unix.NFTA_LIST_ELEM, b)
+		}
+		msgs = append(msgs, message(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, netlink.Attrs{}.String(unix.NFTA_RULE_TABLE, table).
+			String(unix.NFTA_RULE_CHAIN, chain).Nest(unix.NFTA_RULE_EXPRESSIONS, list)))
 	}
 	return msgs, nil
 }

@@ -83,7 +83,7 @@ func (e *Engine) create(ctx context.Context, req CreateRequest, hold bool) (rec 
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	if err := validateEgress(req.Options.Egress, &hc); err != nil {
+	if req.Options.Egress, err = validateEgress(req.Options.Egress, &hc); err != nil {
 		return nil, nil, nil, err
 	}
 	links, err := e.links(&hc)

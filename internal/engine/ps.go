@@ -32,14 +32,22 @@ type ListRequest struct {
 	Last   int
 	// Size asks for the sizes, which takes a walk through each writable layer.
 	Size bool
-	// Filters are Docker's: id, name, label, status, exited, ancestor, before, since, volume, network, publish, expose, health.
+	// Filters are Docker's: id, name, label, status, exited, ancestor, before, since, volume, network, publish, expose, health; and egress, whose
+	// values are deny, any, allow, or an entry of the list.
 	// Values of one filter are alternatives, but labels must all be there.
 	Filters map[string][]string
 }
 
+// ContainerSummary is a line of `ps`: the Engine API's, with what conex says besides.
+type ContainerSummary struct {
+	apic.Summary
+	// Egress is what it may reach (--egress), none for anything.
+	Egress []string `json:",omitempty"`
+}
+
 // ListContainers lists containers, newest first. An error of settling a dead one comes beside the list, which is complete all the
 // same and shows that one as it was.
-func (e *Engine) ListContainers(ctx context.Context, req ListRequest) ([]apic.Summary, error) {
+func (e *Engine) ListContainers(ctx context.Context, req ListRequest) ([]ContainerSummary, error) {
 	all, unsettled, err := e.settledBriefs(ctx)
 	if err != nil {
 		return nil, err
@@ -55,7 +63,7 @@ func (e *Engine) ListContainers(ctx context.Context, req ListRequest) ([]apic.Su
 	stopped := req.All || last > 0 || len(req.Filters["status"]) > 0 || len(req.Filters["exited"]) > 0
 	names := map[string]string{}
 	now := time.Now()
-	out := []apic.Summary{}
+	out := []ContainerSummary{}
 	for _, n := range all {
 		if last > 0 && len(out) == last {
 			break
@@ -78,7 +86,7 @@ func (e *Engine) ListContainers(ctx context.Context, req ListRequest) ([]apic.Su
 				return nil, err
 			}
 		}
-		out = append(out, s)
+		out = append(out, ContainerSummary{s, n.Record.Options.Egress})
 	}
 	return out, unsettled
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"conex/internal/container"
+	"conex/internal/egress"
 	"conex/internal/image"
 	"conex/internal/ocispec"
 
@@ -106,6 +107,10 @@ func (e *Engine) containerTest(key string, values []string, all []*container.Sna
 			return slices.ContainsFunc(n.Record.Mounts, func(m apic.MountPoint) bool {
 				return m.Name != "" && slices.Contains(values, m.Name) || slices.Contains(values, m.Destination) || m.Type == mount.TypeBind && slices.Contains(values, m.Source)
 			})
+		}), nil
+	case "egress":
+		return either(func(n *container.Snapshot) bool {
+			return slices.ContainsFunc(values, func(v string) bool { return egress.Matches(n.Record.Options.Egress, v) })
 		}), nil
 	case "publish", "expose":
 		return portTest(key, values)

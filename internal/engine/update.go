@@ -10,8 +10,8 @@ import (
 	"conex/internal/control"
 )
 
-// Update changes a container's limits and restart policy, whether it runs or not. Warnings are Docker's, about what the kernel
-// lacks; such limits are left as they are. On an error nothing is changed.
+// Update changes a container's limits, its restart policy and what it may reach, whether it runs or not. Warnings are Docker's, about what the
+// kernel lacks; such limits are left as they are. On an error nothing is changed.
 func (e *Engine) Update(ctx context.Context, name string, c container.Changes) (warnings []string, err error) {
 	if warnings, err = checkResources(&c.Resources, true); err != nil {
 		return warnings, err
@@ -24,7 +24,21 @@ func (e *Engine) Update(ctx context.Context, name string, c container.Changes) (
 		return warnings, err
 	}
 	id := n.Record.ID
-	idle := func() error { return e.updated(e.Containers().Update(id, &c)) }
+	if c.Egress != nil {
+		values, err := validateEgress(*c.Egress, n.Record.HostConfig)
+		if err != nil {
+			return warnings, err
+		}
+		values = append([]string{}, values...) // none is something else than nil to the monitor
+		c.Egress = &values
+	}
+	idle := func() error {
+		rec, err := e.Containers().Update(id, &c)
+		if err == nil {
+			e.event(rec, "update", c.Attributes())
+		}
+		return err
+	}
 	for ctx.Err() == nil {
 		err = e.client(id).Update(ctx, c)
 		if !errors.Is(err, control.ErrGone) {

@@ -56,25 +56,26 @@ func (e *Engine) validateNetwork(ctx context.Context, conf *apic.Config, hc *api
 	return nil
 }
 
-// validateEgress checks --egress: it is about a container's own interfaces.
-func validateEgress(values []string, hc *apic.HostConfig) error {
-	if len(values) == 0 {
-		return nil
+// validateEgress checks --egress, which is about a container's own interfaces, and returns its values as they are kept.
+func validateEgress(values []string, hc *apic.HostConfig) ([]string, error) {
+	values, err := egress.Normal(values)
+	if err != nil {
+		return nil, invalid("%w", err)
 	}
-	if _, err := egress.Parse(values); err != nil {
-		return invalid("%w", err)
+	if len(values) == 0 {
+		return nil, nil
 	}
 	switch m := hc.NetworkMode; {
 	case m.IsHost():
-		return invalid("conflicting options: --egress and --network host, whose packets are the host's own")
+		return nil, invalid("conflicting options: --egress and --network host, whose packets are the host's own")
 	case m.IsNone():
-		return invalid("conflicting options: --egress and --network none, which reaches nothing")
+		return nil, invalid("conflicting options: --egress and --network none, which reaches nothing")
 	case m.IsContainer():
-		return invalid("conflicting options: --egress and --network container:, whose owner's --egress counts")
+		return nil, invalid("conflicting options: --egress and --network container:, whose owner's --egress counts")
 	case hc.Privileged:
-		return invalid("conflicting options: --egress and --privileged, which may change the host's network")
+		return nil, invalid("conflicting options: --egress and --privileged, which may change the host's network")
 	}
-	return nil
+	return values, nil
 }
 
 // validateJoinedNetwork checks --network container:NAME, in Docker's words and order: who joins another container's network has

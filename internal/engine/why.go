@@ -119,6 +119,7 @@ func (e *Engine) Why(ctx context.Context, name string) (*Reason, error) {
 		}
 	}
 	if len(rec.Options.Egress) > 0 {
+		s.bounded(rec.Options.Egress)
 		if r.Denied, err = e.denials(ctx, rec.ID); err != nil {
 			return nil, err
 		}

@@ -7,7 +7,9 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 
+	"conex/internal/egress"
 	"conex/internal/events"
 
 	mevents "github.com/moby/moby/api/types/events"
@@ -85,6 +87,27 @@ func (e *Engine) denials(ctx context.Context, id string) ([]Denial, error) {
 		return cmp.Or(cmp.Compare(b.Packets, a.Packets), cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol))
 	})
 	return out, nil
+}
+
+// bounded says what the container may reach.
+func (s *sentences) bounded(values []string) {
+	l, err := egress.Parse(values)
+	switch {
+	case err != nil:
+		s.add("Its --egress can't be read: %v.", err)
+	case len(l) == 0:
+		s.add("It may reach nothing, and answer (--egress deny).")
+	default:
+		words := make([]string, 0, toldDenials)
+		for _, e := range l[:min(len(l), toldDenials)] {
+			words = append(words, e.String())
+		}
+		more := ""
+		if len(l) > toldDenials {
+			more = fmt.Sprintf(" and %d more", len(l)-toldDenials)
+		}
+		s.add("It may reach %s%s (--egress).", strings.Join(words, ", "), more)
+	}
 }
 
 // toldDenials is how many of them a paragraph names.

@@ -18,14 +18,14 @@ import (
 // was denied. All methods may be called on a nil gate, which bounds nothing.
 type gate struct {
 	m    *monitor
-	list egress.List
 	told *egress.Told
 	done chan struct{} // closed when the listener has ended
 
 	mu      sync.Mutex
+	list    egress.List
 	filters []*egress.Filter
-	// names are the names of addresses that were looked up, for messages and for networks that come later.
-	names map[netip.Addr]string
+	// names are the names of addresses that were looked up, for messages, for networks that come later and for other lists.
+	names egress.Learnt
 	// The minute of events that has begun at since: what was told of names, how many in all, and how many more.
 	since  time.Time
 	asked  map[string]bool
@@ -34,15 +34,15 @@ type gate struct {
 }
 
 const (
-	// maxLearnt bounds the names of addresses that are remembered, maxTold the events a minute.
-	maxLearnt, maxTold = 1024, 60
+	// maxLearnt bounds the addresses whose names are remembered, maxAliases the names of one, maxTold the events a minute.
+	maxLearnt, maxAliases, maxTold = 1024, 8, 60
 	// actionDenied is the event of what a container was not let do. Docker has none such.
 	actionDenied = "egress-denied"
 )
 
 // openGate makes the run's gate when the container is bounded.
 func (r *run) openGate() error {
-	values := r.m.rec.Options.Egress
+	values := r.m.current().Options.Egress
 	if len(values) == 0 {
 		return nil
 	}
@@ -50,20 +50,26 @@ func (r *run) openGate() error {
 	if err != nil {
 		return err
 	}
+	r.gate, err = r.m.newGate(list)
+	return err
+}
+
+func (m *monitor) newGate(list egress.List) (*gate, error) {
 	told, err := egress.Listen()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	g := &gate{m: r.m, list: list, told: told, done: make(chan struct{}), names: map[netip.Addr]string{}, asked: map[string]bool{}}
-	r.gate = g
+	g := &gate{m: m, list: list, told: told, done: make(chan struct{}), names: egress.Learnt{}, asked: map[string]bool{}}
 	go g.listen()
-	return nil
+	return g, nil
 }
 
 func (g *gate) settings() *network.Egress {
 	if g == nil {
 		return nil
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	return &network.Egress{List: g.list, Group: g.told.Group()}
 }
 
@@ -75,12 +81,10 @@ func (g *gate) add(f *egress.Filter) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.filters = append(g.filters, f)
-	for a, name := range g.names {
-		if err := f.Learn(name, []netip.Addr{a}, 0); err != nil {
-			return err
-		}
+	if len(g.names) == 0 {
+		return nil
 	}
-	return nil
+	return f.Change(g.list, g.names)
 }
 
 // remove gives an interface's filter up; whoever detaches the interface removes it.
@@ -124,7 +128,10 @@ func (g *gate) begin(names *network.Names, hosts []string) error {
 			}
 		}
 	}
-	for _, name := range g.list.Fixed() {
+	g.mu.Lock()
+	list := g.list
+	g.mu.Unlock()
+	for _, name := range list.Fixed() {
 		addrs, known, err := names.Addresses(name)
 		if err != nil {
 			return err
@@ -140,7 +147,10 @@ func (g *gate) begin(names *network.Names, hosts []string) error {
 
 // asks reports whether the container may have a name looked up outside; that it wanted to is told.
 func (g *gate) asks(name string) bool {
-	if g.list.Names(name) {
+	g.mu.Lock()
+	listed := g.list.Names(name)
+	g.mu.Unlock()
+	if listed {
 		return true
 	}
 	if name == "" || strings.HasSuffix(name, ".arpa") {
@@ -160,16 +170,27 @@ func (g *gate) asks(name string) bool {
 
 // learn opens the way to a listed name's addresses on all interfaces.
 func (g *gate) learn(name string, addrs []netip.Addr, hold time.Duration) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	if !g.list.Names(name) {
 		return nil
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	until := time.Time{}
+	if d := egress.Hold(hold); d > 0 {
+		until = time.Now().Add(d)
+	}
 	for _, a := range addrs {
-		if len(g.names) >= maxLearnt {
-			clear(g.names)
+		a = a.Unmap()
+		if g.names[a] == nil {
+			if len(g.names) >= maxLearnt {
+				clear(g.names)
+			}
+			g.names[a] = map[string]time.Time{}
 		}
-		g.names[a.Unmap()] = name
+		if _, known := g.names[a][name]; !known && len(g.names[a]) >= maxAliases {
+			clear(g.names[a])
+		}
+		g.names[a][name] = until
 	}
 	for _, f := range g.filters {
 		if err := f.Learn(name, addrs, hold); err != nil {
@@ -193,13 +214,24 @@ func (g *gate) listen() {
 				attrs["port"] = strconv.Itoa(int(a.Port))
 			}
 			g.mu.Lock()
-			if name := g.names[a.Addr]; name != "" {
+			if name := latest(g.names[a.Addr]); name != "" {
 				attrs["host"] = name
 			}
 			g.mu.Unlock()
 			g.tell(attrs)
 		}
 	}
+}
+
+// latest is the name that holds the longest.
+func latest(names map[string]time.Time) (best string) {
+	for name, until := range names {
+		switch b := names[best]; {
+		case best == "", until.IsZero() && !b.IsZero(), !b.IsZero() && until.After(b), until.Equal(b) && name < best:
+			best = name
+		}
+	}
+	return best
 }
 
 // tell writes an event, no more than maxTold a minute; the next one after that says how many there were besides.

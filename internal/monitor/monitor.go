@@ -70,7 +70,8 @@ type monitor struct {
 	host  *apic.HostConfig // the record's as it was changed since, nil before that
 	// networks are the record's as they were changed since, nil before that.
 	networks *[]container.Attachment
-	run      *run // the present run; nil between runs
+	egress   *[]string // likewise
+	run      *run      // the present run; nil between runs
 	// stop is closed when no further run must be started.
 	stop     chan struct{}
 	stopped  bool // stop is closed

@@ -49,44 +49,57 @@ func (r *run) openNames() (finish func(failed error) error, err error) {
 
 // startNames starts the server. The sockets and netns are its own from now on.
 func (r *run) startNames(s *dns.Sockets, netns *os.File) error {
-	m, hc := r.m, r.m.rec.HostConfig
-	ns := &nameService{names: m.nets.Names(), netns: netns}
-	ns.names.Exists = m.store.Named
+	ns := &nameService{names: r.m.nets.Names(), netns: netns}
+	ns.names.Exists = r.m.store.Named
 	ns.names.Links = r.linkNames()
 	ns.names.Join(r.eps)
-	cfg := dns.Config{Names: ns.names, NetNS: netns, Host: new(resolver.Servers).Current}
+	cfg, err := r.whomToAsk(ns)
+	if err == nil && r.gate != nil {
+		err = r.gate.begin(ns.names, r.m.rec.HostConfig.ExtraHosts)
+	}
+	if cfg.NetNS == nil || err != nil {
+		netns.Close()
+		ns.netns = nil
+	}
+	if err != nil {
+		s.Close()
+		return err
+	}
+	if ns.server, err = dns.Start(s, cfg); err != nil {
+		return err
+	}
+	r.names = ns
+	return nil
+}
+
+// whomToAsk says what the server asks others, and whom: what the container's owner, the engine's configuration and the gate say.
+func (r *run) whomToAsk(ns *nameService) (dns.Config, error) {
+	m, hc := r.m, r.m.rec.HostConfig
+	cfg := dns.Config{Names: ns.names, Host: new(resolver.Servers).Current}
+	var given []netip.Addr
 	for _, a := range hc.DNS {
 		if a != dns.Address { // which is what asks
-			cfg.Given = append(cfg.Given, a)
+			given = append(given, a)
 		}
-	}
-	given := cfg.Given
-	if r.gate != nil {
-		cfg.Given = nil // asked from inside, the servers would be a way out
-		cfg.Asks, cfg.Learn = r.gate.asks, r.gate.learn
-		if err := r.gate.begin(ns.names, hc.ExtraHosts); err != nil {
-			s.Close()
-			netns.Close()
-			return err
-		}
-	}
-	if len(cfg.Given) == 0 {
-		netns.Close()
-		ns.netns, cfg.NetNS = nil, nil
 	}
 	if len(m.req.DNS) > 0 {
 		list := make([]netip.Addr, len(m.req.DNS))
 		for k, a := range m.req.DNS {
 			var err error
 			if list[k], err = netip.ParseAddr(a); err != nil {
-				s.Close()
-				return err
+				return cfg, err
 			}
 		}
 		cfg.Host = func() ([]netip.Addr, error) { return list, nil }
 	}
-	if r.gate != nil && len(given) > 0 {
-		cfg.Host = func() ([]netip.Addr, error) { return given, nil }
+	switch {
+	case r.gate == nil && len(given) > 0:
+		cfg.Given, cfg.NetNS = given, ns.netns
+	case r.gate != nil:
+		cfg.Asks, cfg.Learn = r.gate.asks, r.gate.learn
+		if len(given) > 0 { // asked from inside, the servers would be a way out
+			cfg.Host = func() ([]netip.Addr, error) { return given, nil }
+		}
 	}
 	if len(m.req.DNSDomains) > 0 {
 		cfg.Domains = map[string][]netip.AddrPort{}
@@ -97,18 +110,12 @@ func (r *run) startNames(s *dns.Sockets, netns *os.File) error {
 		for _, a := range servers {
 			at, err := config.ParseServer(a)
 			if err != nil {
-				s.Close()
-				return err
+				return cfg, err
 			}
 			cfg.Domains[domain] = append(cfg.Domains[domain], at)
 		}
 	}
-	var err error
-	if ns.server, err = dns.Start(s, cfg); err != nil {
-		return err
-	}
-	r.names = ns
-	return nil
+	return cfg, nil
 }
 
 // linkNames are the names that the container's links give to others.

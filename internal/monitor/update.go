@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -13,14 +14,17 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// current is the record with the limits, the restart policy and the networks that it has by now.
+// current is the record with the limits, the restart policy, the networks and what it may reach by now.
 func (m *monitor) current() *container.Record {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.host == nil && m.networks == nil {
+	if m.host == nil && m.networks == nil && m.egress == nil {
 		return m.rec
 	}
 	r := *m.rec
+	if m.egress != nil {
+		r.Options.Egress = *m.egress
+	}
 	if m.host != nil {
 		r.HostConfig = m.host
 	}
@@ -30,7 +34,7 @@ func (m *monitor) current() *container.Record {
 	return &r
 }
 
-// update changes limits and restart policy: of the running container first, since the kernel may refuse, then in the record.
+// update changes limits, restart policy and what the container may reach: of the running container first, since the kernel may refuse, then in the record.
 func (s *server) update(w http.ResponseWriter, q *http.Request) error {
 	var c container.Changes
 	if err := json.NewDecoder(q.Body).Decode(&c); err != nil {
@@ -45,7 +49,8 @@ func (s *server) update(w http.ResponseWriter, q *http.Request) error {
 		return &control.Error{Status: http.StatusConflict, Message: err.Error()}
 	}
 	var cg cgroup.Manager
-	if r := m.present(); r != nil {
+	r := m.present()
+	if r != nil {
 		cg = r.ct.Cgroup()
 	}
 	if cg != nil {
@@ -53,16 +58,31 @@ func (s *server) update(w http.ResponseWriter, q *http.Request) error {
 			return err
 		}
 	}
-	if _, err := m.store.Update(m.rec.ID, &c); err != nil {
+	undo := func(err error) error {
 		if cg != nil {
 			err = errors.Join(err, cg.Update(changedLimits(old, &c.Resources)))
 		}
 		return err
 	}
+	before := m.current().Options.Egress
+	if c.Egress != nil && r != nil {
+		if err := r.rebound(context.Background(), *c.Egress); err != nil { // a change is short, and whoever asked for it may leave
+			return undo(err)
+		}
+	}
+	if _, err := m.store.Update(m.rec.ID, &c); err != nil {
+		if c.Egress != nil && r != nil {
+			err = errors.Join(err, r.rebound(context.Background(), before))
+		}
+		return undo(err)
+	}
 	m.mu.Lock()
 	m.host = hc
+	if c.Egress != nil {
+		m.egress = c.Egress
+	}
 	m.mu.Unlock()
-	m.event("update", nil)
+	m.event("update", c.Attributes())
 	return answer(w, struct{}{})
 }
 

@@ -63,6 +63,8 @@ type Egress struct {
 	List egress.List
 	// Group is the log group that hears of what was denied; 0 for none.
 	Group uint16
+	// Learnt are names that were looked up before.
+	Learnt egress.Learnt
 }
 
 // Endpoint is a container's place on a network, as its record holds it.
@@ -142,7 +144,7 @@ func (m *Manager) attach(ctx context.Context, r AttachRequest) (*Endpoint, error
 	case !i.HasEndpoints():
 		return nil, fmt.Errorf("a container on network %s has no endpoint", i.Name)
 	case r.Settings.Egress != nil && i.Driver != DriverBridge:
-		return nil, fmt.Errorf("--egress: network %s has the driver %s, whose packets pass no interface of the host; use a bridge network", i.Name, i.Driver)
+		return nil, boundable(i.Driver, i.Name)
 	}
 	l, err := m.lock(ctx, i.ID)
 	if err != nil {

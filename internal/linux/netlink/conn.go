@@ -225,16 +225,24 @@ func (c *Conn) Do(msgs ...Message) error {
 }
 
 // Dump sends one request with NLM_F_DUMP and returns all payloads.
-func (c *Conn) Dump(m Message) ([][]byte, error) {
+func (c *Conn) Dump(m Message) (out [][]byte, err error) {
+	err = c.Walk(m, func(data []byte) { out = append(out, append([]byte(nil), data...)) })
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// Walk is Dump for what may be much: fn gets one payload after the other, each for the time of the call.
+func (c *Conn) Walk(m Message, fn func(data []byte)) error {
 	buf, want := c.append(nil, m, unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	if err := c.send(buf); err != nil {
-		return nil, fmt.Errorf("send netlink dump: %w", err)
+		return fmt.Errorf("send netlink dump: %w", err)
 	}
-	var out [][]byte
 	for done := false; !done; {
 		n, err := c.receive(0)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		err = each(c.buf[:n], func(typ, flags uint16, seq uint32, data []byte) error {
 			switch {
@@ -243,15 +251,15 @@ func (c *Conn) Dump(m Message) ([][]byte, error) {
 				done = true
 				return verdict(flags, data)
 			default:
-				out = append(out, append([]byte(nil), data...))
+				fn(data)
 			}
 			return nil
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return out, nil
+	return nil
 }
 
 // Transaction sends the messages as one nfnetlink batch for the given subsystem (unix.NFNL_SUBSYS_NFTABLES): all of them
