@@ -76,17 +76,28 @@ install: build
 	install -D -m 0755 bin/conex-runtime $(DESTDIR)$(PREFIX)/bin/conex-runtime
 	install -d $(DESTDIR)/etc/systemd/system
 	sed 's|@PREFIX@|$(PREFIX)|' docs/conex-reconcile.service >$(DESTDIR)/etc/systemd/system/conex-reconcile.service
+	@$(call completions,conex)
 	@echo "at boot: systemctl enable conex-reconcile; under the name docker: make install-docker-link"
 
 install-docker-link:
 	@if [ -e $(DESTDIR)$(PREFIX)/bin/docker ] && [ "$$(readlink $(DESTDIR)$(PREFIX)/bin/docker)" != conex ]; then \
 		echo "$(DESTDIR)$(PREFIX)/bin/docker is something else; left alone"; exit 1; fi
 	ln -sfn conex $(DESTDIR)$(PREFIX)/bin/docker
+	@$(call completions,docker)
+
+# What makes bash, zsh and fish complete a command's name, which may be a link to conex.
+define completions
+for f in bash-completion/completions/$(1) zsh/site-functions/_$(1) fish/vendor_completions.d/$(1).fish; do \
+	install -d $(DESTDIR)$(PREFIX)/share/$${f%/*} && $(DESTDIR)$(PREFIX)/bin/$(1) completion $${f%%[-/]*} >$(DESTDIR)$(PREFIX)/share/$$f || exit 1; \
+done
+endef
+completed = $(addprefix $(DESTDIR)$(PREFIX)/share/,bash-completion/completions/$(1) zsh/site-functions/_$(1) fish/vendor_completions.d/$(1).fish)
 
 # Data stays: README.md says how to remove that too.
 uninstall:
-	@if [ "$$(readlink $(DESTDIR)$(PREFIX)/bin/docker)" = conex ]; then rm -f $(DESTDIR)$(PREFIX)/bin/docker; fi
-	rm -f $(DESTDIR)$(PREFIX)/bin/conex $(DESTDIR)$(PREFIX)/bin/conex-explore $(DESTDIR)$(PREFIX)/bin/conex-runtime $(DESTDIR)/etc/systemd/system/conex-reconcile.service
+	@if [ "$$(readlink $(DESTDIR)$(PREFIX)/bin/docker)" = conex ]; then \
+		rm -f $(DESTDIR)$(PREFIX)/bin/docker $(call completed,docker); fi
+	rm -f $(call completed,conex) $(DESTDIR)$(PREFIX)/bin/conex $(DESTDIR)$(PREFIX)/bin/conex-explore $(DESTDIR)$(PREFIX)/bin/conex-runtime $(DESTDIR)/etc/systemd/system/conex-reconcile.service
 
 clean:
 	rm -rf bin $(CACHE)

@@ -20,7 +20,11 @@ func (a *app) cpCommand() *cobra.Command {
 	var quiet bool
 	cmd := &cobra.Command{
 		Use:   "cp [OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-\n\t" + a.name + " cp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH",
-		Short: "Copy files/folders between a container and the local filesystem", Args: a.exactly(2),
+		Short: "Copy files/folders between a container and the local filesystem",
+		Long: "Copy files/folders between a container and the local filesystem\n\n" +
+			"Use '-' as the source to read a tar archive from stdin\nand extract it to a directory destination in a container.\n" +
+			"Use '-' as the destination to stream a tar archive of a\ncontainer source to stdout.",
+		Args: a.exactly(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case args[0] == "":

@@ -22,7 +22,7 @@ func (c *namespaceFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&c.cgroupns, "cgroupns", "", `Cgroup namespace to use (host|private)`)
 	f.StringVar(&c.domainname, "domainname", "", "Container NIS domain name")
 	f.StringVarP(&c.hostname, "hostname", "h", "", "Container host name")
-	f.StringVar(&c.ipc, "ipc", "", "IPC mode to use (none|private|shareable|host|container:NAME)")
+	f.StringVar(&c.ipc, "ipc", "", "IPC mode to use (none, private, shareable, host, container:NAME)")
 	f.StringVar(&c.pid, "pid", "", "PID namespace to use (private|host|container:NAME)")
 	f.Var(&c.sysctls, "sysctl", "Sysctl options")
 	f.StringVar(&c.uts, "uts", "", "UTS namespace to use (host)")

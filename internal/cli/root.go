@@ -3,11 +3,13 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 )
 
 // command is an entry of the table of commands. Building a cobra command with its flags costs microseconds that every start
@@ -42,6 +44,7 @@ func commands() []command {
 
 		{name: "attach", build: (*app).attachCommand},
 		{name: "commit", build: (*app).commitCommand},
+		{name: "completion", build: (*app).completionCommand},
 		{name: "cp", build: (*app).cpCommand},
 		{name: "create", build: (*app).createCommand},
 		{name: "debug", build: (*app).debugCommand},
@@ -139,7 +142,7 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 	refuse(f, "log-level", "l", "string", "there is no daemon whose log it could set; -D shows more of what this command does")
 
 	table := commands()
-	all := slices.Contains(args, "--help") || slices.Contains(args, "help")
+	all := slices.Contains(args, "--help") || slices.Contains(args, "help") || completing(args)
 	for pass := 0; pass < 2 && len(root.Commands()) == 0; pass++ {
 		for _, c := range table {
 			if all || pass == 1 || slices.Contains(args, c.name) {
@@ -151,6 +154,9 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 				root.AddCommand(cmd)
 			}
 		}
+	}
+	if completing(args) {
+		a.complete(root)
 	}
 	return root
 }
@@ -297,29 +303,83 @@ func (a *app) help(cmd *cobra.Command, _ []string) {
 	if cmd.HasSubCommands() && cmd.HasParent() && cmd.Annotations["runs"] == "" {
 		use = cmd.CommandPath() + " COMMAND"
 	}
-	fmt.Fprintf(out, "Usage:  %s\n\n%s\n", strings.TrimSuffix(use, " [flags]"), cmd.Short)
+	about := cmd.Short
+	if cmd.Long != "" {
+		about = cmd.Long
+	}
+	fmt.Fprintf(out, "Usage:  %s\n\n%s\n", strings.TrimSuffix(use, " [flags]"), about)
 	if !cmd.HasParent() {
 		a.helpCommands(cmd)
 	} else if cmd.HasSubCommands() {
 		printCommands(a, "Commands", cmd.Commands())
 	}
-	if len(cmd.Aliases) > 0 {
-		al := []string{cmd.CommandPath()}
-		for _, n := range cmd.Aliases {
-			al = append(al, cmd.Parent().CommandPath()+" "+n)
-		}
+	if al := aliases(cmd); len(al) > 1 {
 		fmt.Fprintf(out, "\nAliases:\n  %s\n", strings.Join(al, ", "))
 	}
+	title := "Options"
+	if !cmd.HasParent() {
+		title = "Global Options"
+	} else if h := cmd.Flags().Lookup("help"); h != nil {
+		h.Hidden = h.Shorthand != "" // who reads this knows it; where -h means something else it is listed, as Docker does it
+	}
 	if flags := cmd.LocalFlags(); flags.HasAvailableFlags() {
-		title := "Options"
-		if !cmd.HasParent() {
-			title = "Global Options"
+		width := 80
+		if f, ok := out.(*os.File); ok {
+			if ws, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil && ws.Col > 0 {
+				width = int(ws.Col)
+			}
 		}
-		fmt.Fprintf(out, "\n%s:\n%s", title, flags.FlagUsagesWrapped(100))
+		fmt.Fprintf(out, "\n%s:\n%s", title, flags.FlagUsagesWrapped(width-1))
 	}
 	if cmd.HasSubCommands() {
 		fmt.Fprintf(out, "\nRun '%s COMMAND --help' for more information on a command.\n", cmd.CommandPath())
 	}
+}
+
+// aliases are the ways to say a command, with and without its group.
+func aliases(cmd *cobra.Command) []string {
+	if !cmd.HasParent() || cmd.HasSubCommands() && cmd.Annotations["runs"] == "" {
+		return nil
+	}
+	root, parent, name := cmd.Root().CommandPath(), cmd.Parent().CommandPath(), cmd.Name()
+	group, alone := parent, name
+	if !cmd.Parent().HasParent() {
+		group, name = groupOf(name)
+		if group == "" {
+			return nil
+		}
+		group = root + " " + group
+	} else {
+		alone = commandName(cmd)
+	}
+	al := []string{group + " " + name}
+	for _, n := range cmd.Aliases {
+		al = append(al, group+" "+n)
+	}
+	if !strings.Contains(alone, " ") && alone != "help" {
+		al = append(al, root+" "+alone)
+	}
+	return al
+}
+
+// groupOf is the group that a command without one has its place in, and its name there.
+func groupOf(name string) (group, inGroup string) {
+	switch name {
+	case "attach", "commit", "cp", "create", "debug", "diff", "exec", "export", "kill", "logs", "pause", "port", "rename", "restart", "rm", "run", "start", "stats",
+		"stop", "top", "unpause", "update", "wait", "why":
+		return "container", name
+	case "build", "history", "import", "load", "pull", "push", "save", "tag":
+		return "image", name
+	case "ps":
+		return "container", "ls"
+	case "images":
+		return "image", "ls"
+	case "rmi":
+		return "image", "rm"
+	case "events", "info":
+		return "system", name
+	}
+	return "", ""
 }
 
 func (a *app) helpCommands(root *cobra.Command) {

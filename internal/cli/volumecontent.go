@@ -167,7 +167,7 @@ func (a *app) volumeImportCommand() *cobra.Command {
 	var keep string
 	cmd := &cobra.Command{
 		Use: "import [OPTIONS] VOLUME [FILE|-]", Short: "Make a tar archive a volume's content", Args: a.between(1, 2),
-		Long: "Make a tar archive, plain or compressed with gzip, zstd, bzip2 or xz, the content of a volume. A volume that does not exist\nis made. One that has data stays as it is unless --replace or --keep is given.",
+		Long: "Make a tar archive, plain or compressed with gzip, zstd, bzip2 or xz, the content\nof a volume. A volume that does not exist is made. One that has data stays as it\nis unless --replace or --keep is given.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := engine.VolumeImportRequest{Volume: args[0], Input: a.in, Replace: replace || keep != "", Keep: keep}
 			if len(args) > 1 && args[1] != "-" {
