@@ -53,7 +53,12 @@ func TestStamp(t *testing.T) {
 	if s.Still(stamp()) {
 		t.Error("another file of the name was not seen")
 	}
-	if _, err := StampOf(file + ".none"); !os.IsNotExist(err) {
-		t.Errorf("no file: %v", err)
+	for _, of := range []func(string) (Stamp, error){StampOf, StampInMemory} {
+		if now, err := of(file); err != nil || now != stamp() {
+			t.Errorf("stamp %+v, %v; want %+v", now, err, stamp())
+		}
+		if _, err := of(file + ".none"); !os.IsNotExist(err) {
+			t.Errorf("no file: %v", err)
+		}
 	}
 }

@@ -115,7 +115,7 @@ func Start(s *Sockets, cfg Config) (_ *Server, err error) {
 		waiting: make(chan struct{}, maxWaiting), asked: make(chan struct{}, maxAsked), conns: make(chan struct{}, maxConns), done: make(chan struct{}),
 	}
 	srv.Change(cfg)
-	srv.buffers.New = func() any { return new([headers + maxQuery]byte) }
+	srv.buffers.New = func() any { return new(buffers) }
 	srv.udp = os.NewFile(uintptr(s.udp), "dns")
 	tcp := os.NewFile(uintptr(s.tcp), "dns")
 	*s = none

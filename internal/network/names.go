@@ -197,7 +197,7 @@ type person struct {
 // refresh reads what has changed of the network's records.
 func (r *roster) refresh() error {
 	dir := r.m.dir(r.network, "ep")
-	stamp, err := disk.StampOf(dir)
+	stamp, err := disk.StampInMemory(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		*r = roster{m: r.m, network: r.network, name: r.name}
 		return nil
