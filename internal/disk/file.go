@@ -11,8 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -38,37 +40,68 @@ const (
 func WriteFile(path string, data []byte, perm fs.FileMode, d Durability) error {
 	dir, base := filepath.Split(path)
 	if dir == "" {
-		dir = "."
+		dir = "./"
 	}
-	f, err := os.CreateTemp(dir, tempPrefix+base+".*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	tmp := f.Name()
-	fail := func(err error) error {
-		os.Remove(tmp)
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	_, err = f.Write(data)
+	tmp, err := writeTemp(dir+tempPrefix+base+".", data, perm, d)
 	if err == nil {
-		err = f.Chmod(perm)
-	}
-	if err == nil && d == Durable {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
+		if err = unix.Rename(tmp, path); err != nil {
+			err = &os.LinkError{Op: "rename", Old: tmp, New: path, Err: err}
+		}
 	}
 	if err != nil {
-		return fail(err)
+		if tmp != "" {
+			_ = unix.Unlink(tmp) // else it is a leftover like those of the killed
+		}
+		return fmt.Errorf("write %s: %w", path, err)
 	}
 	if d == Durable {
-		return SyncDir(dir)
+		return SyncDir(filepath.Clean(dir))
 	}
 	return nil
+}
+
+// writeTemp makes a file whose name begins with prefix and returns that, "" if none was made. With the kernel's calls alone: package os asks
+// the poller about every file first, and about a folder in the new name's place.
+func writeTemp(prefix string, data []byte, perm fs.FileMode, d Durability) (name string, err error) {
+	var fd int
+	fail := func(op string, err error) error { return &fs.PathError{Op: op, Path: name, Err: err} }
+	for try := 0; ; try++ {
+		name = prefix + strconv.FormatUint(uint64(rand.Uint32()), 10)
+		err := retry(func() (err error) {
+			fd, err = unix.Open(name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+			return err
+		})
+		const tries = 10000
+		if err == unix.EEXIST && try < tries {
+			continue
+		}
+		if err != nil {
+			return "", fail("open", err)
+		}
+		break
+	}
+	for rest := data; len(rest) > 0 && err == nil; {
+		var n int
+		if err = retry(func() (err error) { n, err = unix.Write(fd, rest); return err }); err == nil {
+			rest = rest[n:]
+		} else {
+			err = fail("write", err)
+		}
+	}
+	if err == nil {
+		if err = retry(func() error { return unix.Fchmod(fd, uint32(perm.Perm())) }); err != nil {
+			err = fail("chmod", err)
+		}
+	}
+	if err == nil && d == Durable {
+		if err = retry(func() error { return unix.Fsync(fd) }); err != nil {
+			err = fail("sync", err)
+		}
+	}
+	if cerr := unix.Close(fd); err == nil && cerr != nil && cerr != unix.EINTR {
+		err = fail("close", cerr)
+	}
+	return name, err
 }
 
 // tempPrefix marks temporary files of WriteFile, which readers of a folder skip.
@@ -118,7 +151,7 @@ func encode(path string, v any) ([]byte, error) {
 
 // ReadJSON decodes the file at path into v. The error satisfies errors.Is(err, fs.ErrNotExist) when there is none.
 func ReadJSON(path string, v any) error {
-	data, err := readFile(path)
+	data, err := ReadFile(path)
 	if err != nil {
 		return err
 	}
@@ -128,9 +161,9 @@ func ReadJSON(path string, v any) error {
 	return nil
 }
 
-// readFile is os.ReadFile for the small files of which `ps` reads thousands: open, read, close, where that asks the poller about each of
+// ReadFile is os.ReadFile for the small files of which `ps` reads thousands: open, read, close, where that asks the poller about each of
 // them first and makes 10 system calls.
-func readFile(path string) ([]byte, error) {
+func ReadFile(path string) ([]byte, error) {
 	var fd int
 	err := retry(func() (err error) { fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0); return err })
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -109,16 +110,26 @@ func (a *app) run(id string, o *startOptions) error {
 		}
 		return errors.Join(err, a.undo(c))
 	}
-	c.lock.Release()
 	if o.detach {
+		c.lock.Release()
 		return nil
+	}
+	if err := c.lock.Pause(); err != nil {
+		return err
 	}
 	st, err := front.wait(p)
 	if err != nil {
 		return err
 	}
 	if !o.keep {
-		if err := a.remove(id, true); err != nil && !errors.Is(err, errNotExist) {
+		err := c.lock.Resume()
+		if errors.Is(err, fs.ErrNotExist) { // deleted by somebody else, who may have made another with its name
+			return code(st.Code)
+		}
+		if err == nil {
+			err = a.dispose(c, spec)
+		}
+		if err != nil {
 			return err
 		}
 	}

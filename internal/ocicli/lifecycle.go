@@ -369,9 +369,14 @@ func (a *app) remove(id string, force bool) error {
 			return err
 		}
 	}
+	return a.dispose(c, spec)
+}
+
+// dispose deletes a locked container whose processes have ended or are about to.
+func (a *app) dispose(c *container, spec *specs.Spec) error {
 	cfg, err := c.runtimeConfig()
 	if err == nil {
-		// The process has ended or is about to; its cgroup says when all have.
+		// Its cgroup says when all have.
 		var box runtime.Container
 		if box, err = runtime.Open(cfg, 0); errors.Is(err, os.ErrProcessDone) {
 			err = box.Delete()

@@ -23,9 +23,12 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"conex/internal/linux/mount"
 	"conex/internal/ocicli/shield"
+
+	"golang.org/x/sys/unix"
 )
 
 // Name is the name to call conex by for this command line.
@@ -98,7 +101,11 @@ func (a *app) unshield() error {
 		return fmt.Errorf("forbid execution of the runtime: %w", err)
 	}
 	// Executed through a descriptor we would be called by its number.
-	return os.WriteFile("/proc/self/comm", []byte(Name), 0)
+	if unix.Gettid() != os.Getpid() { // the process's name is its first thread's
+		return os.WriteFile("/proc/self/comm", []byte(Name), 0)
+	}
+	name := append([]byte(Name), 0)
+	return unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
 }
 
 func (a *app) main(args []string) error {

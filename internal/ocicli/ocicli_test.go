@@ -854,3 +854,20 @@ func FuzzSpec(f *testing.F) {
 		}
 	})
 }
+
+// TestRecordIsJSON: what encode writes is what encoding/json writes.
+func TestRecordIsJSON(t *testing.T) {
+	for _, r := range []record{
+		{},
+		{Pid: 7, Start: 1 << 63, Bundle: "/var/lib/x", RootFS: "/var/lib/x/rootfs", Created: time.Now().UTC(), Owner: "root", Systemd: true, NoKeyring: true},
+		{Bundle: `/a "b" \c`, RootFS: "/<&>\x00\x1f\x7f\u2028\xff日本", Created: time.Unix(1, 500)},
+	} {
+		want, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := r.encode(); err != nil || string(got) != string(want) {
+			t.Errorf("%s, %v, want %s", got, err, want)
+		}
+	}
+}

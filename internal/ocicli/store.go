@@ -139,7 +139,7 @@ func (c *container) config() (*specs.Spec, error) {
 	if c.spec != nil {
 		return c.spec, nil
 	}
-	b, err := os.ReadFile(c.file("config.json"))
+	b, err := disk.ReadFile(c.file("config.json"))
 	if err != nil {
 		return nil, err
 	}
@@ -226,16 +226,42 @@ func (c *container) save(pid int) error {
 		return err
 	}
 	c.rec.Pid, c.rec.Start = pid, start
-	b, err := json.Marshal(c.rec)
+	b, err := c.rec.encode()
 	if err != nil {
 		return err
 	}
 	return disk.WriteFile(c.file("state.json"), b, 0o600, disk.Volatile)
 }
 
+// encode is json.Marshal without making a plan of how, which would take longer than all else that save does.
+func (r *record) encode() (b []byte, err error) {
+	text := func(name, s string) {
+		b = append(append(b, `,"`...), name+`":`...)
+		if strings.IndexFunc(s, func(c rune) bool { return c < ' ' || c > '~' || strings.ContainsRune(`"\<>&`, c) }) < 0 {
+			b = append(append(append(b, '"'), s...), '"')
+			return
+		}
+		q, qerr := json.Marshal(s)
+		b, err = append(b, q...), errors.Join(err, qerr)
+	}
+	b = strconv.AppendInt(append(b, `{"pid":`...), int64(r.Pid), 10)
+	b = strconv.AppendUint(append(b, `,"start":`...), r.Start, 10)
+	text("bundle", r.Bundle)
+	text("rootfs", r.RootFS)
+	text("created", r.Created.Format(time.RFC3339Nano))
+	text("owner", r.Owner)
+	if r.Systemd {
+		b = append(b, `,"systemd":true`...)
+	}
+	if r.NoKeyring {
+		b = append(b, `,"noKeyring":true`...)
+	}
+	return append(b, '}'), err
+}
+
 // procStat reads a process's start time and state.
 func procStat(pid int) (start uint64, state byte, err error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	b, err := disk.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return 0, 0, err
 	}
