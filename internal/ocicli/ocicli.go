@@ -92,6 +92,11 @@ func (a *app) unshield() error {
 	if err := os.Unsetenv(shield.Env); err != nil {
 		return err
 	}
+	if os.Getenv("GOMAXPROCS") == shield.Procs {
+		if err := os.Unsetenv("GOMAXPROCS"); err != nil {
+			return err
+		}
+	}
 	self := os.NewFile(uintptr(fd), "self")
 	if self == nil {
 		return nil

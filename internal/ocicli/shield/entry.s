@@ -14,3 +14,7 @@ DATA conexRuntimeAttr+8(SB)/8, $0
 DATA conexRuntimeAttr+16(SB)/8, $0x40000
 DATA conexRuntimeAttr+24(SB)/8, $0
 GLOBL conexRuntimeAttr(SB), RODATA|NOPTR, $32
+
+DATA conexRuntimeProcs+0(SB)/8, $"GOMAXPRO"
+DATA conexRuntimeProcs+8(SB)/8, $"CS=01\x00\x00\x00"
+GLOBL conexRuntimeProcs(SB), RODATA|NOPTR, $16

@@ -106,8 +106,8 @@ digit:
 	MOVB $70, 17(DI) // "F"
 	MOVB $61, 18(DI) // "="
 
-	// The environment again, that first.
-	LEAQ 1(R14), CX
+	// The environment again, that first and the number of processors (Procs) last.
+	LEAQ 2(R14), CX
 	SHLQ $3, CX
 	MOVQ R12, R10
 	SUBQ CX, R10
@@ -122,6 +122,9 @@ copy:
 	INCQ CX
 	CMPQ CX, R14
 	JNE  copy
+	LEAQ conexRuntimeProcs(SB), AX
+	MOVQ AX, (R10)(R14*8)
+	MOVQ $0, 8(R10)(R14*8)
 
 	MOVQ R10, -48(R12)
 	MOVL $157, AX // prctl

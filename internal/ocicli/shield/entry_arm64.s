@@ -105,9 +105,9 @@ digit:
 	MOVD $61, R3 // "="
 	MOVB R3, 18(R5)
 
-	// The environment again, that first.
+	// The environment again, that first and the number of processors (Procs) last.
 	SUB  R21<<3, R19, R3
-	SUB  $80, R3, R3
+	SUB  $88, R3, R3
 	AND  $~15, R3, R3
 	MOVD R5, (R3)
 	ADD  $8, R3, R6
@@ -119,6 +119,10 @@ copy:
 	ADD  $1, R7, R7
 	CMP  R21, R7
 	BNE  copy
+	MOVD $conexRuntimeProcs(SB), R4
+	ADD  R21<<3, R3, R6
+	MOVD R4, (R6)
+	MOVD ZR, 8(R6)
 
 	MOVD R3, R25 // the environment
 	MOVD $167, R8 // prctl

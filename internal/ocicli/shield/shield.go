@@ -24,6 +24,11 @@ import (
 // Env names the variable with the number of the descriptor, in the program that was executed through it.
 const Env = "CONEX_RUNTIME_SELF"
 
+// Procs is what both give the program as GOMAXPROCS, behind the environment's own: one processor, since its work is done one step after the
+// other, and each thread that Go's runtime wakes up for another processor costs more than it saves. The program takes it out of its
+// environment. Nobody else writes it this way.
+const Procs = "01"
+
 // starting are the commands that fork into a container.
 var starting = []string{"create", "run", "exec"}
 
@@ -70,6 +75,6 @@ func Execute() {
 		return
 	}
 	self := strconv.Itoa(int(fd))
-	_ = syscall.Exec("/proc/self/fd/"+self, os.Args, append(os.Environ(), Env+"="+self)) // it returns with an error only
+	_ = syscall.Exec("/proc/self/fd/"+self, os.Args, append(os.Environ(), Env+"="+self, "GOMAXPROCS="+Procs)) // it returns with an error only
 	syscall.Close(int(fd))
 }

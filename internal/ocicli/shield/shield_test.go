@@ -129,7 +129,7 @@ func TestExecutedAgain(t *testing.T) {
 			env := append([]string{trace}, c.env...)
 			starts := 1
 			if c.wanted {
-				env = append([]string{Env + "=200"}, env...)
+				env = append(append([]string{Env + "=200"}, env...), "GOMAXPROCS="+Procs)
 				if !entry { // which puts it last, and leaves out what is twice or empty
 					starts = 2
 					slices.Sort(got.Env)
