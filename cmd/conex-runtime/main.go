@@ -11,10 +11,14 @@ import (
 	"os"
 	"runtime"
 
+	"conex/internal/linux/thread"
 	"conex/internal/ocicli"
 )
 
 // The main goroutine stays on the main thread, which a container's thread must not be.
 func init() { runtime.LockOSThread() }
 
-func main() { os.Exit(ocicli.Main(os.Args[1:])) }
+func main() {
+	thread.Room()
+	os.Exit(ocicli.Main(os.Args[1:]))
+}

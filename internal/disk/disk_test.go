@@ -430,3 +430,37 @@ func TestRemoveTemps(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestReadAtMost: a file as long as the limit is read, a longer one refused, and a pipe is read to its end.
+func TestReadAtMost(t *testing.T) {
+	dir := t.TempDir()
+	const limit = 10000
+	for _, n := range []int{0, 1, 4095, 4096, 4097, limit, limit + 1} {
+		path := filepath.Join(dir, "file")
+		want := bytes.Repeat([]byte("x"), n)
+		if err := os.WriteFile(path, want, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := ReadAtMost(path, limit); (err == nil) != (n <= limit) || err == nil && !bytes.Equal(got, want) {
+			t.Errorf("%d bytes: %d, %v", n, len(got), err)
+		}
+	}
+	pipe := filepath.Join(dir, "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	errs := make(chan error, 1)
+	go func() {
+		f, err := os.OpenFile(pipe, os.O_WRONLY, 0)
+		for _, s := range []string{"ab", "cd"} {
+			if err == nil {
+				_, err = f.WriteString(s)
+			}
+		}
+		errs <- errors.Join(err, f.Close())
+	}()
+	got, err := ReadAtMost(pipe, limit)
+	if werr := <-errs; err != nil || werr != nil || string(got) != "abcd" {
+		t.Errorf("%q, %v, %v", got, err, werr)
+	}
+}

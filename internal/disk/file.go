@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -163,7 +164,12 @@ func ReadJSON(path string, v any) error {
 
 // ReadFile is os.ReadFile for the small files of which `ps` reads thousands: open, read, close, where that asks the poller about each of
 // them first and makes 10 system calls.
-func ReadFile(path string) ([]byte, error) {
+func ReadFile(path string) ([]byte, error) { return read(path, math.MaxInt, true) }
+
+// ReadAtMost is ReadFile for a file of any kind, a pipe for instance, that may not be longer than limit bytes.
+func ReadAtMost(path string, limit int) ([]byte, error) { return read(path, limit, false) }
+
+func read(path string, limit int, regular bool) ([]byte, error) {
 	var fd int
 	err := retry(func() (err error) { fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0); return err })
 	if err != nil {
@@ -176,9 +182,15 @@ func ReadFile(path string) ([]byte, error) {
 		if err != nil {
 			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
 		}
-		// Only the end of a regular file makes a read short.
-		if data = data[:len(data)+n]; len(data) < cap(data) {
+		data = data[:len(data)+n]
+		if len(data) > limit {
+			return nil, fmt.Errorf("%s: more than %d bytes", path, limit)
+		}
+		if n == 0 || regular && len(data) < cap(data) { // only its end makes a regular file's read short
 			return data, nil
+		}
+		if len(data) < cap(data) {
+			continue
 		}
 		data = append(data, 0)[:len(data)]
 	}

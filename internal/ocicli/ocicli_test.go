@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -853,6 +854,30 @@ func FuzzSpec(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestInItsCgroup: the first process is in its cgroup of every hierarchy, whoever has entered it: the process itself, or a thread for it
+// where there are hooks.
+func TestInItsCgroup(t *testing.T) {
+	m := newMachine(t)
+	hook := func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/bin/true"}}} }
+	limited := func(s *specs.Spec) {
+		least := int64(1 << 20) // too little to share the runtime's memory until it executes
+		s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &least}
+	}
+	for name, edit := range map[string]func(*specs.Spec){"plain": func(*specs.Spec) {}, "hooks": hook, "limited": limited} {
+		where := "/conex-test-oci/in-" + name
+		dir := m.bundle("cat /proc/self/cgroup", edit, func(s *specs.Spec) {
+			s.Linux.CgroupsPath = where
+			s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace })
+		})
+		out := m.ok("run", "-b", dir, "in-"+name)
+		for line := range strings.Lines(out) {
+			if !strings.HasSuffix(line, ":"+where+"\n") {
+				t.Errorf("%s: %s", name, line)
+			}
+		}
+	}
 }
 
 // TestRecordIsJSON: what encode writes is what encoding/json writes.

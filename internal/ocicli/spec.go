@@ -3,12 +3,12 @@ package ocicli
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"conex/internal/disk"
 	"conex/internal/linux/caps"
 	"conex/internal/plainjson"
 
@@ -20,17 +20,10 @@ const maxConfig = 16 << 20
 
 // readConfig reads the bundle's config.json.
 func readConfig(bundle string) ([]byte, error) {
-	f, err := os.Open(filepath.Join(bundle, "config.json"))
+	path := filepath.Join(bundle, "config.json")
+	b, err := disk.ReadAtMost(path, maxConfig)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("JSON specification file config.json not found in %s", bundle)
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
-	if err == nil && len(b) > maxConfig {
-		err = fmt.Errorf("%s/config.json: more than %d bytes", bundle, maxConfig)
 	}
 	return b, err
 }

@@ -55,15 +55,16 @@ type box struct {
 	// userPath is the user namespace to join. It is not entered as the others are, see userNamespace.
 	userPath string
 
-	netns    *os.File
-	life     *os.File         // DieWithParent: open as long as this process may be the parent
-	timens   *os.File         // a time namespace for the child to join
-	alone    bool             // Run's: nobody works on the network beside this thread
-	named    chan error       // the network namespace exists, or why not
-	prepared chan error       // the root file system stands, or why not
-	start    chan chan result // Start's request
-	quit     chan struct{}
-	ended    chan struct{} // the thread has done its work
+	netns     *os.File
+	life      *os.File         // DieWithParent: open as long as this process may be the parent
+	timens    *os.File         // a time namespace for the child to join
+	alone     bool             // Run's: nobody works on the network beside this thread
+	entrances []int            // v1's, for the child to enter by
+	named     chan error       // the network namespace exists, or why not
+	prepared  chan error       // the root file system stands, or why not
+	start     chan chan result // Start's request
+	quit      chan struct{}
+	ended     chan struct{} // the thread has done its work
 
 	mu      sync.Mutex
 	started bool

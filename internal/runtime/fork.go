@@ -63,14 +63,17 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 		defer l.life.Close()
 	}
 	// All that reads the host's files comes before the new root.
-	into, err := enterCgroup(b.cg)
-	if err != nil {
-		return nil, err
-	}
+	var prog nsfork.Program
+	into, err := b.intoCgroup(&prog, r)
 	if into != nil {
 		defer into.Close()
 	}
-	var prog nsfork.Program
+	for _, fd := range b.entrances {
+		defer unix.Close(fd)
+	}
+	if err != nil {
+		return nil, err
+	}
 	var null *os.File
 	if l.needsNull() {
 		host, err := hostNull()
@@ -189,6 +192,24 @@ func (b *box) openLife() (*os.File, error) {
 	}
 	f := os.NewFile(uintptr(fd), "life")
 	return f, unix.SetNonblock(fd, true) // only now: a file that knows of it undoes it when it is asked for its descriptor
+}
+
+// intoCgroup sees to it that the child will be in its cgroup, and returns the v2 folder for clone3, nil where there is none. Under Run the
+// child of a plain container enters v1's hierarchies itself, first of all: the thread, which otherwise does it for its child, would have to be
+// gone before they can be removed. A hook or an init beside it would not wait for that.
+func (b *box) intoCgroup(prog *nsfork.Program, r *rootfs) (*os.File, error) {
+	if !b.alone || b.cfg.Init || b.cfg.Spec.Hooks != nil || r.users != nil {
+		return enterCgroup(b.cg)
+	}
+	into, err := b.cg.FD()
+	if err != nil {
+		return nil, err
+	}
+	b.entrances, err = b.cg.Entrances()
+	for _, fd := range b.entrances {
+		prog.Call("enter cgroup", unix.SYS_WRITE, nsfork.FD(fd), "0", 1)
+	}
+	return into, err
 }
 
 // enterCgroup moves the thread into the v1 hierarchies and returns the v2 folder for clone3, nil where there is none.

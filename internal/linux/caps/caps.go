@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -98,17 +96,13 @@ func Known() uint64 {
 
 // available is asked of the kernel once: a bounding set only shrinks, and only on request.
 var available = sync.OnceValue(func() uint64 {
-	last := uint64(len(names) - 1)
-	if b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap"); err == nil {
-		if n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 8); err == nil {
-			last = min(last, n)
-		}
-	}
 	var mask uint64
-	for c := uint64(0); c <= last; c++ {
-		// PR_CAPBSET_READ fails with EINVAL for a number that the kernel doesn't know.
+	for c := range len(names) {
 		r, _, errno := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0, 0)
-		if errno == 0 && r == 1 {
+		if errno != 0 {
+			break // EINVAL: the kernel knows neither this number nor a higher one
+		}
+		if r == 1 {
 			mask |= 1 << c
 		}
 	}

@@ -47,6 +47,11 @@ type Manager interface {
 	// through cgroup.procs waits for all CPUs, 4 to 12 ms. On v2 it does nothing: FD is the way in.
 	EnterThread() error
 
+	// Entrances opens a file of each v1 hierarchy. Whoever writes "0" to all of them is inside, with the thread that does it: a child that
+	// does so itself leaves no thread behind that the end of the cgroup has to wait for. On v2 there are none: FD is the way in. The caller
+	// closes them.
+	Entrances() ([]int, error)
+
 	// FD opens the folder in the v2 tree for clone3's CLONE_INTO_CGROUP. It is nil where no v2 tree is mounted. The caller
 	// closes it.
 	FD() (*os.File, error)

@@ -155,9 +155,25 @@ func writeV1Devices(dir string, rules []specs.LinuxDeviceCgroup) error {
 	if err := checkDevices(rules); err != nil {
 		return err
 	}
+	// Each of the two files is opened once, and takes a rule with each write.
+	fds := map[string]int{}
+	defer func() {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	}()
 	for _, d := range v1Devices(rules) {
-		if err := writeFile(filepath.Join(dir, d.file), d.value); err != nil {
-			return fmt.Errorf("device access %q: %w", d.value, err)
+		path := filepath.Join(dir, d.file)
+		fd, ok := fds[d.file]
+		if !ok {
+			var err error
+			if fd, err = retry(func() (int, error) { return unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0) }); err != nil {
+				return fmt.Errorf("device access %q: %w", d.value, &os.PathError{Op: "open", Path: path, Err: err})
+			}
+			fds[d.file] = fd
+		}
+		if _, err := retry(func() (int, error) { return unix.Write(fd, []byte(d.value)) }); err != nil {
+			return fmt.Errorf("device access %q: %w", d.value, &os.PathError{Op: "write", Path: path, Err: err})
 		}
 	}
 	return nil

@@ -33,10 +33,25 @@ func writeFile(path, value string) error {
 	return nil
 }
 
-// readFile reads a cgroup file, without its final newline.
+// readFile reads a cgroup file, without its final newline. It skips the runtime's poller, too.
 func readFile(path string) (string, error) {
-	b, err := os.ReadFile(path)
-	return strings.TrimSuffix(string(b), "\n"), err
+	fd, err := retry(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return "", &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	for b := make([]byte, 0, 512); ; {
+		n, err := retry(func() (int, error) { return unix.Read(fd, b[len(b):cap(b)]) })
+		if err != nil {
+			return "", &fs.PathError{Op: "read", Path: path, Err: err}
+		}
+		if n == 0 {
+			return strings.TrimSuffix(string(b), "\n"), nil
+		}
+		if b = b[:len(b)+n]; len(b) == cap(b) {
+			b = append(b, 0)[:len(b)]
+		}
+	}
 }
 
 func retry(f func() (int, error)) (int, error) {

@@ -168,6 +168,27 @@ func (v *v1) EnterThread() error {
 	return v.enter("tasks", "0")
 }
 
+func (v *v1) Entrances() (fds []int, err error) {
+	for _, d := range v.dirs() {
+		file := filepath.Join(d, "tasks")
+		fd, err := retry(func() (int, error) { return unix.Open(file, unix.O_WRONLY|unix.O_CLOEXEC, 0) })
+		if err == unix.ENOENT {
+			continue
+		}
+		if err != nil {
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+			return nil, fmt.Errorf("enter cgroup: %w", &fs.PathError{Op: "open", Path: file, Err: err})
+		}
+		fds = append(fds, fd)
+	}
+	if fds == nil {
+		return nil, fmt.Errorf("enter cgroup %s: %w", v.path, ErrNotExist)
+	}
+	return fds, nil
+}
+
 // enter writes to a file of every v1 folder that exists.
 func (v *v1) enter(file, value string) error {
 	found := false

@@ -104,6 +104,8 @@ func (v *v2) setDevices(res *specs.LinuxResources) error {
 
 func (v *v2) EnterThread() error { return nil }
 
+func (v *v2) Entrances() ([]int, error) { return nil, nil }
+
 func (v *v2) Started() {}
 
 func (v *v2) FD() (*os.File, error) { return v.fd() }

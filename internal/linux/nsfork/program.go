@@ -92,6 +92,10 @@ func (p *Program) Call(name string, nr uintptr, args ...any) Ref {
 }
 
 func (p *Program) add(name string, o op, args ...any) Ref {
+	if p.ops == nil {
+		const usual = 256 // a container's; growing to it would take three times the memory
+		p.ops, p.names, p.args = make([]op, 0, usual), make([]string, 0, usual), make([][]any, 0, usual)
+	}
 	p.ops, p.names, p.args = append(p.ops, o), append(p.names, name), append(p.args, args)
 	return Ref(len(p.ops) - 1)
 }
