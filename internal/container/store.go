@@ -88,7 +88,7 @@ func (s *Store) Lock(id string) (*disk.Lock, error) {
 	path := s.RunDir(id, "monitor.lock")
 	l, err := disk.TryAcquire(path)
 	for errors.Is(err, fs.ErrNotExist) { // again while somebody removes the folder
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil && !errors.Is(err, fs.ErrExist) { // which it was for a moment
 			return nil, fmt.Errorf("lock container: %w", err)
 		}
 		l, err = disk.TryAcquire(path)
