@@ -62,12 +62,8 @@ func (c *metaFlags) setLabels(t *flagTarget) error {
 		labels = append(labels, lines...)
 	}
 	for _, l := range c.label {
-		key, _, _ := strings.Cut(l, "=")
-		switch key = strings.TrimLeft(key, " \t"); {
-		case key == "":
-			return fmt.Errorf("invalid argument %q for \"-l, --label\" flag: invalid label '%s': empty name", l, l)
-		case strings.ContainsAny(key, " \t"):
-			return fmt.Errorf("invalid argument %q for \"-l, --label\" flag: label '%s' contains whitespaces", l, key)
+		if err := checkLabel(l, "-l, --label"); err != nil {
+			return err
 		}
 	}
 	t.config.Labels = keyValues(append(labels, c.label...))

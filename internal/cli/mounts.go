@@ -23,6 +23,8 @@ func parseVolume(s string) (bind, anonymous string, own ownOptions, err error) {
 	}
 	parts := strings.SplitN(s, ":", 3)
 	switch {
+	case s == "":
+		return fail("invalid empty volume spec")
 	case slices.Contains(parts, ""):
 		return fail("invalid spec: %s: empty section between colons", s)
 	case len(parts) == 3 && strings.Contains(parts[2], ":") && !strings.Contains(parts[2], "idmap="):

@@ -28,6 +28,9 @@ func (a *app) volumeCreateCommand() *cobra.Command {
 			}
 			req := engine.VolumeCreateRequest{Name: name, Driver: driver}
 			for _, l := range labels {
+				if err := checkLabel(l, "--label"); err != nil {
+					return a.usageError(cmd, err)
+				}
 				k, v, _ := strings.Cut(l, "=")
 				req.Labels = with(req.Labels, k, v)
 			}
@@ -97,9 +100,9 @@ func (a *app) volumeLsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			vols, err := e.ListVolumes(cmd.Context(), filter)
-			if err != nil {
-				return err
+			vols, lerr := e.ListVolumes(cmd.Context(), filter)
+			if lerr != nil && vols == nil {
+				return lerr
 			}
 			if quiet && format == "" {
 				format = "{{.Name}}"
@@ -110,7 +113,7 @@ func (a *app) volumeLsCommand() *cobra.Command {
 			}
 			head := headings{"Availability": "AVAILABILITY", "Driver": "DRIVER", "Group": "GROUP", "Labels": "LABELS", "Links": "LINKS", "Mountpoint": "MOUNTPOINT",
 				"Name": "VOLUME NAME", "Scope": "SCOPE", "Size": "SIZE", "Status": "STATUS"}
-			return writeList(a.out, format, `{{.Driver}}\t{{.Name}}`, head, rows)
+			return errors.Join(writeList(a.out, format, `{{.Driver}}\t{{.Name}}`, head, rows), lerr)
 		},
 	}
 	f := cmd.Flags()

@@ -333,11 +333,11 @@ func (m *mounter) bind(spec string) (apic.MountPoint, error) {
 	case p.Type == mount.TypeBind:
 		return p, nil
 	}
-	if err := volume.CheckName(p.Name); err != nil {
-		return p, invalid("%w. If you intended to pass a host directory, use absolute path", err)
+	if err := checkVolumeName(p.Name); err != nil {
+		return p, err
 	}
 	if d := m.rec.HostConfig.VolumeDriver; d != "" {
-		if err := checkVolumeDriver(&mount.Driver{Name: d}); err != nil {
+		if err := checkVolumeDriver(p.Name, &mount.Driver{Name: d}); err != nil {
 			return p, err
 		}
 	}
@@ -434,15 +434,15 @@ func (m *mounter) bindMount(s mount.Mount, p apic.MountPoint) (apic.MountPoint, 
 func (m *mounter) volumeMount(s mount.Mount, p apic.MountPoint) (apic.MountPoint, error) {
 	p.Name, p.Source, p.Mode = s.Source, "", "z"
 	if s.Source != "" {
-		if err := volume.CheckName(s.Source); err != nil {
-			return p, invalid("%w", err)
+		if err := checkVolumeName(s.Source); err != nil {
+			return p, err
 		}
 	}
 	o := s.VolumeOptions
 	if o == nil {
 		return p, nil
 	}
-	if err := checkVolumeDriver(o.DriverConfig); err != nil {
+	if err := checkVolumeDriver(p.Name, o.DriverConfig); err != nil {
 		return p, err
 	}
 	if o.DriverConfig != nil && len(o.DriverConfig.Options) > 0 {
@@ -474,14 +474,11 @@ func (m *mounter) subpath(p apic.MountPoint, sub string) error {
 }
 
 // checkVolumeDriver refuses drivers that are not there.
-func checkVolumeDriver(d *mount.Driver) error {
-	if d == nil {
+func checkVolumeDriver(name string, d *mount.Driver) error {
+	if d == nil || d.Name == "" || d.Name == "local" {
 		return nil
 	}
-	if d.Name != "" && d.Name != "local" {
-		return invalid("error looking up volume plugin %s: plugin %q not found", d.Name, d.Name)
-	}
-	return nil
+	return invalid("create %s: error looking up volume plugin %s: plugin %q not found", name, d.Name, d.Name)
 }
 
 // imageMount is a mount of an image, which must be here. Until the record names it, a lease does.

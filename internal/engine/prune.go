@@ -3,6 +3,8 @@ package engine
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"conex/internal/build"
 	"conex/internal/collect"
 	"conex/internal/container"
+	"conex/internal/disk"
 	"conex/internal/image"
 	"conex/internal/ocispec"
 	"conex/internal/volume"
@@ -189,17 +192,30 @@ func (e *Engine) pruneContainers(ctx context.Context, f *pruneFilter, rep *Prune
 	return nil
 }
 
-// pruneVolumes holds the volumes' lock, so that nobody is making a container that has a volume and no record yet.
+// pruneVolumes removes volumes that no container has.
 func (e *Engine) pruneVolumes(ctx context.Context, req PruneRequest, f *pruneFilter, rep *PruneReport) error {
+	trash, err := e.trashVolumes(ctx, req, f, rep)
+	errs := []error{err}
+	for _, t := range trash {
+		size, err := treeSize(filepath.Join(t, "_data"))
+		errs = append(errs, err, os.RemoveAll(t))
+		rep.Bytes += size
+	}
+	return errors.Join(errs...)
+}
+
+// trashVolumes takes away what pruneVolumes deletes, and returns where that lies. It holds the volumes' lock, so that nobody is making a container
+// that has a volume and no record yet.
+func (e *Engine) trashVolumes(ctx context.Context, req PruneRequest, f *pruneFilter, rep *PruneReport) (trash []string, err error) {
 	vols := e.Volumes()
 	l, err := vols.LockUnused(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer l.Release()
 	all, err := e.snapshots(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	used := map[string]bool{}
 	for _, n := range all {
@@ -212,36 +228,38 @@ func (e *Engine) pruneVolumes(ctx context.Context, req PruneRequest, f *pruneFil
 	}
 	names, err := vols.List()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	slices.Sort(names)
+	var errs []error
 	for _, name := range names {
 		v, err := vols.Get(name)
 		if errors.Is(err, volume.ErrNotFound) {
 			continue // what a crash left of one: nobody can have put anything into it
 		}
 		if err != nil {
-			return err
-		}
-		if used[name] || !v.Anonymous && !req.AllVolumes || !f.match(v.Created, v.Labels) {
+			errs = append(errs, err)
 			continue
 		}
-		size, err := treeSize(vols.Data(name))
-		if err != nil {
-			return err
+		if used[name] || !v.Anonymous && !req.AllVolumes || !f.match(v.Created, v.Labels) || len(v.Options) > 0 {
+			continue // Docker leaves what has options: who made those wants it
 		}
 		if kept, err := vols.Snapshots(name); err != nil {
-			return err
+			return trash, err
 		} else if len(kept) > 0 {
 			continue // somebody wants what was in it
 		}
-		if err := vols.Remove(ctx, name); err != nil {
-			return err
+		at, err := vols.TryTrash(name)
+		if errors.Is(err, disk.ErrLocked) {
+			continue // somebody reads it: it is in use
+		}
+		if err != nil {
+			return trash, err
 		}
 		e.volumeEvent(mevents.ActionDestroy, name)
-		rep.Volumes, rep.Bytes = append(rep.Volumes, name), rep.Bytes+size
+		trash, rep.Volumes = append(trash, at), append(rep.Volumes, name)
 	}
-	return nil
+	return trash, errors.Join(errs...)
 }
 
 // pruneImages removes the records of images. Nobody can take a lease on an image meanwhile, so none is lost between somebody's look

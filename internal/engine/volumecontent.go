@@ -91,6 +91,17 @@ func (e *Engine) removeSnapshot(ctx context.Context, name, snapshot string) erro
 	return classify(vols.RemoveSnapshot(ctx, name, snapshot))
 }
 
+// cutSnapshot splits VOLUME@SNAPSHOT. Without the latter snapshot is "".
+func cutSnapshot(ref string) (name, snapshot string, err error) {
+	name, snapshot, named := strings.Cut(ref, "@")
+	if named {
+		if err := volume.CheckSnapshotName(snapshot); err != nil {
+			return "", "", invalid("%s: %w", ref, err)
+		}
+	}
+	return name, snapshot, nil
+}
+
 // VolumeSnapshot is a snapshot of a volume.
 type VolumeSnapshot struct {
 	Volume, Name string
@@ -126,7 +137,10 @@ func (e *Engine) VolumeSnapshots(_ context.Context, names []string) ([]VolumeSna
 // CloneVolume makes a new volume of another one's content, or of a snapshot's (VOLUME@SNAPSHOT), with its labels and size. Unless
 // noPause, containers that run with the source stand still meanwhile.
 func (e *Engine) CloneVolume(ctx context.Context, from, to string, noPause bool) (err error) {
-	name, snapshot, _ := strings.Cut(from, "@")
+	name, snapshot, err := cutSnapshot(from)
+	if err != nil {
+		return err
+	}
 	if err := volume.CheckName(to); err != nil {
 		return classify(err)
 	}
@@ -179,7 +193,7 @@ func (e *Engine) replaceVolume(ctx context.Context, what, name string, fn func(*
 	if _, err := vols.Get(name); err != nil {
 		return volumeError(what, name, err)
 	}
-	for {
+	return volume.WhenFree(ctx, func() error {
 		// Settles containers whose monitors died, too: their processes would go on writing.
 		running, err := e.volumeRunning(ctx, name)
 		if err != nil {
@@ -189,28 +203,22 @@ func (e *Engine) replaceVolume(ctx context.Context, what, name string, fn func(*
 			return conflict("%s %s: volume is in use - [%s]: stop these containers first", what, name, strings.Join(containerIDs(running), ", "))
 		}
 		l, err := vols.TryAlone(name)
-		if errors.Is(err, disk.ErrLocked) { // somebody reads it, or a container has just begun or ended
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(5 * time.Millisecond):
-				continue
-			}
-		}
 		if err != nil {
 			return volumeError(what, name, err)
 		}
 		defer l.Release()
-		if running, err = e.volumeRunning(ctx, name); err == nil && len(running) > 0 {
-			l.Release()
-			continue
+		if running, err = e.volumeRunning(ctx, name); err != nil {
+			return err
+		}
+		if len(running) > 0 { // since we looked
+			return disk.ErrLocked
 		}
 		v, err := vols.Get(name)
 		if err != nil {
 			return err
 		}
 		return classify(fn(vols, &v))
-	}
+	})
 }
 
 func containerIDs(list []*container.Snapshot) []string {
@@ -242,7 +250,10 @@ func (e *Engine) ExportVolume(ctx context.Context, req VolumeExportRequest) (err
 			return invalid("%w", err)
 		}
 	}
-	name, snapshot, _ := strings.Cut(req.Volume, "@")
+	name, snapshot, err := cutSnapshot(req.Volume)
+	if err != nil {
+		return err
+	}
 	u, done, err := e.readVolume(ctx, "export", name, req.NoPause || snapshot != "")
 	if err != nil {
 		return err
@@ -339,7 +350,7 @@ func extractVolume(ctx context.Context, in io.Reader, data string) error {
 		return err
 	}
 	defer root.Close()
-	_, err = treecopy.Extract(ctx, r, root, "", treecopy.Options{KeepOwner: true, SetID: true, Caps: true, Devices: true, Top: true})
+	_, err = treecopy.Extract(ctx, r, root, "", treecopy.Options{KeepOwner: true, SetID: true, Caps: true, Devices: true, Top: true, Complete: true})
 	var bad *layertar.EntryError
 	if errors.As(err, &bad) {
 		return &kindError{ErrInvalid, err}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -42,8 +43,11 @@ func (e *Engine) CreateVolume(_ context.Context, req VolumeCreateRequest) (apiv.
 	if v.Name == "" {
 		v.Name, v.Anonymous = disk.RandomID(), true
 	}
-	if err := checkVolumeDriver(&mount.Driver{Name: req.Driver}); err != nil {
+	if err := checkVolumeDriver(v.Name, &mount.Driver{Name: req.Driver}); err != nil {
 		return apiv.Volume{}, err
+	}
+	if len(v.Name) == 1 { // a container makes one all the same, with Docker too
+		return apiv.Volume{}, invalid("create %s: volume name is too short, names should be at least two alphanumeric characters", v.Name)
 	}
 	if err := e.checkVolume(&v); err != nil {
 		return apiv.Volume{}, err
@@ -63,19 +67,19 @@ func (e *Engine) CreateVolume(_ context.Context, req VolumeCreateRequest) (apiv.
 // checkVolume checks a new volume's name and options, and whether its size can be had.
 func (e *Engine) checkVolume(v *volume.Volume) error {
 	if v.Name != "" {
-		if err := volume.CheckName(v.Name); err != nil {
-			if len(v.Name) == 1 {
-				return invalid("create %s: volume name is too short, names should be at least two alphanumeric characters", v.Name)
-			}
-			return invalid("create %s: %w. If you intended to pass a host directory, use absolute path", v.Name, err)
+		if err := checkVolumeName(v.Name); err != nil {
+			return err
 		}
 	}
 	if err := volume.CheckOptions(v.Options); err != nil {
 		return invalid("create %s: %w", v.Name, err)
 	}
 	size, err := v.Size()
-	if err != nil || size == 0 {
-		return classify(err)
+	if err != nil {
+		return invalid("create %s: %w", v.Name, err)
+	}
+	if size == 0 {
+		return nil
 	}
 	if err := quota.Check(e.root.Path("volumes")); err != nil {
 		if errors.Is(err, quota.ErrNotSupported) {
@@ -83,6 +87,14 @@ func (e *Engine) checkVolume(v *volume.Volume) error {
 				"--opt type=tmpfs --opt device=tmpfs --opt o=size=%s", v.Name, quota.ErrNotSupported, v.Options["size"])
 		}
 		return err
+	}
+	return nil
+}
+
+// checkVolumeName is volume.CheckName for who may have meant a path, in Docker's words.
+func checkVolumeName(name string) error {
+	if err := volume.CheckName(name); err != nil {
+		return invalid("create %s: %w. If you intended to pass a host directory, use absolute path", name, err)
 	}
 	return nil
 }
@@ -114,6 +126,9 @@ func describeVolume(vols *volume.Store, v *volume.Volume) apiv.Volume {
 
 // volumeError puts an error about a volume into Docker's words. A name that no volume can have is one that no volume has.
 func volumeError(what, name string, err error) error {
+	if name == "" {
+		return invalid("invalid volume name or ID: value is empty")
+	}
 	if errors.Is(err, volume.ErrNotFound) || errors.Is(err, volume.ErrName) {
 		return &kindError{ErrNotFound, &volumeMissing{what, name}}
 	}
@@ -126,7 +141,8 @@ func (e *volumeMissing) Error() string { return e.what + " " + e.name + ": no su
 
 func (e *volumeMissing) Is(target error) bool { return target == volume.ErrNotFound }
 
-// ListVolumes lists volumes, by name. Filters are Docker's: dangling, driver, label, name.
+// ListVolumes lists volumes, by name. Filters are Docker's: dangling, driver, label, name. Those whose records can't be read are an error
+// beside the list.
 func (e *Engine) ListVolumes(ctx context.Context, filters map[string][]string) ([]apiv.Volume, error) {
 	match, err := e.volumeFilter(ctx, filters)
 	if err != nil {
@@ -138,20 +154,21 @@ func (e *Engine) ListVolumes(ctx context.Context, filters map[string][]string) (
 		return nil, err
 	}
 	var out []apiv.Volume
+	var errs []error
 	for _, name := range names {
 		v, err := vols.Get(name)
-		if errors.Is(err, volume.ErrNotFound) {
-			continue
-		}
 		if err != nil {
-			return nil, err
+			if !errors.Is(err, volume.ErrNotFound) {
+				errs = append(errs, err)
+			}
+			continue
 		}
 		if d := describeVolume(vols, &v); match(&d) {
 			out = append(out, d)
 		}
 	}
 	slices.SortFunc(out, func(a, b apiv.Volume) int { return cmp.Compare(a.Name, b.Name) })
-	return out, nil
+	return out, errors.Join(errs...)
 }
 
 func (e *Engine) volumeFilter(_ context.Context, filters map[string][]string) (func(*apiv.Volume) bool, error) {
@@ -251,7 +268,11 @@ type VolumeRemoveRequest struct {
 
 // RemoveVolume deletes a volume that no container has.
 func (e *Engine) RemoveVolume(ctx context.Context, req VolumeRemoveRequest) error {
-	if name, snapshot, ok := strings.Cut(req.Name, "@"); ok {
+	name, snapshot, err := cutSnapshot(req.Name)
+	if err != nil {
+		return err
+	}
+	if snapshot != "" {
 		return e.removeSnapshot(ctx, name, snapshot)
 	}
 	vols := e.Volumes()
@@ -261,25 +282,29 @@ func (e *Engine) RemoveVolume(ctx context.Context, req VolumeRemoveRequest) erro
 		}
 		return err
 	}
-	// Nobody makes a container that has it meanwhile.
-	l, err := vols.LockUnused(ctx)
-	if err != nil {
+	var trash string
+	err = volume.WhenFree(ctx, func() error {
+		l, err := vols.LockUnused(ctx) // nobody makes a container that has it meanwhile
+		if err != nil {
+			return err
+		}
+		defer l.Release()
+		if err := e.checkUnused("remove", req.Name); err != nil {
+			return err
+		}
+		if kept, err := vols.Snapshots(req.Name); err != nil {
+			return err
+		} else if len(kept) > 0 && !req.Snapshots {
+			return conflict("remove %s: volume has %s: remove them first (volume rm %s@%s), or give --snapshots", req.Name, plural(len(kept), "snapshot"), req.Name, kept[0].Name)
+		}
+		trash, err = vols.TryTrash(req.Name)
 		return err
-	}
-	defer l.Release()
-	if err := e.checkUnused("remove", req.Name); err != nil {
-		return err
-	}
-	if kept, err := vols.Snapshots(req.Name); err != nil {
-		return err
-	} else if len(kept) > 0 && !req.Snapshots {
-		return conflict("remove %s: volume has %s: remove them first (volume rm %s@%s), or give --snapshots", req.Name, plural(len(kept), "snapshot"), req.Name, kept[0].Name)
-	}
-	if err := vols.Remove(ctx, req.Name); err != nil {
+	})
+	if err != nil || trash == "" { // otherwise somebody else was faster
 		return err
 	}
 	e.volumeEvent(mevents.ActionDestroy, req.Name)
-	return nil
+	return os.RemoveAll(trash)
 }
 
 func plural(n int, what string) string {
@@ -303,31 +328,34 @@ func (e *Engine) RenameVolume(ctx context.Context, from, to string) error {
 	if err := volume.CheckName(to); err != nil {
 		return classify(err)
 	}
-	l, err := vols.LockUnused(ctx)
+	err := volume.WhenFree(ctx, func() error {
+		l, err := vols.LockUnused(ctx)
+		if err != nil {
+			return err
+		}
+		defer l.Release()
+		if _, err := vols.Get(from); err != nil {
+			return volumeError("rename", from, err)
+		}
+		if err := e.checkUnused("rename", from); err != nil {
+			return err
+		}
+		alone, err := vols.TryAlone(from)
+		if err != nil {
+			return volumeError("rename", from, err)
+		}
+		defer alone.Release()
+		return classify(vols.Rename(from, to))
+	})
 	if err != nil {
 		return err
-	}
-	defer l.Release()
-	if _, err := vols.Get(from); err != nil {
-		return volumeError("rename", from, err)
-	}
-	if err := e.checkUnused("rename", from); err != nil {
-		return err
-	}
-	alone, err := vols.Alone(ctx, from)
-	if err != nil {
-		return volumeError("rename", from, err)
-	}
-	defer alone.Release()
-	if err := vols.Rename(from, to); err != nil {
-		return classify(err)
 	}
 	e.volumeEvent(mevents.ActionDestroy, from)
 	e.volumeEvent(mevents.ActionCreate, to)
 	return nil
 }
 
-// running are the containers with a volume that run now.
+// volumeRunning are the containers with a volume that run now.
 func (e *Engine) volumeRunning(ctx context.Context, name string) ([]*container.Snapshot, error) {
 	all, err := e.snapshots(ctx)
 	if err != nil {

@@ -25,7 +25,8 @@ import (
 func Extract(ctx context.Context, r io.Reader, root *os.File, dir string, o Options) (size int64, err error) {
 	x := &extractor{copier: copier{Options: o, ctx: ctx, root: root}, dir: strings.TrimRight(dir, "/")}
 	defer x.close()
-	tr := tar.NewReader(r)
+	end := &endReader{r: r}
+	tr := tar.NewReader(end)
 	for {
 		if err := ctx.Err(); err != nil {
 			return x.size, err
@@ -42,6 +43,9 @@ func Extract(ctx context.Context, r io.Reader, root *os.File, dir string, o Opti
 		}
 		x.last = h.Name
 	}
+	if err := x.whole(end); err != nil {
+		return x.size, err
+	}
 	if err := x.folderTimes(); err != nil {
 		return x.size, err
 	}
@@ -51,6 +55,36 @@ func Extract(ctx context.Context, r io.Reader, root *os.File, dir string, o Opti
 	}
 	return x.size + tarEnd, nil
 }
+
+// whole checks a tar that has been read to its end.
+func (x *extractor) whole(end *endReader) error {
+	switch {
+	case !x.Complete:
+		return nil
+	case x.last == "":
+		return errors.New("the archive is empty: it has no entry, not even one for its top")
+	case !end.zeros():
+		return damaged(x.last, errors.New("it ends without a mark of its end: it was cut off"))
+	}
+	return nil
+}
+
+// endReader knows the last block of what was read from it.
+type endReader struct {
+	r    io.Reader
+	last []byte
+}
+
+func (e *endReader) Read(p []byte) (int, error) {
+	n, err := e.r.Read(p)
+	const block = 512
+	e.last = append(e.last, p[max(0, n-block):n]...)
+	e.last = append(e.last[:0], e.last[max(0, len(e.last)-block):]...)
+	return n, err
+}
+
+// zeros reports whether that is all zeros.
+func (e *endReader) zeros() bool { return len(bytes.Trim(e.last, "\x00")) == 0 }
 
 func damaged(last string, err error) error {
 	if last == "" {

@@ -36,6 +36,8 @@ type Options struct {
 	Devices bool
 	// Top gives the folder that a tar is put into what the tar says of its top; otherwise that folder keeps its own.
 	Top bool
+	// Complete refuses a tar that has no entry, or not the blocks of zeros at its end: its writer died, or was cut off between two entries.
+	Complete bool
 	// LeftOut is told of each device that is left out. May be nil.
 	LeftOut func(path string)
 	// Progress is told now and then how much has been copied, counted as Size counts. May be nil.

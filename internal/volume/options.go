@@ -40,6 +40,11 @@ func CheckOptions(opts map[string]string) error {
 			}
 		}
 	}
+	if s, ok := opts["size"]; ok {
+		if n, err := units.RAMInBytes(s); err != nil || n <= 0 {
+			return wrongOption("invalid size: '%s'", s)
+		}
+	}
 	if opts["type"] == "" {
 		return nil
 	}

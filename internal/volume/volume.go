@@ -72,9 +72,9 @@ func (s *Store) path(name string, elem ...string) string {
 	return s.root.Path(append([]string{"volumes", name}, elem...)...)
 }
 
-// CheckName checks a name against Docker's rule, [a-zA-Z0-9][a-zA-Z0-9_.-]+. The error is ErrName.
+// CheckName checks a name against Docker's rule, [a-zA-Z0-9][a-zA-Z0-9_.-]*. The error is ErrName.
 func CheckName(name string) error {
-	if len(name) < 2 || !validName(name) {
+	if !validName(name) {
 		return &nameError{fmt.Sprintf("%q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed", name)}
 	}
 	return nil
@@ -86,7 +86,7 @@ type nameError struct{ text string }
 func (e *nameError) Error() string        { return e.text }
 func (e *nameError) Is(target error) bool { return target == ErrName }
 
-// CheckSnapshotName checks a snapshot's name: as a volume's, but one letter is enough. The error is ErrName.
+// CheckSnapshotName is CheckName for a snapshot's name.
 func CheckSnapshotName(name string) error {
 	if !validName(name) {
 		return &nameError{fmt.Sprintf("snapshot name %q: only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed", name)}
@@ -211,7 +211,10 @@ func (s *Store) Get(name string) (Volume, error) {
 	if err != nil && s.torn(&v) {
 		return v, nil
 	}
-	return v, err
+	if err != nil {
+		return v, fmt.Errorf("volume %s: its record can't be read (system check --repair writes it anew): %w", name, err)
+	}
+	return v, nil
 }
 
 // torn reports whether a volume's record has nothing in it, and says what it was: a loss of power leaves that of one which was not made
@@ -253,53 +256,90 @@ func (s *Store) LockUnused(ctx context.Context) (*disk.Lock, error) {
 	return disk.AcquireContext(ctx, s.root.Path("volumes.lock"))
 }
 
+// WhenFree calls fn again as long as it says disk.ErrLocked: somebody reads a volume. Whatever locks fn takes are free while it waits, since
+// who reads may do so for long, and who makes a container needs volumes.lock.
+func WhenFree(ctx context.Context, fn func() error) error {
+	for {
+		err := fn()
+		if !errors.Is(err, disk.ErrLocked) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
 // RemoveAnonymous deletes those of the volumes of a container which is gone that inUse, asked while nobody makes a container, does
 // not know as another one's (--volumes-from). removed, which may be nil, is told of each.
 func (s *Store) RemoveAnonymous(ctx context.Context, names []string, inUse func([]string) (map[string]bool, error), removed func(name string)) error {
 	if len(names) == 0 {
 		return nil
 	}
-	l, err := s.LockUnused(ctx)
-	if err != nil {
-		return err
-	}
-	defer l.Release()
-	used, err := inUse(names)
-	if err != nil {
-		return err
-	}
+	var trash []string
 	var errs []error
-	for _, n := range names {
-		if used[n] {
-			continue
+	err := WhenFree(ctx, func() error {
+		l, err := s.LockUnused(ctx)
+		if err != nil {
+			return err
 		}
-		if kept, err := s.Snapshots(n); err != nil || len(kept) > 0 {
-			errs = append(errs, err) // somebody wants what was in it
-			continue
+		defer l.Release()
+		used, err := inUse(names)
+		if err != nil {
+			return err
 		}
-		err := s.Remove(ctx, n)
-		if err == nil && removed != nil {
-			removed(n)
+		var busy []string
+		for _, n := range names {
+			if used[n] {
+				continue
+			}
+			if kept, err := s.Snapshots(n); err != nil || len(kept) > 0 {
+				errs = append(errs, err) // somebody wants what was in it
+				continue
+			}
+			at, err := s.TryTrash(n)
+			switch {
+			case errors.Is(err, disk.ErrLocked):
+				busy = append(busy, n)
+			case err != nil:
+				errs = append(errs, err)
+			case at != "":
+				trash = append(trash, at)
+				if removed != nil {
+					removed(n)
+				}
+			}
 		}
-		errs = append(errs, err)
+		if names = busy; len(busy) > 0 {
+			return disk.ErrLocked
+		}
+		return nil
+	})
+	for _, t := range trash {
+		errs = append(errs, os.RemoveAll(t))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, err)...)
 }
 
 // Remove deletes a volume with its snapshots, as soon as nobody reads it. Idempotent. That no container has it is the caller's to know.
 func (s *Store) Remove(ctx context.Context, name string) error {
-	if err := CheckName(name); err != nil {
+	var trash string
+	err := WhenFree(ctx, func() (err error) {
+		trash, err = s.TryTrash(name)
 		return err
-	}
-	trash, err := s.remove(ctx, name)
+	})
 	if err != nil || trash == "" {
 		return err
 	}
 	return os.RemoveAll(trash)
 }
 
-func (s *Store) remove(ctx context.Context, name string) (trash string, err error) {
-	l, err := s.Alone(ctx, name)
+// TryTrash is Remove that does not wait (disk.ErrLocked says that somebody reads the volume), and leaves it to its caller to delete what it
+// returns, a path in trash/, when that holds no lock any more. It is "" where there is no such volume.
+func (s *Store) TryTrash(name string) (trash string, err error) {
+	l, err := s.TryAlone(name)
 	if errors.Is(err, ErrNotFound) {
 		// What a power loss left of one has no record.
 		return s.root.TrashLater(s.path(name))

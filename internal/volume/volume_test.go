@@ -48,7 +48,7 @@ func TestCreate(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for _, name := range []string{"", "a", "../x", "a/b", ".x"} {
+	for _, name := range []string{"", "-a", "../x", "a/b", ".x"} {
 		if _, err := s.Create(Volume{Name: name}, disk.Durable, nil); !errors.Is(err, ErrName) {
 			t.Errorf("%q: %v", name, err)
 		}
