@@ -253,7 +253,7 @@ func TestParseVolume(t *testing.T) {
 		{"/a:/b:overlay", "/a:/b", "", "discard", ""},
 		{"/a:/b:z,overlay=keep", "/a:/b:z", "", "keep", ""},
 		{"/a:/b:O,upperdir=/u", "", "", "", "changes lie with the container"},
-		{"", "", "", "", "empty section"},
+		{"", "", "", "", "invalid empty volume spec"},
 	} {
 		bind, anonymous, own, err := parseVolume(tt.in)
 		if tt.err != "" {

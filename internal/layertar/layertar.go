@@ -54,7 +54,11 @@ func (e *EntryError) Error() string {
 	if e.Name == "" { // not even a first entry
 		return fmt.Sprintf("no tar, or damaged at its beginning: %v", e.Err)
 	}
-	return fmt.Sprintf("tar entry %q: %v", e.Name, e.Err)
+	name := e.Name
+	if most := 300; len(name) > most {
+		name = name[:most] + "..."
+	}
+	return fmt.Sprintf("tar entry %q: %v", name, e.Err)
 }
 
 // Unwrap gives ErrRefused and the reason.
