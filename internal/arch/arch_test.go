@@ -88,7 +88,7 @@ var banned = []struct {
 	{"*", "github.com/sirupsen/logrus", "errors are returned, not logged"},
 	{"*", "github.com/moby/moby/client", "the engine is in this program, there is no daemon to ask"},
 	{"*", "github.com/docker/cli", "learn from it, import none of it: it brings telemetry, plugins and contexts"},
-	{"*!engine,credentials,git,ocicli", "os/exec", "no other binary is needed; engine and ocicli run the host's ps for `top` with options of ps, as Docker does, credentials the user's docker-credential-NAME, and git the host's git (decision 16)"},
+	{"*!engine,credentials,git,ocicli,network", "os/exec", "no other binary is needed; network has iptables-legacy change its own table (decision 45), engine and ocicli run the host's ps for `top` with options of ps, as Docker does, credentials the user's docker-credential-NAME, and git the host's git (decision 16)"},
 }
 
 // heavy must not be in conex's binary at all, however indirectly: each costs start-up time or megabytes.

@@ -376,7 +376,7 @@ func (m *Manager) cleanup(ctx context.Context, i Info) error {
 		if err := deleteLink(i.Interface); err != nil {
 			return err
 		}
-		if err := portmap.Unpass(i.Interface); err != nil {
+		if err := errors.Join(portmap.Unpass(i.Interface), unspeakLegacy(ctx, i.Interface)); err != nil {
 			return err
 		}
 	default:

@@ -57,7 +57,11 @@ func (m *Manager) dockerPolicy() (bool, error) {
 // policy kept apart from containers, other engines' bridges and virtual machines, stays apart.
 func (m *Manager) speak(ctx context.Context) ([]string, error) {
 	drops, err := portmap.Drops(portmap.Table{Socket: m.socket})
-	if err != nil || !drops {
+	if err != nil {
+		return nil, err
+	}
+	legacy, err := portmap.LegacyForward(nil)
+	if err != nil || !drops && len(legacy) == 0 {
 		return nil, err
 	}
 	t, err := m.table(ctx)
@@ -94,7 +98,26 @@ func (m *Manager) speak(ctx context.Context) ([]string, error) {
 	if err := portmap.KeepFrom(t, foreign); err != nil {
 		return nil, err
 	}
-	return portmap.Pass(ours)
+	done, err := portmap.Pass(ours)
+	if err != nil || len(legacy) == 0 {
+		return done, err
+	}
+	more, err := speakLegacy(ctx, ours)
+	for _, b := range more {
+		if !slices.Contains(done, b) {
+			done = append(done, b)
+		}
+	}
+	return done, err
+}
+
+// upUplinks are the uplinks that something can come through.
+func (m *Manager) upUplinks() ([]string, error) {
+	out, err := uplinks()
+	return slices.DeleteFunc(out, func(name string) bool {
+		l, err := net.InterfaceByName(name)
+		return err != nil || l.Flags&net.FlagUp == 0
+	}), err
 }
 
 // Reaches says from where the ports that endpoints publish can be reached, and why. It changes nothing.
@@ -103,14 +126,10 @@ func (m *Manager) Reaches(ctx context.Context, name string, ports []portmap.Mapp
 	if err != nil {
 		return nil, err
 	}
-	out, err := uplinks()
+	out, err := m.upUplinks()
 	if err != nil {
 		return nil, err
 	}
-	out = slices.DeleteFunc(out, func(name string) bool { // nothing comes through what is down
-		l, err := net.InterfaceByName(name)
-		return err != nil || l.Flags&net.FlagUp == 0
-	})
 	list, err := m.records()
 	if err != nil {
 		return nil, err

@@ -208,10 +208,16 @@ func hostNS(t testing.TB) *os.File {
 // TestForwardDrop is a host whose iptables drop what they are not told of, as beside dockerd or ufw: containers reach out and are reached,
 // and what others' bridges had against containers still holds. Afterwards nothing of it is left.
 func TestForwardDrop(t *testing.T) {
-	need(t, "iptables-nft", "ip6tables-nft")
+	for _, kind := range []string{"nft", "legacy"} {
+		t.Run(kind, func(t *testing.T) { forwardDrop(t, "iptables-"+kind, "ip6tables-"+kind) })
+	}
+}
+
+func forwardDrop(t *testing.T, four, six string) {
+	need(t, four, six)
 	w := newWorld(t)
-	sh(t, "for i in iptables-nft ip6tables-nft; do $i -P FORWARD DROP; done; ip link add other0 type bridge; ip addr add 10.66.0.1/24 dev other0; ip link set other0 up")
-	defer sh(t, "for i in iptables-nft ip6tables-nft; do $i -P FORWARD ACCEPT; $i -F FORWARD; done; ip link del other0")
+	sh(t, "for i in "+four+" "+six+"; do $i -P FORWARD DROP; done; ip link add other0 type bridge; ip addr add 10.66.0.1/24 dev other0; ip link set other0 up")
+	defer sh(t, "for i in "+four+" "+six+"; do $i -P FORWARD ACCEPT; $i -F FORWARD; done; ip link del other0")
 	vm := newNetNS(t)
 	w.cable("vm0", vm, "10.66.0.9/32", "10.66.0.2/24")
 	sh(t, "ip addr flush dev vm0; ip link set vm0 master other0")
@@ -241,13 +247,13 @@ func TestForwardDrop(t *testing.T) {
 		}
 	}
 	// A rule of the administrator's stands above us.
-	sh(t, "iptables-nft -I FORWARD -o "+a.ep.Bridge(w)+" -p tcp --dport 80 -j DROP")
+	sh(t, four+" -I FORWARD -o "+a.ep.Bridge(w)+" -p tcp --dport 80 -j DROP")
 	if _, err := ask(w.client, "tcp", hostIP4+":8080"); err == nil {
 		t.Error("reached past an administrator's rule")
 	}
 	check(t, w.m.Detach(t.Context(), "aaa"))
 	check(t, w.m.Cleanup(t.Context()))
-	if rules := sh(t, "iptables-nft -S FORWARD; ip6tables-nft -S FORWARD"); strings.Contains(rules, "-i "+firstBridge) || strings.Contains(rules, "DNAT") {
+	if rules := sh(t, four+" -S FORWARD; "+six+" -S FORWARD"); strings.Contains(rules, "-i "+firstBridge) || strings.Contains(rules, "DNAT") {
 		t.Errorf("rules are left:\n%s", rules)
 	}
 	check(t, deleteLink("vm0"))

@@ -422,5 +422,9 @@ func (m *Manager) Audit(ctx context.Context, name string) ([]portmap.Finding, er
 	if err != nil {
 		return nil, err
 	}
-	return portmap.Audit(ctx, t, i.Interface)
+	out, err := m.upUplinks()
+	if err != nil {
+		return nil, err
+	}
+	return portmap.Audit(ctx, t, i.Interface, i.IPv6.Valid(), out)
 }

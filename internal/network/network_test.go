@@ -501,8 +501,48 @@ func TestAudit(t *testing.T) {
 	}
 	found, err := w.m.Audit(t.Context(), Bridge)
 	check(t, err)
-	if len(found) != 1 || !strings.Contains(found[0].What, "FORWARD") || !strings.Contains(found[0].Hint, "conex0") {
+	if len(found) != 1 || !strings.Contains(found[0].What, "FORWARD") || !strings.Contains(found[0].Hint, "conex network repair") {
 		t.Errorf("findings %+v", found)
+	}
+}
+
+// TestAuditNative has a chain that somebody wrote with nft in the way: what the audit says to add is enough, and it says nothing where nothing is
+// dropped.
+func TestAuditNative(t *testing.T) {
+	need(t, "nft")
+	w := newWorld(t)
+	a := w.attach("aaa")
+	a.serve(80)
+	(&container{ns: w.client, w: w}).serve(81)
+	a.publish(portmap.Mapping{Proto: "tcp", HostPort: 9400, ContainerPort: 80})
+	works := func(when string, want bool) {
+		t.Helper()
+		for _, q := range []struct {
+			from *os.File
+			to   string
+		}{{w.client, hostIP4 + ":9400"}, {w.client, "[" + hostIP6 + "]:9400"}, {a.ns, clientIP4 + ":81"}, {a.ns, "[" + clientIP6 + "]:81"}} {
+			if _, err := ask(q.from, "tcp", q.to); (err == nil) != want {
+				t.Errorf("%s: %s: %v", when, q.to, err)
+			}
+		}
+	}
+	sh(t, "nft 'add table inet firewall { chain forward { type filter hook forward priority 0; policy drop; }; }'")
+	defer sh(t, "nft delete table inet firewall")
+	works("closed", false)
+	found, err := w.m.Audit(t.Context(), Bridge)
+	check(t, err)
+	if len(found) != 1 || found[0].What != "the policy of chain forward of the nftables table inet firewall drops what containers begin, and what comes for published ports" {
+		t.Fatalf("findings %+v", found)
+	}
+	sh(t, found[0].Hint)
+	works("after what the audit says", true)
+	if found, err = w.m.Audit(t.Context(), Bridge); err != nil || len(found) > 0 {
+		t.Errorf("findings %+v, %v, want none", found, err)
+	}
+	// One's own rule is one's own decision.
+	sh(t, "nft insert rule inet firewall forward iifname "+firstBridge+" drop")
+	if found, err = w.m.Audit(t.Context(), Bridge); err != nil || len(found) != 1 || !strings.HasPrefix(found[0].What, "rule 1 of chain forward of the nftables table inet firewall drops what containers begin") {
+		t.Errorf("findings %+v, %v", found, err)
 	}
 }
 

@@ -5,9 +5,13 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 
-	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"conex/internal/linux/netlink"
 )
 
 // Finding is one thing on the host that keeps containers from being reached or from reaching out.
@@ -18,10 +22,11 @@ type Finding struct {
 	Hint string `json:"hint"`
 }
 
-// Audit looks for what conex will not change: another table's forward chain that drops by default (dockerd and ufw set that),
-// and forwarding that is switched off. An empty list means that nothing is in the
-// way of the bridge. It changes nothing.
-func Audit(ctx context.Context, t Table, bridge string) ([]Finding, error) {
+// Audit looks for what keeps a bridge's containers from reaching out by an uplink, or what is published from being answered: forwarding that is
+// switched off, and others' forward chains that drop such packets, by their policy or by a rule. What nf_tables has is walked as a packet would; a
+// verdict of drop in any chain at a hook is final, so no rule of conex's own table could help. An empty list means that nothing is in the way. It
+// changes nothing.
+func Audit(ctx context.Context, t Table, bridge string, six bool, uplinks []string) ([]Finding, error) {
 	var out []Finding
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -32,54 +37,83 @@ func Audit(ctx context.Context, t Table, bridge string) ([]Finding, error) {
 			Hint: "start a container on a bridge network, or run: sysctl net.ipv4.ip_forward=1",
 		})
 	}
-	conn, err := nftables.New()
-	if err != nil {
-		return nil, fmt.Errorf("open nftables: %w", err)
-	}
-	chains, err := conn.ListChains()
-	if err != nil {
-		return nil, fmt.Errorf("list nftables chains: %w", err)
-	}
-	for _, c := range chains {
-		v4 := c.Table.Family == nftables.TableFamilyIPv4 || c.Table.Family == nftables.TableFamilyINet
-		if !v4 || c.Table.Name == t.Name || c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward ||
-			c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop {
-			continue
-		}
-		f := Finding{
-			What: fmt.Sprintf("chain %s of the nftables table %s drops forwarded packets by default: published ports and the containers' way out need a rule there", c.Name, c.Table.Name),
-			Hint: fmt.Sprintf("let packets from and to %s pass in that chain", bridge),
-		}
-		switch {
-		case hasChain(chains, c.Table, "DOCKER-USER"):
-			f.Hint = fmt.Sprintf("iptables -I DOCKER-USER -i %s -j ACCEPT; iptables -I DOCKER-USER -o %s -j ACCEPT", bridge, bridge)
-		case hasChain(chains, c.Table, "ufw-user-forward"):
-			f.Hint = fmt.Sprintf("ufw route allow in on %s; ufw route allow out on %s", bridge, bridge)
-		case hasChain(chains, c.Table, c.Name) && c.Name == "FORWARD":
-			f.Hint = fmt.Sprintf("iptables -I FORWARD -i %s -j ACCEPT; iptables -I FORWARD -o %s -j ACCEPT", bridge, bridge)
-		}
-		out = append(out, f)
-	}
-	old, err := legacyForwardDrops()
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, err
 	}
-	if old {
+	defer c.Close()
+	rs, err := readRuleset(c, t.Name)
+	if err != nil {
+		return nil, err
+	}
+	families := []byte{unix.NFPROTO_IPV4}
+	if six {
+		families = append(families, unix.NFPROTO_IPV6)
+	}
+	type blocked struct {
+		fate
+		what []string
+	}
+	var all []*blocked // one for each that drops
+	for _, family := range families {
+		for _, up := range uplinks {
+			for _, way := range []struct {
+				what string
+				flow
+			}{
+				{"what containers begin", flow{family: family, proto: unix.IPPROTO_TCP, iif: bridge, oif: up, ctState: ctStateNew}},
+				{"what comes for published ports", flow{family: family, proto: unix.IPPROTO_TCP, iif: up, oif: bridge, ctState: ctStateEstablished, dnat: true}},
+			} {
+				f := rs.ask(unix.NF_INET_FORWARD, way.flow)
+				if f.verdict == "accept" {
+					continue
+				}
+				k := slices.IndexFunc(all, func(b *blocked) bool { return b.by == f.by })
+				if k < 0 {
+					all, k = append(all, &blocked{fate: f}), len(all)
+				}
+				if !slices.Contains(all[k].what, way.what) {
+					all[k].what = append(all[k].what, way.what)
+				}
+			}
+		}
+	}
+	for _, b := range all {
+		out = append(out, Finding{What: b.by + " drops " + strings.Join(b.what, ", and "), Hint: b.mend(bridge)})
+	}
+	old, err := LegacyForward([]string{bridge})
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range legacyFamilies {
+		command := f.command + "-legacy"
+		if len(old[command]) == 0 {
+			continue
+		}
+		var hint []string
+		for _, r := range LegacyRules(bridge) {
+			hint = append(hint, command+" -A "+strings.Join(r, " "))
+		}
 		out = append(out, Finding{
-			What: "chain FORWARD of iptables-legacy's filter table drops forwarded packets by default: published ports and the containers' way out need a rule there",
-			Hint: fmt.Sprintf("iptables-legacy -I FORWARD -i %s -j ACCEPT; iptables-legacy -I FORWARD -o %s -j ACCEPT", bridge, bridge),
+			What: "chain FORWARD of " + command + "'s filter table drops forwarded packets by default: published ports and the containers' way out need a rule there",
+			Hint: strings.Join(hint, "; "),
 		})
 	}
 	return out, nil
 }
 
-func hasChain(chains []*nftables.Chain, t *nftables.Table, name string) bool {
-	for _, c := range chains {
-		if c.Name == name && c.Table.Name == t.Name && c.Table.Family == t.Family {
-			return true
-		}
+// mend says what lets the packets of a bridge pass.
+func (f fate) mend(bridge string) string {
+	ch := f.chain
+	family := map[byte]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet"}[ch.family]
+	switch {
+	case !f.policy:
+		return "that rule is its owner's decision; conex changes none. To let the containers pass, put a rule for " + bridge + " before it"
+	case ch.table == passTable && ch.name == passChain && ch.family != unix.NFPROTO_INET:
+		return "conex network repair, which adds two rules for " + bridge + " at the chain's end"
 	}
-	return false
+	add := fmt.Sprintf("nft add rule %s %s %s ", family, ch.table, ch.name)
+	return fmt.Sprintf("%siifname %s accept; %soifname %s ct state established,related accept; %soifname %s ct status dnat accept", add, bridge, add, bridge, add, bridge)
 }
 
 // sysctl reads a number below /proc/sys/net; false when there is none.

@@ -279,7 +279,7 @@ func TestAuditLegacy(t *testing.T) {
 		want   bool
 	}{{"DROP", true}, {"ACCEPT", false}} {
 		policy(c.policy)
-		found, err := Audit(t.Context(), testTable, "conex0")
+		found, err := Audit(t.Context(), testTable, "conex0", true, nil)
 		check(t, err)
 		got := false
 		for _, f := range found {
@@ -291,11 +291,18 @@ func TestAuditLegacy(t *testing.T) {
 	}
 }
 
-func FuzzPolicyDrops(f *testing.F) {
+func FuzzLegacyRules(f *testing.F) {
 	f.Add(make([]byte, 200), 0)
 	f.Fuzz(func(t *testing.T, b []byte, at int) {
-		if drops, err := policyDrops(b, at); drops && err != nil {
-			t.Error("a verdict beside an error")
+		for _, lf := range legacyFamilies {
+			verdict, standard, next, err := lf.rule(b, at)
+			if err != nil && (standard || verdict != 0) {
+				t.Error("a verdict beside an error")
+			}
+			if err == nil && next <= at {
+				t.Error("the rule after this one is not after it")
+			}
+			legacyChain{f: lf, entries: b, first: at, policy: len(b)}.passes("conex0")
 		}
 	})
 }

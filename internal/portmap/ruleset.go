@@ -49,6 +49,9 @@ type flow struct {
 type fate struct {
 	verdict string // accept, drop, reject
 	by      string // what dropped it; empty for accept
+	// chain is the base chain that did, policy says that no rule of it was met.
+	chain  foreignChain
+	policy bool
 	// perhaps are rules that may decide otherwise, by something that is not known of the packet.
 	perhaps []string
 }
@@ -100,11 +103,11 @@ func (s *ruleset) ask(hook uint32, p flow) fate {
 		v, by := w.chain(ch.family, ch.table, ch.name, 0)
 		if v == "" || v == "return" {
 			if v = "accept"; ch.drops {
-				v, by = "drop", "the policy of "+where(ch.family, ch.table, ch.name)
+				v, by, out.policy = "drop", "the policy of "+where(ch.family, ch.table, ch.name), true
 			}
 		}
 		if v != "accept" {
-			out.verdict, out.by = v, by
+			out.verdict, out.by, out.chain = v, by, ch
 			return out
 		}
 	}
