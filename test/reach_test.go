@@ -28,7 +28,7 @@ func TestReach(t *testing.T) {
 	var open *matrix
 	var r *reach
 	policy := ""
-	for k, s := range situations() {
+	for k, s := range situations(firewallDir(t)) {
 		if s.policy != policy {
 			policy = s.policy
 			r = newReach(t, newWorld(t), policy)
@@ -36,6 +36,9 @@ func TestReach(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) {
 			if _, err := os.Stat(bridgeFilter4); err != nil && strings.Contains(s.name, "br_netfilter") {
 				t.Skip("br_netfilter is not loaded: modprobe br_netfilter")
+			}
+			if why := missing(s.needs); why != "" {
+				t.Skip(why)
 			}
 			r.h.must(r.h.host.run(s.rules, s.args...))
 			r.w.conex("run", "--rm", "busybox", "true") // a start looks at what firewalls say since
@@ -265,25 +268,39 @@ type situation struct {
 	rules  string
 	args   []string
 	undo   string
+	needs  []string // programs
 }
 
-// situations begin with the host that has no firewall.
-func situations() []situation {
+// situations begin with the host that has no firewall. dir is for the configuration of firewalls.
+func situations(dir string) []situation {
 	nft := []string{"nft", "-f", "-"}
 	gone := "nft delete table inet firewall"
 	sh := func(script string) []string { return []string{"sh", "-c", script} }
-	return []situation{
-		{"host", "no firewall", "", sh("true"), "true"},
-		{"host", "nftables, input closed", inputClosed, nft, gone},
-		{"host", "nftables, input closed but for the published ports", inputClosed + inputOpened, nft, gone},
-		{"host", "nftables, input and forward closed", inputClosed + forwardClosed, nft, gone},
-		{"host", "iptables (nft), FORWARD DROP", "", sh(forwardDrop("nft")), forwardAccept("nft") + "; nft delete table ip filter; nft delete table ip6 filter"},
-		{"host", "iptables (legacy), FORWARD DROP", "", sh(forwardDrop("legacy")), forwardAccept("legacy")},
+	list := []situation{
+		{"host", "no firewall", "", sh("true"), "true", nil},
+		{"host", "nftables, input closed", inputClosed, nft, gone, nil},
+		{"host", "nftables, input closed but for the published ports", inputClosed + inputOpened, nft, gone, nil},
+		{"host", "nftables, input and forward closed", inputClosed + forwardClosed, nft, gone, nil},
+		{"host", "iptables (nft), FORWARD DROP", "", sh(forwardDrop("nft")), forwardAccept("nft") + "; nft delete table ip filter; nft delete table ip6 filter", nil},
+		{"host", "iptables (legacy), FORWARD DROP", "", sh(forwardDrop("legacy")), forwardAccept("legacy"), nil},
 		{"host", "iptables (nft), FORWARD DROP, br_netfilter", "", sh("echo 1 >" + bridgeFilter4 + "; echo 1 >" + bridgeFilter6 + ";" + forwardDrop("nft")),
-			forwardAccept("nft") + "; nft delete table ip filter; nft delete table ip6 filter"},
-		{"docker", "no firewall, publish-policy docker", "", sh("true"), "true"},
-		{"docker", "nftables, input closed, publish-policy docker", inputClosed, nft, gone},
+			forwardAccept("nft") + "; nft delete table ip filter; nft delete table ip6 filter", nil},
+		{"docker", "no firewall, publish-policy docker", "", sh("true"), "true", nil},
+		{"docker", "nftables, input closed, publish-policy docker", inputClosed, nft, gone, nil},
 	}
+	for _, f := range firewallTools(dir) {
+		open := ""
+		for port := publishedAll; port <= internalPort; port++ {
+			for _, proto := range []string{"tcp", "udp"} {
+				open += "; " + f.open(port, proto)
+			}
+		}
+		start := "( " + f.start + " )"
+		list = append(list, situation{"host", f.name + ", incoming closed", "", sh(start), f.stop, f.needs},
+			situation{"host", f.name + ", incoming closed but for the published ports, reloaded", "", sh(start + open + "; " + f.reload), f.stop, f.needs})
+	}
+	slices.SortStableFunc(list, func(a, b situation) int { return -strings.Compare(a.policy, b.policy) }) // one world a policy
+	return list
 }
 
 // bridgeFilter4 and 6 are br_netfilter's: they send what one container sends another of its network through the host's firewall. New
