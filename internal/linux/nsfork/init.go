@@ -1,6 +1,7 @@
 package nsfork
 
 import (
+	"os"
 	"syscall"
 	"unsafe"
 
@@ -15,13 +16,38 @@ type initState struct {
 	caps   [2]unix.CapUserData
 	filter [8]unix.SockFilter
 	prog   unix.SockFprog
+	name   [16]byte
+	// arguments are what /proc/PID/cmdline shows of the forking process; the child writes name over its copy.
+	arguments unsafe.Pointer
+	size      uintptr
 }
+
+// InitName is what `ps` shows for the init.
+const InitName = "conex-init"
+
+// arguments are the bytes of this process's command line where the kernel put them, and reads them for /proc. What os.Args holds later
+// may be anything.
+var arguments = func() []byte {
+	if len(os.Args) == 0 || len(os.Args[0]) == 0 {
+		return nil
+	}
+	begin, size := unsafe.StringData(os.Args[0]), uintptr(len(os.Args[0])+1)
+	for _, a := range os.Args[1:] {
+		if unsafe.StringData(a) != (*byte)(unsafe.Add(unsafe.Pointer(begin), size)) {
+			break
+		}
+		size += uintptr(len(a) + 1)
+	}
+	return unsafe.Slice(begin, size)
+}()
 
 // newInitState prepares an init that can do nothing but its work. It is a copy of the forking process, so whoever
 // takes it over, as a container with CAP_SYS_PTRACE might, must not get more than the container has: it keeps CAP_KILL alone
 // (its children may have other user ids; there are none outside its pid namespace), and its filter lets five system calls through.
 func newInitState() *initState {
 	s := &initState{mask: ^uint64(0)}
+	copy(s.name[:], InitName)
+	s.arguments, s.size = unsafe.Pointer(unsafe.SliceData(arguments)), uintptr(len(arguments))
 	s.header.Version = unix.LINUX_CAPABILITY_VERSION_3
 	const kill = 1 << unix.CAP_KILL
 	s.caps[0].Effective, s.caps[0].Permitted = kill, kill
@@ -61,6 +87,15 @@ func becomeInit(n, pipe uintptr, report *[2]uint32, s *initState) {
 	if pid == 0 {
 		syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_UNBLOCK, mask, 0, 8, 0, 0)
 		return
+	}
+	// ps in the container, and on the host, shows an init and not a second monitor.
+	syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_NAME, uintptr(unsafe.Pointer(&s.name)), 0, 0, 0, 0)
+	for i := uintptr(0); i < s.size; i++ {
+		var c byte
+		if i < uintptr(len(s.name)) && i+1 < s.size {
+			c = s.name[i]
+		}
+		*(*byte)(unsafe.Add(s.arguments, i)) = c
 	}
 	// The privileges go before anything of the container's runs beside us for long. Where that fails, the container must not run:
 	// its pid 1 ends, and the second child with it.
