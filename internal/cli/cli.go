@@ -229,6 +229,10 @@ func (a *app) report(err error) int {
 			return code
 		}
 	}
+	if errors.Is(err, engine.ErrInsists) {
+		fmt.Fprintf(a.err, "\n%s\n", engine.ErrInsists)
+		return code
+	}
 	told := map[string]bool{}
 	for _, e := range flatten(err) {
 		var oe *objectError

@@ -105,12 +105,14 @@ func (e *Engine) join(ctx context.Context, rec *container.Record, s *control.Str
 			_ = s.CloseWrite()
 		}()
 	}
-	done := make(chan struct{})
+	done, enough := make(chan struct{}), make(chan struct{})
 	defer close(done)
-	go e.forward(rec.ID, s.ExecID, st, done)
+	go e.forward(rec.ID, s.ExecID, st, done, enough)
 	select {
 	case <-detached:
 		return ended{detached: true}, nil
+	case <-enough:
+		return ended{detached: true}, &ExitError{1, ErrInsists}
 	case <-ctx.Done():
 		return ended{detached: true}, ctx.Err()
 	case o := <-out:
@@ -143,12 +145,17 @@ func (e *Engine) orphaned(ctx context.Context, rec *container.Record, execID str
 	return ended{code: n.Exit.Code}, nil
 }
 
-// forward passes the terminal's sizes and the user's signals on until done is closed.
-func (e *Engine) forward(id, execID string, st *Streams, done <-chan struct{}) {
+// ErrInsists is what attaching ends with when the user has asked three times for an end that the process does not come to, as Docker's
+// client ends then. The process goes on.
+var ErrInsists = errors.New("got 3 SIGTERM/SIGINTs, forcefully exiting")
+
+// forward passes the terminal's sizes and the user's signals on until done is closed. A third SIGINT or SIGTERM stays here and closes enough.
+func (e *Engine) forward(id, execID string, st *Streams, done <-chan struct{}, enough chan<- struct{}) {
 	c := e.client(id)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	resize, signals := st.Resize, st.Signals
+	asked := 0
 	for {
 		select {
 		case <-done:
@@ -164,6 +171,12 @@ func (e *Engine) forward(id, execID string, st *Streams, done <-chan struct{}) {
 			if !ok {
 				signals = nil
 				continue
+			}
+			if sig == syscall.SIGINT || sig == syscall.SIGTERM {
+				if asked++; asked == 3 {
+					close(enough)
+					return
+				}
 			}
 			if n, ok := sig.(syscall.Signal); ok && execID == "" {
 				_ = c.Forward(ctx, strconv.Itoa(int(n)))
