@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -145,12 +147,12 @@ func (l *Lock) Resume() error {
 //
 // A remover that is killed leaves a folder that IsTemp knows by its name, for RemoveLeft.
 func RemoveLocked(dir string) error {
-	gone := filepath.Join(filepath.Dir(dir), tempPrefix+RandomID()[:16])
-	if err := os.Rename(dir, gone); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
+	gone := filepath.Join(filepath.Dir(dir), tempPrefix+strconv.FormatUint(rand.Uint64(), 36))
+	if err := unix.Rename(dir, gone); err != nil {
+		if err == unix.ENOENT {
 			return nil
 		}
-		return fmt.Errorf("delete %s: %w", dir, err)
+		return fmt.Errorf("delete %s: %w", dir, &os.LinkError{Op: "rename", Old: dir, New: gone, Err: err})
 	}
 	if removeFlat(gone) == nil {
 		return nil

@@ -116,7 +116,7 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	if err := l.program(&prog, null); err != nil {
 		return nil, err
 	}
-	attr := nsfork.Attr{Flags: fork, Cgroup: into, Init: cfg.Init, Share: b.mayShare(fork)}
+	attr := nsfork.Attr{Flags: fork, Cgroup: into, Init: cfg.Init, Share: b.mayShare(fork), Blocking: b.alone && r.console == nil}
 	if hooks != nil {
 		attr.Forked = hooks.run
 	}

@@ -257,22 +257,21 @@ func below(path, dir string) bool {
 
 // makeDev fills the container's fresh /dev: nodes and the standard links. The thread's umask is 0 here.
 func (r *rootfs) makeDev(devices []specs.LinuxDevice) error {
-	root := r.root
-	for _, d := range standardDevices {
-		if err := r.makeNode(specs.LinuxDevice{Path: d.path, Type: "c", Major: d.major, Minor: d.minor}); err != nil {
-			return err
-		}
-	}
-	for _, d := range devices {
-		if err := r.makeNode(d); err != nil {
-			return err
-		}
-	}
-	dev, err := safepath.Open(root, "dev", unix.O_PATH|unix.O_DIRECTORY, 0)
+	dev, err := safepath.MkdirAll(r.root, "/dev", 0o755)
 	if err != nil {
 		return err
 	}
 	defer dev.Close()
+	for _, d := range standardDevices {
+		if err := r.makeNode(dev, specs.LinuxDevice{Path: d.path, Type: "c", Major: d.major, Minor: d.minor}); err != nil {
+			return err
+		}
+	}
+	for _, d := range devices {
+		if err := r.makeNode(dev, d); err != nil {
+			return err
+		}
+	}
 	for _, l := range [][2]string{
 		{"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"}, {"/proc/self/fd/2", "stderr"},
 		{"/proc/kcore", "core"}, {"pts/ptmx", "ptmx"},
@@ -287,12 +286,16 @@ func (r *rootfs) makeDev(devices []specs.LinuxDevice) error {
 	return nil
 }
 
-func (r *rootfs) makeNode(d specs.LinuxDevice) error {
-	parent, err := safepath.MkdirAll(r.root, filepath.Dir(d.Path), 0o755)
-	if err != nil {
-		return fmt.Errorf("device %s: %w", d.Path, err)
+// makeNode makes a device in the container; dev is its /dev.
+func (r *rootfs) makeNode(dev *os.File, d specs.LinuxDevice) error {
+	parent := dev
+	if dir := filepath.Dir(d.Path); dir != "/dev" {
+		var err error
+		if parent, err = safepath.MkdirAll(r.root, dir, 0o755); err != nil {
+			return fmt.Errorf("device %s: %w", d.Path, err)
+		}
+		defer parent.Close()
 	}
-	defer parent.Close()
 	mode := uint32(0o666)
 	if d.FileMode != nil {
 		mode = uint32(d.FileMode.Perm())
@@ -308,7 +311,7 @@ func (r *rootfs) makeNode(d specs.LinuxDevice) error {
 		return fmt.Errorf("device %s: type %q is none of c, b, p", d.Path, d.Type)
 	}
 	name := filepath.Base(d.Path)
-	err = unix.Mknodat(int(parent.Fd()), name, mode, int(unix.Mkdev(uint32(d.Major), uint32(d.Minor))))
+	err := unix.Mknodat(int(parent.Fd()), name, mode, int(unix.Mkdev(uint32(d.Major), uint32(d.Minor))))
 	if err == unix.EEXIST {
 		// Of an earlier run, outside of /dev. Anything else there would be taken for the device.
 		st, serr := safepath.Lstat(parent, name)

@@ -13,7 +13,7 @@ import (
 // process is a child that nsfork made.
 type process struct {
 	pid     int
-	pidfd   *os.File // non-blocking: waiting costs no thread
+	pidfd   *os.File // non-blocking, so that waiting costs no thread; of Run's without a terminal it is not
 	console *os.File
 
 	wait   sync.Once
@@ -97,7 +97,7 @@ func (p *process) reap() (ExitStatus, error) {
 		// With nothing to report yet, a non-blocking pidfd says EAGAIN, and WNOHANG success without a signal number.
 		return errno != unix.EAGAIN && (errno != 0 || info.signo != 0)
 	})
-	if err != nil { // not in the poller, on kernels before 5.10: a thread waits
+	if err != nil { // not in the poller, by wish or on kernels before 5.10: a thread waits
 		err = rc.Control(func(fd uintptr) { waitid(fd, 0) })
 	}
 	if err == nil && errno != 0 {

@@ -165,10 +165,11 @@ func (r *rootfs) mountRoot() error {
 			return fmt.Errorf("mount overlay: nothing can be written below %s, for the container's root: is the disk full, or mounted read-only", filepath.Dir(r.cfg.RootFS.Upper))
 		}
 	}
-	at, err := os.OpenFile(r.cfg.Scratch, unix.O_PATH|unix.O_DIRECTORY, 0)
+	fd, err := unix.Open(r.cfg.Scratch, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open scratch folder: %w", err)
+		return fmt.Errorf("open scratch folder: %w", &fs.PathError{Op: "open", Path: r.cfg.Scratch, Err: err})
 	}
+	at := os.NewFile(uintptr(fd), r.cfg.Scratch)
 	defer at.Close()
 	if err := mount.Attach(tree, at); err != nil {
 		return err

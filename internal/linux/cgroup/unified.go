@@ -18,11 +18,14 @@ type unified struct{ dir string }
 
 // fd opens the folder for clone3.
 func (u unified) fd() (*os.File, error) {
-	f, err := os.OpenFile(u.dir, unix.O_DIRECTORY|os.O_RDONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
+	fd, err := retry(func() (int, error) { return unix.Open(u.dir, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0) })
+	if err == unix.ENOENT {
 		return nil, fmt.Errorf("%s: %w", u.dir, ErrNotExist)
 	}
-	return f, err
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: u.dir, Err: err}
+	}
+	return os.NewFile(uintptr(fd), u.dir), nil
 }
 
 // kill has the kernel kill everything below; ok is false where it can't (before Linux 5.14).

@@ -42,6 +42,8 @@ type Attr struct {
 	// in a new pid namespace, and that is not in want of memory: where the kernel kills it for that, it kills all that share it (see
 	// ownMemory for what is not made that way).
 	Share bool
+	// Blocking leaves the pidfd blocking: waiting by it takes a thread, but no poller need be made for it and no other thread woken up.
+	Blocking bool
 	// Forked is called when the child exists (of a program that forks again, the second), before Start waits for its report; an error kills the child and is Start's.
 	Forked func(pid int) error
 }
@@ -155,7 +157,7 @@ func (p *Program) finish(a Attr, pid int, pidfd *os.File, rd io.Reader) (int, *o
 		pid, pidfd, err = opened(second, err)
 	}
 	if err == nil {
-		return pid, nonblock(pidfd), nil
+		return pid, a.handle(pidfd), nil
 	}
 	// The child is about to exit, or already a zombie: reap it here, nobody else knows of it.
 	if pid != 0 {
@@ -245,6 +247,14 @@ func (p *Program) ownMemory(a *Attr) bool {
 	return a.Init || a.Forked != nil || p.forks || a.Flags&(unix.CLONE_NEWUSER|unix.CLONE_NEWTIME) != 0 || slices.ContainsFunc(p.ops, func(o op) bool {
 		return o.nr == await || o.nr == hold || o.nr == ready || o.nr == unix.SYS_SETNS
 	})
+}
+
+// handle is the pidfd as whoever starts the child wants it.
+func (a *Attr) handle(pidfd *os.File) *os.File {
+	if a.Blocking && pidfd.Fd() > 2 {
+		return pidfd
+	}
+	return nonblock(pidfd)
 }
 
 // nonblock puts the pidfd into the runtime's poller, so that waiting for the child costs no thread.

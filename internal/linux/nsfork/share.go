@@ -42,11 +42,7 @@ func (p *Program) startShared(a Attr) (pid int, pidfd *os.File, err error) {
 		unix.Close(int(*fd))
 		return 0, nil, p.failure(report[0], report[1])
 	}
-	if *fd < 3 {
-		return pid, nonblock(os.NewFile(uintptr(*fd), "pidfd")), nil
-	}
-	_ = unix.SetNonblock(int(*fd), true) // without it, waiting costs a thread
-	return pid, os.NewFile(uintptr(*fd), "pidfd"), nil
+	return pid, a.handle(os.NewFile(uintptr(*fd), "pidfd")), nil
 }
 
 // forkShared is fork with shared memory. The child runs on below this frame, as package syscall's does: the parent, which finds its frame as

@@ -139,7 +139,7 @@ func (p *Program) startStaged(a Attr) (pid int, pidfd *os.File, err error) {
 		}
 		return 0, nil, err
 	}
-	return pid, nonblock(pidfd), nil
+	return pid, a.handle(pidfd), nil
 }
 
 // stagedChild is the process that the stage has a pidfd of: a child of ours, whose number in the stage's pid namespace may be another. info
