@@ -224,7 +224,8 @@ func (i Info) subnets() string {
 // with the old one.
 func (m *Manager) configure(i Info) (link, error) {
 	// Without a subnet there is no IPv6 on the bridge, and with one no container can make itself the host's router (CVE-2020-13401).
-	// Its link-local address, with which the host looks for containers, counts at once: nobody else on the link can have it.
+	// Its link-local address, with which the host looks for containers, counts at once: nobody else on the link can have it. The kernel's own
+	// would come with the first container, a little later than that container's first packets.
 	settings := [][2]string{{"disable_ipv6", "1"}}
 	if i.IPv6.Valid() {
 		settings = [][2]string{{"accept_ra", "0"}, {"accept_dad", "0"}, {"disable_ipv6", "0"}}
@@ -247,12 +248,21 @@ func (m *Manager) configure(i Info) (link, error) {
 	if err != nil {
 		return br, err
 	}
+	addrs := i.hostAddresses()
+	if i.IPv6.Valid() {
+		addrs = append(addrs, netip.PrefixFrom(linkLocal(br.mac), 64))
+	}
 	var change []netlink.Message
-	for _, a := range i.hostAddresses() {
+	var local []netip.Addr
+	for _, a := range addrs {
+		local = append(local, a.Addr())
 		change = append(change, netlink.Message{Type: unix.RTM_NEWADDR, Flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, Data: addressMessage(br.index, a)})
 	}
 	change = append(change, netlink.Message{Type: unix.RTM_SETLINK, Data: linkMessage(br.index, true)})
 	if err := c.Do(change...); err != nil {
+		return br, err
+	}
+	if err := awaitLocal(c, br.index, local...); err != nil {
 		return br, err
 	}
 	br.up = true

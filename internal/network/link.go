@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -167,6 +168,9 @@ func plug(ep *Endpoint, bridge link, netns *os.File, isolated bool, filter *egre
 	if err := inside.Do(append(address(ep, inner.index), getLink(ep.Interface))...); err != nil {
 		return fmt.Errorf("configure %s: %w", ep.Interface, err)
 	}
+	if err := awaitLocal(inside, inner.index, ep.Address6.Addr()); err != nil {
+		return fmt.Errorf("configure %s: %w", ep.Interface, err)
+	}
 	// The order counts: the bridge's carrier comes with the first port that forwards.
 	if err := host.Do(getLink(ep.HostInterface), netlink.Message{Type: unix.RTM_GETLINK, Data: linkMessage(bridge.index, false)}); err != nil {
 		return fmt.Errorf("look up %s: %w", ep.HostInterface, err)
@@ -213,6 +217,11 @@ func address(ep *Endpoint, index int32) []netlink.Message {
 		return append(msgs, defaultRoutes(ep, index, unix.RTM_NEWROUTE)...)
 	}
 	return msgs
+}
+
+// linkLocal is the IPv6 address that the kernel gives to an interface with a hardware address.
+func linkLocal(mac net.HardwareAddr) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
 }
 
 func linkLocalBits(a netip.Addr) int {
@@ -267,6 +276,39 @@ func defaultRoute(index int32, own, gateway netip.Addr) netlink.Attrs {
 		return b.Uint32(unix.RTA_OIF, uint32(index))
 	}
 	return b.Bytes(unix.RTA_GATEWAY, gateway.AsSlice()).Uint32(unix.RTA_OIF, uint32(index))
+}
+
+// localLimit bounds a wait that ends within a millisecond, unless rules of somebody else's hide the kernel's table of local addresses.
+const localLimit = time.Second
+
+// awaitLocal returns when the kernel has made IPv6 addresses its own: even without the search for duplicates a work queue puts the route to a
+// new one into place, and has it listen for neighbours who look for it. Until then what comes for it is dropped, the neighbour's answer as
+// well, and asked for again a second later. Addresses that are not valid, or IPv4's, need no wait.
+func awaitLocal(c *netlink.Conn, index int32, addrs ...netip.Addr) error {
+	deadline := time.Now().Add(localLimit)
+	for _, a := range addrs {
+		if !a.Is6() {
+			continue
+		}
+		for wait := 10 * time.Microsecond; ; wait = min(2*wait, 5*time.Millisecond) {
+			res, err := c.Execute(netlink.Message{Type: unix.RTM_GETROUTE, Data: routeTo(index, a)})
+			if err != nil {
+				return err
+			}
+			if r := res[0].Replies; len(r) > 0 && len(r[0]) >= unix.SizeofRtMsg && r[0][7] == unix.RTN_LOCAL || time.Now().After(deadline) {
+				break
+			}
+			time.Sleep(wait)
+		}
+	}
+	return nil
+}
+
+// routeTo is struct rtmsg that asks for the route to an address of an interface.
+func routeTo(index int32, a netip.Addr) netlink.Attrs {
+	b := make(netlink.Attrs, unix.SizeofRtMsg)
+	b[0], b[1] = family(a), byte(a.BitLen())
+	return b.Bytes(unix.RTA_DST, a.AsSlice()).Uint32(unix.RTA_OIF, uint32(index))
 }
 
 // isolatePort keeps a bridge's port from the other ones that are isolated: IFLA_BRPORT_ISOLATED of linux/if_link.h.

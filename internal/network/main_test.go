@@ -107,6 +107,31 @@ func (w *world) cable(name string, ns *os.File, addrs ...string) {
 		_, err := rtnetlink.LinkByName("wire0")
 		return err
 	}))
+	check(w.t, awaitAddresses(name))
+	check(w.t, netlink.In(ns, func() error { return awaitAddresses("wire0") }))
+}
+
+// awaitAddresses returns when an interface has all its IPv6 addresses, that of the link too.
+func awaitAddresses(name string) error {
+	l, err := rtnetlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	addrs := []netip.Addr{linkLocal(l.Attrs().HardwareAddr)}
+	list, err := rtnetlink.AddrList(l, rtnetlink.FAMILY_V6)
+	if err != nil {
+		return err
+	}
+	for _, a := range list {
+		ip, _ := netip.AddrFromSlice(a.IP)
+		addrs = append(addrs, ip)
+	}
+	c, err := netlink.Dial(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return awaitLocal(c, int32(l.Attrs().Index), addrs...)
 }
 
 // attached lists the containers that have an endpoint record.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -669,5 +670,60 @@ func TestLeave(t *testing.T) {
 			check(t, again.Close())
 			check(t, w.m.DetachDead(t.Context(), "aaa"))
 		})
+	}
+}
+
+// TestIPv6CountsAtOnce looks, on a machine that has other things to do, whether a container can be reached as soon as it is attached: the kernel
+// has its address and the bridge's among its own, and doubts none of them.
+func TestIPv6CountsAtOnce(t *testing.T) {
+	w := newWorld(t)
+	stop := make(chan struct{})
+	var burners sync.WaitGroup
+	for range 2 * runtime.NumCPU() {
+		burners.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	defer burners.Wait()
+	defer close(stop)
+	look := func(what string, name string, addrs ...netip.Addr) error {
+		l, err := rtnetlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		for _, a := range addrs {
+			routes, err := rtnetlink.RouteGetWithOptions(a.AsSlice(), &rtnetlink.RouteGetOptions{OifIndex: l.Attrs().Index})
+			if err != nil {
+				return err
+			}
+			if len(routes) != 1 || routes[0].Type != unix.RTN_LOCAL {
+				t.Errorf("%s: %s is not the kernel's own: %v", what, a, routes)
+			}
+		}
+		list, err := rtnetlink.AddrList(l, rtnetlink.FAMILY_V6)
+		for _, a := range list {
+			if a.Flags&unix.IFA_F_TENTATIVE != 0 && a.IP.IsGlobalUnicast() {
+				t.Errorf("%s: %s is tentative", what, a)
+			}
+		}
+		return err
+	}
+	for n := range 20 {
+		name := fmt.Sprintf("c%d", n)
+		c := w.attach(name)
+		check(t, netlink.In(c.ns, func() error { return look(name, c.ep.Interface, c.ep.Address6.Addr()) }))
+		bridge, err := rtnetlink.LinkByName(firstBridge)
+		check(t, err)
+		check(t, look("bridge", firstBridge, c.ep.Gateway6, linkLocal(bridge.Attrs().HardwareAddr)))
+		check(t, w.m.Detach(t.Context(), name))
+		if n%5 == 4 { // the next one makes the bridge
+			check(t, w.m.Cleanup(t.Context()))
+		}
 	}
 }

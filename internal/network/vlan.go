@@ -232,7 +232,11 @@ func hang(i Info, ep *Endpoint, parent link, netns *os.File) error {
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", ep.Interface, err)
 	}
-	if err := inside.Do(append(address(ep, inner.index), getLink(ep.Interface))...); err != nil {
+	err = inside.Do(append(address(ep, inner.index), getLink(ep.Interface))...)
+	if err == nil {
+		err = awaitLocal(inside, inner.index, ep.Address6.Addr())
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("configure %s: %w", ep.Interface, err), deleteInside(inside, ep.Interface))
 	}
 	return nil
