@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Whatever is killed, whenever: the next command settles it, and nothing leaks (the end of each world checks that).
@@ -75,6 +77,99 @@ func TestMonitorKilled(t *testing.T) {
 	if got := w.get("http://127.0.0.1:8080/"); got != "hi\n" {
 		t.Errorf("after the next start the page is %q", got)
 	}
+}
+
+// A monitor that was killed is not gone at once: the kernel takes its files from it one after the other, on a busy machine a while later. Here it
+// keeps its lock until the command has had time for a wrong answer. Nobody takes the container for one that runs, nor leaves it to the next.
+func TestMonitorDying(t *testing.T) {
+	w := newWorld(t)
+	w.conex("pull", "-q", "busybox")
+	for _, c := range []struct {
+		policy      string
+		cmd         []string
+		out, errout string
+		code        int
+		after       string // what inspect says
+	}{
+		{"no", []string{"stop", "-t", "0", "victim"}, "victim", "", 0, "exited 137"},
+		{"always", []string{"stop", "-t", "0", "victim"}, "victim", "", 0, "exited 137"},
+		{"no", []string{"start", "victim"}, "victim", "", 0, "running 0"},
+		{"no", []string{"restart", "-t", "0", "victim"}, "victim", "", 0, "running 0"},
+		{"no", []string{"wait", "victim"}, "137", "", 0, "exited 137"},
+		{"no", []string{"kill", "victim"}, "", "is not running", 1, "exited 137"},
+		{"no", []string{"pause", "victim"}, "", "is not running", 1, "exited 137"},
+		{"no", []string{"exec", "victim", "true"}, "", "is not running", 1, "exited 137"},
+		{"no", []string{"network", "connect", "other", "victim"}, "", "", 0, "exited 137"},
+		{"no", []string{"port", "add", "victim", "8080:80"}, "", "", 0, "exited 137"},
+		{"no", []string{"rm", "-f", "victim"}, "victim", "", 0, ""},
+	} {
+		what := c.policy + " " + strings.Join(c.cmd, " ")
+		w.conex("network", "create", "other")
+		id := w.conex("run", "-d", "--name", "victim", "--restart", c.policy, "busybox", "sleep", "1000")
+		child, pid := w.initOf(id), w.monitorOf(id)
+		lock := heldFile(t, pid, filepath.Join(w.state, "c", id, "monitor.lock"))
+		kill9(t, pid)
+		w.eventually(10*time.Second, "the monitor's death", func() bool { return !alive(pid) })
+		cmd := w.command(c.cmd...)
+		var out, errout bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &errout
+		w.start(cmd)
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			cmd.Wait() //nolint:errcheck // the exit code says it
+		}()
+		select {
+		case <-ended:
+		case <-time.After(300 * time.Millisecond):
+		}
+		lock.Close()
+		<-ended
+		if alive(child) {
+			t.Errorf("%s: the container's process is still there", what)
+		}
+		if code := cmd.ProcessState.ExitCode(); code != c.code || strings.TrimSpace(out.String()) != c.out || !strings.Contains(errout.String(), c.errout) {
+			t.Errorf("%s: %d, %q, %q", what, code, out.String(), errout.String())
+		}
+		if c.after != "" {
+			if got := w.conex("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "victim"); got != c.after {
+				t.Errorf("%s: then it is %q, want %q", what, got, c.after)
+			}
+			w.conex("rm", "-f", "victim")
+		}
+		w.conex("network", "rm", "other")
+	}
+}
+
+// heldFile opens the very file that a process has open, so that it is not closed when the process ends.
+func heldFile(t *testing.T, pid int, path string) *os.File {
+	t.Helper()
+	p, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(p)
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if to, err := os.Readlink(filepath.Join(dir, e.Name())); err != nil || to != path {
+			continue
+		}
+		n, err := strconv.Atoi(e.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.PidfdGetfd(p, n, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return os.NewFile(uintptr(fd), path)
+	}
+	t.Fatalf("process %d has not opened %s", pid, path)
+	return nil
 }
 
 func TestInitKilled(t *testing.T) {

@@ -133,6 +133,11 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, bo
 	return nil
 }
 
+// Ping returns when the monitor has answered. ErrGone says that there is none, or that it was about to die.
+func (c *Client) Ping(ctx context.Context) error {
+	return c.call(ctx, "GET", "/ping", nil, nil, nil)
+}
+
 // Wait returns when the present run has ended. ErrGone when it had ended before.
 func (c *Client) Wait(ctx context.Context) (container.Exit, error) {
 	var e container.Exit

@@ -38,7 +38,7 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (exitCode int, e
 	c := e.client(rec.ID)
 	s, err := c.Attach(ctx, stdin)
 	if errors.Is(err, control.ErrGone) {
-		return 0, conflict("cannot attach to a stopped container, start it first")
+		return 0, errors.Join(e.settleGone(ctx, rec.ID), conflict("cannot attach to a stopped container, start it first"))
 	}
 	if err != nil {
 		return 0, err
@@ -128,7 +128,7 @@ func (e *Engine) join(ctx context.Context, rec *container.Record, s *control.Str
 
 // orphaned finds out how a process ended whose monitor went away without a word.
 func (e *Engine) orphaned(ctx context.Context, rec *container.Record, execID string) (ended, error) {
-	if err := e.settleOne(ctx, rec.ID); err != nil {
+	if err := e.settleGone(ctx, rec.ID); err != nil {
 		return ended{}, err
 	}
 	const killed = 128 + int(syscall.SIGKILL)

@@ -95,7 +95,7 @@ func (e *Engine) changeNetworks(ctx context.Context, id string, live func(*contr
 		if err = e.changeIdle(ctx, id, func() error { return e.setNetworks(id, idle) }); !errors.Is(err, container.ErrBusy) { // else somebody has started it
 			break
 		}
-		if err = ctx.Err(); live == nil && err == nil {
+		if _, err = e.lookAgain(ctx, id); live == nil && err == nil {
 			err = conflict("container %s runs: stop it first", id[:12])
 		}
 	}

@@ -54,7 +54,7 @@ func (e *Engine) Exec(ctx context.Context, req ExecRequest) (exitCode int, err e
 	var ce *control.Error
 	switch {
 	case errors.Is(err, control.ErrGone):
-		return 0, conflict("container %s is not running", rec.ID)
+		return 0, errors.Join(e.settleGone(ctx, rec.ID), conflict("container %s is not running", rec.ID))
 	case errors.As(err, &ce) && ce.ExitCode != 0:
 		return ce.ExitCode, &ExitError{ce.ExitCode, ce}
 	case err != nil:

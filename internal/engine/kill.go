@@ -30,7 +30,7 @@ func (e *Engine) Kill(ctx context.Context, name, signal string) error {
 		if ce != nil {
 			return &kindError{ErrConflict, fmt.Errorf("cannot kill container: %s: %w", name, ce)}
 		}
-		if err := e.settleOne(ctx, id); err != nil {
+		if err := e.settleGone(ctx, id); err != nil {
 			return err
 		}
 	}

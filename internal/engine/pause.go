@@ -34,7 +34,7 @@ func (e *Engine) freezeOrThaw(ctx context.Context, name string, do func(*control
 	var ce *control.Error
 	switch {
 	case errors.Is(err, control.ErrGone):
-		return errors.Join(e.settleOne(ctx, id), conflict("container %s is not running", id))
+		return errors.Join(e.settleGone(ctx, id), conflict("container %s is not running", id))
 	case errors.As(err, &ce):
 		return &kindError{ErrConflict, ce}
 	default:

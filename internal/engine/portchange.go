@@ -29,6 +29,9 @@ func (e *Engine) ChangePorts(ctx context.Context, name string, c container.PortC
 		if err = e.changeIdle(ctx, id, idle); !errors.Is(err, container.ErrBusy) { // else somebody has started it
 			break
 		}
+		if _, err = e.lookAgain(ctx, id); err != nil {
+			break
+		}
 	}
 	if err == nil {
 		err = ctx.Err()

@@ -45,7 +45,7 @@ func (e *Engine) RemoveContainer(ctx context.Context, req RemoveRequest) error {
 		}
 		l, err := cs.LockIdle(ctx, rec.ID)
 		if errors.Is(err, container.ErrBusy) { // somebody has started it meanwhile
-			if n, err = e.snapshot(ctx, rec.ID); err != nil {
+			if n, err = e.lookAgain(ctx, rec.ID); err != nil {
 				return err
 			}
 			continue

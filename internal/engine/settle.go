@@ -12,6 +12,7 @@ import (
 
 	"conex/internal/build"
 	"conex/internal/container"
+	"conex/internal/control"
 	"conex/internal/disk"
 	"conex/internal/linux/cgroup"
 	"conex/internal/runtime"
@@ -82,6 +83,29 @@ func (e *Engine) settleOne(ctx context.Context, id string) error {
 		return err
 	}
 	return e.revive(ctx, id)
+}
+
+// settleGone is settleOne for who has found nobody at the monitor's socket, whatever the container's state says. The kernel takes a dead process's
+// files from it one after the other, and a busy machine a dying one's time: its socket is closed and its lock is held. One that ends closes
+// its socket before it says so. So this returns when the state says that the container does not run, or a monitor says that it does.
+func (e *Engine) settleGone(ctx context.Context, id string) error {
+	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		if err := e.settleOne(ctx, id); err != nil {
+			return err
+		}
+		st, err := e.Containers().State(id)
+		if err != nil || (&container.Snapshot{State: st}).Alive() == nil {
+			return err
+		}
+		if err := e.client(id).Ping(ctx); !errors.Is(err, control.ErrGone) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
 }
 
 // settleLocked is settleOne for who holds the monitor lock; it starts nothing again. Idempotent.

@@ -28,16 +28,27 @@ func (e *Engine) Start(ctx context.Context, req StartRequest) (exitCode int, err
 	if err != nil {
 		return 0, err
 	}
-	rec := n.Record
-	if a := n.Alive(); a != nil {
-		if a.Paused {
+	for n.Alive() != nil { // or its monitor is about to die, and says nothing more
+		err := e.client(n.Record.ID).Ping(ctx)
+		switch {
+		case errors.Is(err, control.ErrGone):
+			if err = e.settleGone(ctx, n.Record.ID); err == nil {
+				n, err = e.snapshot(ctx, n.Record.ID)
+			}
+			if err != nil {
+				return 0, err
+			}
+			continue
+		case err != nil && ctx.Err() != nil:
+			return 0, err
+		case n.Alive().Paused:
 			return 0, conflict("cannot start a paused container, try unpause instead")
-		}
-		if req.Attach {
-			return e.Attach(ctx, AttachRequest{Container: rec.ID, NoStdin: !req.AttachStdin, Streams: req.Streams})
+		case req.Attach:
+			return e.Attach(ctx, AttachRequest{Container: n.Record.ID, NoStdin: !req.AttachStdin, Streams: req.Streams})
 		}
 		return 0, nil
 	}
+	rec := n.Record
 	at := attachment{want: req.Attach, stdin: req.AttachStdin && rec.Config.OpenStdin}
 	s, err := e.launch(ctx, rec, nil, startMonitor(), at, &req.Streams)
 	if errors.Is(err, container.ErrBusy) { // somebody else has started it

@@ -33,15 +33,25 @@ func (e *Engine) stop(ctx context.Context, n *container.Snapshot, command string
 			return invalid("%w", err)
 		}
 	}
-	if n.Alive() == nil {
-		return nil
-	}
-	_, err := e.client(n.Record.ID).Stop(ctx, command, req.Signal, req.Timeout)
-	if errors.Is(err, control.ErrGone) { // it ended by itself, or its monitor died
-		return e.settleOne(ctx, n.Record.ID)
-	}
-	if err != nil {
-		return fmt.Errorf("cannot stop container: %s: %w", n.Record.Name, err)
+	id := n.Record.ID
+	for n.Alive() != nil {
+		_, err := e.client(id).Stop(ctx, command, req.Signal, req.Timeout)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, control.ErrGone) {
+			return fmt.Errorf("cannot stop container: %s: %w", n.Record.Name, err)
+		}
+		// It ended by itself, or its monitor died. Then its restart policy may have started it again.
+		if err := e.settleGone(ctx, id); err != nil {
+			return err
+		}
+		if n, err = e.Containers().Snapshot(id); err != nil {
+			if errors.Is(err, container.ErrNotFound) {
+				return nil // it was run with --rm
+			}
+			return err
+		}
 	}
 	return nil
 }

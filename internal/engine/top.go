@@ -29,7 +29,7 @@ func (e *Engine) Top(ctx context.Context, name string, psArgs []string) (titles 
 	}
 	pids, err := e.client(n.Record.ID).Top(ctx)
 	if errors.Is(err, control.ErrGone) {
-		return nil, nil, conflict("container %s is not running", n.Record.ID)
+		return nil, nil, errors.Join(e.settleGone(ctx, n.Record.ID), conflict("container %s is not running", n.Record.ID))
 	}
 	if err != nil {
 		return nil, nil, err

@@ -47,6 +47,9 @@ func (e *Engine) Update(ctx context.Context, name string, c container.Changes) (
 		if err = e.changeIdle(ctx, id, idle); !errors.Is(err, container.ErrBusy) { // else somebody has started it
 			break
 		}
+		if _, err = e.lookAgain(ctx, id); err != nil {
+			break
+		}
 	}
 	if err == nil {
 		err = ctx.Err()

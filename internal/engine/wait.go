@@ -28,7 +28,7 @@ func (e *Engine) Wait(ctx context.Context, name string) (exitCode int, err error
 		if !errors.Is(err, control.ErrGone) {
 			return 0, err
 		}
-		if err := e.settleOne(ctx, id); err != nil {
+		if err := e.settleGone(ctx, id); err != nil {
 			return 0, err
 		}
 	}
@@ -77,7 +77,7 @@ func (e *Engine) WaitFor(ctx context.Context, name, condition string) (exitCode 
 	if alive != nil {
 		go func() { // ends with ctx; a monitor that is killed says nothing, who settles it does
 			if _, err := e.client(id).Wait(ctx); errors.Is(err, control.ErrGone) {
-				_ = e.settleOne(ctx, id) // an error leaves it to the next command
+				_ = e.settleGone(ctx, id) // an error leaves it to the next command
 			}
 		}()
 	}

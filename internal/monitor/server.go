@@ -99,6 +99,8 @@ func (s *server) close() {
 func (s *server) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	var err error
 	switch q.Method + " " + q.URL.Path {
+	case "GET /ping":
+		err = answer(w, struct{}{})
 	case "GET /wait":
 		err = s.wait(w, q)
 	case "GET /top":
