@@ -10,10 +10,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 )
 
 // TestScripts runs scripts/*.txt, each in a world of its own. On top of testscript's commands they have
@@ -40,7 +42,14 @@ func TestScripts(t *testing.T) {
 	}
 }
 
+// scriptLimit is when a script that goes on is taken for one that hangs: ten times what the longest takes on a busy machine.
+const scriptLimit = 8 * time.Minute
+
 func runScript(t *testing.T, file string) {
+	hangs := time.AfterFunc(scriptLimit, func() {
+		fmt.Fprintf(os.Stderr, "%s hangs. Below this process:\n%s", file, offspring(os.Getpid(), "  "))
+	})
+	defer hangs.Stop()
 	w := bareWorld(t)
 	w.netns = newNetns(t)
 	image, err := busyboxTar()
@@ -84,6 +93,59 @@ func runScript(t *testing.T, file string) {
 			"registry": w.scriptRegistry, "machine": w.scriptMachine, "serve": w.scriptServe, "nameserver": w.scriptNameserver,
 		},
 	})
+}
+
+// offspring describes a process and those below it, with what each thread waits for in the kernel: a hang that is rare must say all it can the one
+// time.
+func offspring(pid int, indent string) string {
+	var out strings.Builder
+	cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	fmt.Fprintf(&out, "%s%d: %s\n", indent, pid, strings.ReplaceAll(string(cmdline), "\x00", " "))
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/[0-9]*", pid))
+	for _, task := range tasks {
+		wchan, _ := os.ReadFile(task + "/wchan")
+		call, _ := os.ReadFile(task + "/syscall")
+		_, fields := procStat(task + "/stat")
+		fmt.Fprintf(&out, "%s  %s %s in %s, system call %s\n", indent, filepath.Base(task), fields[0], wchan, strings.TrimSpace(string(call)))
+	}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, stat := range stats {
+		if child, fields := procStat(stat); child != 0 && fields[1] == strconv.Itoa(pid) {
+			out.WriteString(offspring(child, indent+"  "))
+		}
+	}
+	return out.String()
+}
+
+// procStat reads a process's number, and its state, its parent and what follows. The command's name between may hold anything.
+func procStat(path string) (pid int, fields []string) {
+	b, err := os.ReadFile(path)
+	head, _, _ := strings.Cut(string(b), " ")
+	fields = strings.Fields(string(b)[strings.LastIndexByte(string(b), ')')+1:])
+	if err != nil || len(fields) < 2 {
+		return 0, []string{"gone", ""}
+	}
+	pid, _ = strconv.Atoi(head)
+	return pid, fields
+}
+
+func TestOffspring(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "sleep 1000 & wait")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()                                   //nolint:errcheck // it is killed
+	defer syscall.Kill(-cmd.Process.Pid, unix.SIGKILL) //nolint:errcheck // it is there
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		got := offspring(os.Getpid(), "")
+		if strings.Contains(got, fmt.Sprintf("%d: sh -c", cmd.Process.Pid)) && strings.Contains(got, ": sleep 1000 \n") {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no sleep below this process:\n%s", got)
+		}
+	}
 }
 
 func scriptExits(ts *testscript.TestScript, neg bool, args []string) {

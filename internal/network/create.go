@@ -336,7 +336,8 @@ func (m *Manager) finishRemovals(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
+	_, err = m.attached() // which removes what the removal of a folder left
+	errs := []error{err}
 	for _, i := range list {
 		if i.Removed {
 			errs = append(errs, m.finish(ctx, i))

@@ -325,7 +325,7 @@ func (m *Manager) lock(ctx context.Context, id string) (*disk.Lock, error) {
 		if !errors.Is(err, fs.ErrNotExist) {
 			return l, err
 		}
-		if err := m.mkdirs(id); err != nil {
+		if err := m.mkdirs(id); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) { // gone or there for a moment
 			return nil, err
 		}
 	}
