@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -677,21 +678,16 @@ func TestLeave(t *testing.T) {
 // has its address and the bridge's among its own, and doubts none of them.
 func TestIPv6CountsAtOnce(t *testing.T) {
 	w := newWorld(t)
-	stop := make(chan struct{})
+	var stop atomic.Bool
 	var burners sync.WaitGroup
 	for range 2 * runtime.NumCPU() {
 		burners.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
+			for n := 0; !stop.Load(); n++ {
 			}
 		})
 	}
 	defer burners.Wait()
-	defer close(stop)
+	defer stop.Store(true)
 	look := func(what string, name string, addrs ...netip.Addr) error {
 		l, err := rtnetlink.LinkByName(name)
 		if err != nil {
