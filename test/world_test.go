@@ -86,6 +86,29 @@ func bareWorld(t *testing.T) *world {
 	return w
 }
 
+// patiently runs what all tests wait for. Beside other work a build that finds nothing cached takes minutes, which looks like a test that hangs: so
+// it says what it is waiting for.
+func patiently(cmd *exec.Cmd) ([]byte, error) {
+	began := time.Now()
+	done := make(chan struct{})
+	var teller sync.WaitGroup
+	teller.Go(func() {
+		tick := time.NewTicker(30 * time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				fmt.Fprintf(os.Stderr, "since %v the tests wait for: %s\n", time.Since(began).Round(time.Second), strings.Join(cmd.Args, " "))
+			}
+		}
+	})
+	defer teller.Wait()
+	defer close(done)
+	return cmd.CombinedOutput()
+}
+
 // binary builds conex once for all scenarios, and beside it the explorer.
 var buildOnce = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "conex-bin.")
@@ -100,7 +123,7 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 	for _, args := range [][]string{{"-ldflags", entry, "conex/cmd/conex"}, {"conex/cmd/conex-explore"}, {"-ldflags", runtimeEntry, "conex/cmd/conex-runtime"}} {
 		cmd := exec.Command("go", append([]string{"build", "-trimpath", "-o", dir}, args...)...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
+		if out, err := patiently(cmd); err != nil {
 			return "", fmt.Errorf("go build: %w\n%s", err, out)
 		}
 	}
@@ -130,7 +153,7 @@ var layoutOnce = sync.OnceValues(func() (string, error) {
 		}
 	}
 	cmd := exec.Command("../images/make", "-o", cache, "-c", bin)
-	if out, err := cmd.CombinedOutput(); err != nil {
+	if out, err := patiently(cmd); err != nil {
 		return "", fmt.Errorf("images/make: %w\n%s", err, out)
 	}
 	return filepath.Join(cache, "oci"), nil
