@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"conex/internal/config"
 	"conex/internal/engine"
 	"conex/internal/linux/slack"
@@ -130,6 +132,17 @@ func (a *app) engine() (*engine.Engine, error) {
 
 // settleAfter is how long an operation takes that is no short command any more: it has more threads than one to wake in time.
 const settleAfter = 100 * time.Millisecond
+
+// withEngine calls fn with the engine and a context that the first signal ends.
+func (a *app) withEngine(cmd *cobra.Command, fn func(ctx context.Context, e *engine.Engine) error) error {
+	e, err := a.engine()
+	if err != nil {
+		return err
+	}
+	ctx, stop := a.interruptible(cmd.Context())
+	defer stop()
+	return fn(ctx, e)
+}
 
 // interruptible returns a context that ends with the first SIGINT, SIGTERM or SIGHUP. stop undoes the catch; report tells an
 // operation that was ended so from one that failed.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -21,19 +22,15 @@ func (a *app) manifestCreate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "create MANIFEST_LIST MANIFEST [MANIFEST...]", Short: "Create a local manifest list for annotating and pushing to a registry", Args: a.atLeast(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			e, err := a.engine()
-			if err != nil {
-				return err
-			}
-			ctx, stop := a.interruptible(cmd.Context())
-			defer stop()
-			req.List, req.Images = args[0], args[1:]
-			name, err := e.ManifestCreate(ctx, req)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintln(a.out, "Created manifest list", name)
-			return nil
+			return a.withEngine(cmd, func(ctx context.Context, e *engine.Engine) error {
+				req.List, req.Images = args[0], args[1:]
+				name, err := e.ManifestCreate(ctx, req)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintln(a.out, "Created manifest list", name)
+				return nil
+			})
 		},
 	}
 	f := cmd.Flags()
@@ -68,21 +65,17 @@ func (a *app) manifestInspect() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "inspect [OPTIONS] [MANIFEST_LIST] MANIFEST", Short: "Display an image manifest, or manifest list", Args: a.between(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			e, err := a.engine()
-			if err != nil {
-				return err
-			}
-			ctx, stop := a.interruptible(cmd.Context())
-			defer stop()
-			if req.Name = args[0]; len(args) > 1 {
-				req.List, req.Name = args[0], args[1]
-			}
-			out, err := e.ManifestInspect(ctx, req)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(a.out, "%s\n", out)
-			return nil
+			return a.withEngine(cmd, func(ctx context.Context, e *engine.Engine) error {
+				if req.Name = args[0]; len(args) > 1 {
+					req.List, req.Name = args[0], args[1]
+				}
+				out, err := e.ManifestInspect(ctx, req)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(a.out, "%s\n", out)
+				return nil
+			})
 		},
 	}
 	f := cmd.Flags()
@@ -96,18 +89,14 @@ func (a *app) manifestPush() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "push [OPTIONS] MANIFEST_LIST", Short: "Push a manifest list to a repository", Args: a.exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			e, err := a.engine()
-			if err != nil {
-				return err
-			}
-			ctx, stop := a.interruptible(cmd.Context())
-			defer stop()
-			d, err := e.ManifestPush(ctx, args[0], purge, insecure, func(line string) { fmt.Fprintln(a.out, line) })
-			if err != nil {
-				return err
-			}
-			fmt.Fprintln(a.out, d)
-			return nil
+			return a.withEngine(cmd, func(ctx context.Context, e *engine.Engine) error {
+				d, err := e.ManifestPush(ctx, args[0], purge, insecure, func(line string) { fmt.Fprintln(a.out, line) })
+				if err != nil {
+					return err
+				}
+				fmt.Fprintln(a.out, d)
+				return nil
+			})
 		},
 	}
 	f := cmd.Flags()

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,18 +25,14 @@ func (a *app) volumeSnapshotCommand() *cobra.Command {
 			if len(args) > 1 {
 				req.Snapshot = args[1]
 			}
-			e, err := a.engine()
-			if err != nil {
-				return err
-			}
-			ctx, stop := a.interruptible(cmd.Context())
-			defer stop()
-			name, err := e.SnapshotVolume(ctx, req)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintln(a.out, name)
-			return nil
+			return a.withEngine(cmd, func(ctx context.Context, e *engine.Engine) error {
+				name, err := e.SnapshotVolume(ctx, req)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintln(a.out, name)
+				return nil
+			})
 		},
 	}
 	cmd.Flags().BoolVarP(&pause, "pause", "p", true, pauseHelp)
@@ -81,17 +78,13 @@ func (a *app) volumeCloneCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "clone [OPTIONS] VOLUME[@SNAPSHOT] NAME", Short: "Make a new volume of another one's content, or of a snapshot", Args: a.exactly(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			e, err := a.engine()
-			if err != nil {
-				return err
-			}
-			ctx, stop := a.interruptible(cmd.Context())
-			defer stop()
-			if err := e.CloneVolume(ctx, args[0], args[1], !pause); err != nil {
-				return err
-			}
-			fmt.Fprintln(a.out, args[1])
-			return nil
+			return a.withEngine(cmd, func(ctx context.Context, e *engine.Engine) error {
+				if err := e.CloneVolume(ctx, args[0], args[1], !pause); err != nil {
+					return err
+				}
+				fmt.Fprintln(a.out, args[1])
+				return nil
+			})
 		},
 	}
 	cmd.Flags().BoolVarP(&pause, "pause", "p", true, pauseHelp)
@@ -107,13 +100,9 @@ func (a *app) volumeRestoreCommand() *cobra.Command {
 			if !ok {
 				return fmt.Errorf("%s is no snapshot: name one as VOLUME@SNAPSHOT ('%s volume snapshots %s' lists them)", args[0], a.name, args[0])
 			}
-			e, err := a.engine()
-			if err != nil {
-				return err
-			}
-			ctx, stop := a.interruptible(cmd.Context())
-			defer stop()
-			return e.RestoreVolume(ctx, name, snapshot, keep)
+			return a.withEngine(cmd, func(ctx context.Context, e *engine.Engine) error {
+				return e.RestoreVolume(ctx, name, snapshot, keep)
+			})
 		},
 	}
 	cmd.Flags().StringVar(&keep, "keep", "", "Keep the present content as a snapshot of this name")
@@ -132,16 +121,12 @@ func (a *app) volumeExportCommand() *cobra.Command {
 			if compression == "" {
 				compression = compressionOf(output)
 			}
-			e, err := a.engine()
-			if err != nil {
-				return err
-			}
-			ctx, stop := a.interruptible(cmd.Context())
-			defer stop()
-			return a.output(output, func(w io.Writer) error {
-				return e.ExportVolume(ctx, engine.VolumeExportRequest{Volume: args[0], Output: w, Compression: compression, NoPause: !pause, Torn: func(path string) {
-					fmt.Fprintf(a.err, "%s: /%s was cut off while it was read: it ends with zeros in the archive\n", a.name, path)
-				}})
+			return a.withEngine(cmd, func(ctx context.Context, e *engine.Engine) error {
+				return a.output(output, func(w io.Writer) error {
+					return e.ExportVolume(ctx, engine.VolumeExportRequest{Volume: args[0], Output: w, Compression: compression, NoPause: !pause, Torn: func(path string) {
+						fmt.Fprintf(a.err, "%s: /%s was cut off while it was read: it ends with zeros in the archive\n", a.name, path)
+					}})
+				})
 			})
 		},
 	}
@@ -183,17 +168,13 @@ func (a *app) volumeImportCommand() *cobra.Command {
 			} else if _, tty := terminal(a.in); tty {
 				return errors.New("a terminal has no archive: name a file, or redirect standard input")
 			}
-			e, err := a.engine()
-			if err != nil {
-				return err
-			}
-			ctx, stop := a.interruptible(cmd.Context())
-			defer stop()
-			if err := e.ImportVolume(ctx, req); err != nil {
-				return err
-			}
-			fmt.Fprintln(a.out, args[0])
-			return nil
+			return a.withEngine(cmd, func(ctx context.Context, e *engine.Engine) error {
+				if err := e.ImportVolume(ctx, req); err != nil {
+					return err
+				}
+				fmt.Fprintln(a.out, args[0])
+				return nil
+			})
 		},
 	}
 	f := cmd.Flags()
@@ -207,23 +188,19 @@ func (a *app) volumeDuCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "du [OPTIONS] [VOLUME...]", Short: "Show what volumes take on the disk", Args: a.atLeast(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			e, err := a.engine()
-			if err != nil {
-				return err
-			}
-			ctx, stop := a.interruptible(cmd.Context())
-			defer stop()
-			list, err := e.VolumeUsage(ctx, engine.VolumeUsageRequest{Volumes: args})
-			if err != nil {
-				return err
-			}
-			var rows []duRow
-			for _, v := range list {
-				rows = append(rows, rowOfUsage(v))
-			}
-			head := headings{"Disk": "ON DISK", "Files": "FILES", "Limit": "LIMIT", "Links": "LINKS", "Name": "VOLUME NAME", "Shared": "SHARED", "Size": "SIZE",
-				"Snapshots": "SNAPSHOTS"}
-			return writeList(a.out, format, `{{.Name}}\t{{.Links}}\t{{.Files}}\t{{.Size}}\t{{.Disk}}\t{{.Shared}}\t{{.Snapshots}}\t{{.Limit}}`, head, rows)
+			return a.withEngine(cmd, func(ctx context.Context, e *engine.Engine) error {
+				list, err := e.VolumeUsage(ctx, engine.VolumeUsageRequest{Volumes: args})
+				if err != nil {
+					return err
+				}
+				var rows []duRow
+				for _, v := range list {
+					rows = append(rows, rowOfUsage(v))
+				}
+				head := headings{"Disk": "ON DISK", "Files": "FILES", "Limit": "LIMIT", "Links": "LINKS", "Name": "VOLUME NAME", "Shared": "SHARED", "Size": "SIZE",
+					"Snapshots": "SNAPSHOTS"}
+				return writeList(a.out, format, `{{.Name}}\t{{.Links}}\t{{.Files}}\t{{.Size}}\t{{.Disk}}\t{{.Shared}}\t{{.Snapshots}}\t{{.Limit}}`, head, rows)
+			})
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "", formatHelp)

@@ -378,6 +378,12 @@ func TestMeter(t *testing.T) {
 	if none, err := m.Tree(filepath.Join(dir, "none")); err != nil || none != (Space{}) {
 		t.Errorf("%+v, %v", none, err)
 	}
+	if n, counted := FreeFiles(dir); counted && n == 0 {
+		t.Error("no more files are possible where some were just made")
+	}
+	if n, counted := FreeFiles("/proc"); counted {
+		t.Errorf("/proc counts its files: %d", n)
+	}
 	free, total, err := Free(dir)
 	if err != nil || free <= 0 || total < free {
 		t.Errorf("%d of %d free, %v", free, total, err)

@@ -178,3 +178,12 @@ func Free(path string) (free, total int64, err error) {
 	}
 	return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize, nil
 }
+
+// FreeFiles returns how many files the file system that holds path can have besides those it has; counted is false where nothing bounds them.
+func FreeFiles(path string) (free uint64, counted bool) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return 0, false
+	}
+	return st.Ffree, st.Files > 0
+}

@@ -82,6 +82,9 @@ func (e *Engine) Hint(err error) string {
 	if ferr != nil {
 		return what
 	}
+	if left, counted := disk.FreeFiles(where); counted && left < 64 { // those that were made are given back
+		return fmt.Sprintf("the file system of %s can have no more files: %d of its inodes are free; %s", where, left, what)
+	}
 	given := ""
 	if free > 1<<20 { // else nobody would understand what was missing
 		given = "what was written is given back: "
