@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -45,11 +44,7 @@ func inAsker(fn func() (float64, error)) func(*bench, *engine, int) (float64, er
 
 // inside runs fn in a container's network namespace.
 func (e *engine) inside(name string, fn func() (float64, error)) (v float64, err error) {
-	pid, err := e.output("inspect", "-f", "{{.State.Pid}}", name)
-	if err != nil {
-		return 0, err
-	}
-	ns, err := os.Open("/proc/" + strings.TrimSpace(pid) + "/ns/net")
+	ns, err := e.namespaceOf(name)
 	if err != nil {
 		return 0, err
 	}
@@ -59,6 +54,15 @@ func (e *engine) inside(name string, fn func() (float64, error)) (v float64, err
 		return err
 	})
 	return v, err
+}
+
+// namespaceOf opens a container's network namespace.
+func (e *engine) namespaceOf(name string) (*os.File, error) {
+	pid, err := e.output("inspect", "-f", "{{.State.Pid}}", name)
+	if err != nil {
+		return nil, err
+	}
+	return os.Open("/proc/" + pid + "/ns/net")
 }
 
 // dnsQuery is a query for the address of bench-named.
