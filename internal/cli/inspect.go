@@ -3,7 +3,6 @@ package cli
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -12,6 +11,7 @@ import (
 	"conex/internal/container"
 	"conex/internal/engine"
 	"conex/internal/image"
+	"conex/internal/plainjson"
 )
 
 func (a *app) inspectCommand() *cobra.Command {
@@ -136,14 +136,15 @@ func (a *app) inspect(ctx context.Context, names []string, format string, find f
 	var b bytes.Buffer
 	switch format {
 	case "", "json":
-		enc := json.NewEncoder(&b)
-		enc.SetEscapeHTML(false)
+		indent := ""
 		if format == "" {
-			enc.SetIndent("", "    ")
+			indent = "    "
 		}
-		if err := enc.Encode(found); err != nil {
+		text, err := plainjson.Print(found, indent)
+		if err != nil {
 			return err
 		}
+		b.Write(append(text, '\n'))
 	default:
 		for _, v := range found {
 			if err := writeOne(&b, format, v); err != nil {

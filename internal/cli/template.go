@@ -11,6 +11,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"text/template"
+
+	"conex/internal/plainjson"
 )
 
 // functions are what Docker offers in --format besides Go's own.
@@ -52,13 +54,8 @@ func headerFunctions() template.FuncMap {
 }
 
 func toJSON(v any) (string, error) {
-	var b strings.Builder
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	if err := e.Encode(v); err != nil {
-		return "", err
-	}
-	return strings.TrimSuffix(b.String(), "\n"), nil
+	b, err := plainjson.Print(v, "")
+	return string(b), err
 }
 
 // join puts a list's elements, or a map's values in order, in one line.

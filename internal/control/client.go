@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"conex/internal/container"
+	"conex/internal/plainjson"
 )
 
 // Client talks to one monitor. Every request is a connection of its own.
@@ -61,7 +62,7 @@ func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 func (c *Client) send(ctx context.Context, method, path string, q url.Values, body any, upgrade bool) (*net.UnixConn, *bufio.Reader, *http.Response, error) {
 	var data io.Reader
 	if body != nil {
-		b, err := json.Marshal(body)
+		b, err := plainjson.Marshal(body)
 		if err != nil {
 			return nil, nil, nil, err
 		}

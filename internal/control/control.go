@@ -26,7 +26,6 @@ package control
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -173,7 +172,7 @@ const maxFiles = 3
 
 // SendStart writes a request to a new monitor, with its files in the order of maxFiles.
 func SendStart(sock *os.File, req StartRequest, files []*os.File) error {
-	b, err := json.Marshal(req)
+	b, err := plainjson.Marshal(req)
 	if err != nil {
 		return err
 	}

@@ -7,7 +7,6 @@
 package disk
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -143,7 +142,7 @@ func WriteJSON(path string, v any, d Durability) error {
 }
 
 func encode(path string, v any) ([]byte, error) {
-	data, err := json.MarshalIndent(v, "", "  ")
+	data, err := plainjson.MarshalIndent(v, "  ")
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", path, err)
 	}

@@ -21,6 +21,7 @@ import (
 
 	"conex/internal/disk"
 	"conex/internal/linux/inotify"
+	"conex/internal/plainjson"
 )
 
 // Event is what happened, as Docker's API describes it. Write fills in the times if they are zero.
@@ -57,7 +58,7 @@ func (l *Log) Write(e Event) error {
 	if e.Scope == "" {
 		e.Scope = "local"
 	}
-	line, err := json.Marshal(e)
+	line, err := plainjson.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("write event: %w", err)
 	}

@@ -14,7 +14,6 @@
 package monitor
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -34,6 +33,7 @@ import (
 	"conex/internal/linux/cgroup"
 	"conex/internal/linux/mount"
 	"conex/internal/network"
+	"conex/internal/plainjson"
 	"conex/internal/portmap"
 	"conex/internal/runtime"
 
@@ -439,7 +439,7 @@ func (m *monitor) halt(byHand bool) {
 
 // reply writes the report and closes the pipe. Whoever wanted it may be gone, then the container goes on all the same.
 func reply(f *os.File, r control.Report) {
-	b, err := json.Marshal(r)
+	b, err := plainjson.Marshal(r)
 	if err == nil {
 		_, err = f.Write(append(b, '\n'))
 	}

@@ -1,21 +1,21 @@
 package monitor
 
 import (
-	"encoding/json"
 	"os"
 	"unsafe"
 
 	"conex/internal/container"
 	"conex/internal/control"
 	"conex/internal/linux/cgroup"
+	"conex/internal/plainjson"
 	"conex/internal/runtime"
 )
 
 // warmUp does while the container is being made what would otherwise be done when it is there: whatever depends on the machine alone.
 func warmUp() {
-	// What the package json works out once for each type. Nothing can fail: there is nothing in them.
+	// What the package plainjson works out once for each type. Nothing can fail: there is nothing in them.
 	for _, v := range []any{container.State{Exit: &container.Exit{}}, container.Desired{}, control.Report{}} {
-		_, _ = json.Marshal(v)
+		_, _ = plainjson.Marshal(v)
 	}
 	cgroup.Probe()
 	runtime.DefaultSpec()

@@ -19,6 +19,7 @@ import (
 	"conex/internal/container"
 	"conex/internal/control"
 	"conex/internal/linux/tty"
+	"conex/internal/plainjson"
 
 	"golang.org/x/sys/unix"
 )
@@ -150,7 +151,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 
 // answer writes v. An error means that the client is gone, so it is not one.
 func answer(w http.ResponseWriter, v any) error {
-	b, err := json.Marshal(v)
+	b, err := plainjson.Marshal(v)
 	if err != nil {
 		return err
 	}

@@ -69,10 +69,28 @@ type all struct {
 	Strange int `json:"a b"`
 }
 
+// shadowing has a field in the place of an embedded structure's, before or after that.
+type shadowing struct {
+	Other int
+	base
+	Deep string `json:"deep"`
+	more
+}
+
+type more struct {
+	base
+	More int
+}
+
 // ambiguous has two fields of a name.
 type ambiguous struct {
 	base
-	Deep string `json:"deep"`
+	other
+}
+
+type other struct {
+	Other string
+	DEEP  int
 }
 
 // same compares with encoding/json, for a target of type T.
@@ -104,6 +122,7 @@ func TestSame(t *testing.T) {
 	for _, text := range texts {
 		same[all](t, text)
 		same[ambiguous](t, text)
+		same[shadowing](t, text)
 		same[specs.Spec](t, text)
 		same[*specs.Spec](t, text)
 		same[[]string](t, text)
@@ -119,6 +138,7 @@ func FuzzSame(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		same[all](t, text)
 		same[ambiguous](t, text)
+		same[shadowing](t, text)
 		same[specs.Spec](t, text)
 	})
 }
