@@ -350,8 +350,10 @@ func (s *Store) named(name string) string {
 	if err != nil || !isID(id) {
 		return ""
 	}
-	r, err := s.Load(id)
-	if err != nil || r.Name != name {
+	var r struct { // of the record
+		Name string `json:"name"`
+	}
+	if err := disk.ReadJSON(s.Dir(id, "config.json"), &r); err != nil || r.Name != name {
 		return ""
 	}
 	return id

@@ -237,7 +237,7 @@ func (e *Engine) imageFor(ctx context.Context, req CreateRequest) (image.Image, 
 			return image.Image{}, nil, err
 		}
 		// Removed between our look and our lease: look again, which pulls it again or says that it is not there.
-		if _, err := images.Find(string(img.ID)); err != nil {
+		if err := images.Exists(img.ID); err != nil {
 			lease.Close()
 			if errors.Is(err, image.ErrNotFound) {
 				continue

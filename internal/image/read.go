@@ -95,6 +95,18 @@ func (s *Store) record(id ocispec.Digest) (idRecord, error) {
 	return rec, nil
 }
 
+// Exists returns nil when there is an image, ErrNotFound when there is none.
+func (s *Store) Exists(id ocispec.Digest) error {
+	path, err := s.idPath(id)
+	if err == nil {
+		_, err = os.Lstat(path)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return &NotFoundError{string(id)}
+	}
+	return err
+}
+
 // load makes the Image of a record. With ErrDamaged it returns all of it but what the config says.
 func (s *Store) load(rec idRecord, tags map[ocispec.Digest][]tagRecord) (Image, error) {
 	img := Image{ID: rec.ID, Manifest: rec.Manifest}

@@ -2,6 +2,7 @@ package plainjson
 
 import (
 	"bytes"
+	"encoding"
 	"encoding/json"
 	"reflect"
 	"slices"
@@ -89,7 +90,7 @@ func (e *encoder) value(v reflect.Value, depth int) bool {
 			return e.structure(v, info.fields, depth)
 		}
 	case reflect.Map:
-		if t.Key().Kind() == reflect.String {
+		if t.Key().Kind() == reflect.String || t.Key().Implements(toTextType) {
 			return e.mapping(v, depth)
 		}
 	case reflect.Slice:
@@ -175,18 +176,35 @@ func (e *encoder) mapping(v reflect.Value, depth int) bool {
 		e.text = append(e.text, "null"...)
 		return true
 	}
-	keys := v.MapKeys()
-	slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) })
+	type member struct {
+		name  string
+		value reflect.Value
+	}
+	members := make([]member, 0, v.Len())
+	for k, m := range v.Seq2() {
+		name := ""
+		if k.Kind() == reflect.String {
+			name = k.String()
+		} else if k.Kind() == reflect.Pointer || k.Kind() == reflect.Interface || !k.CanInterface() {
+			return false
+		} else if b, err := k.Interface().(encoding.TextMarshaler).MarshalText(); err != nil {
+			return false
+		} else {
+			name = string(b)
+		}
+		members = append(members, member{name, m})
+	}
+	slices.SortFunc(members, func(a, b member) int { return strings.Compare(a.name, b.name) })
 	e.text = append(e.text, '{')
-	for i, k := range keys {
+	for i, m := range members {
 		if i > 0 {
 			e.text = append(e.text, ',')
 		}
-		if !e.str(k.String()) {
+		if !e.str(m.name) {
 			return false
 		}
 		e.text = append(e.text, ':')
-		if !e.value(v.MapIndex(k), depth+1) {
+		if !e.value(m.value, depth+1) {
 			return false
 		}
 	}

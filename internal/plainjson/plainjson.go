@@ -227,10 +227,12 @@ func (d *decoder) value(to reflect.Value, depth int) error {
 	case reflect.Struct:
 		return d.structure(to, depth)
 	case reflect.Map:
-		if t.Key().Kind() != reflect.String || infoOf(t.Key()).own {
+		if t.Key().Kind() != reflect.String && !reflect.PointerTo(t.Key()).Implements(textType) {
 			return d.delegate(to)
 		}
 		return d.mapping(to, depth)
+	case reflect.Array:
+		return d.array(to, depth)
 	case reflect.Slice:
 		if t.Elem().Kind() == reflect.Uint8 {
 			return d.delegate(to)
@@ -400,7 +402,12 @@ func (d *decoder) mapping(to reflect.Value, depth int) error {
 	t := to.Type()
 	to.Set(reflect.MakeMap(t))
 	return d.members(func(name string) error {
-		key := reflect.ValueOf(name).Convert(t.Key())
+		key := reflect.New(t.Key()).Elem()
+		if text, ok := key.Addr().Interface().(encoding.TextUnmarshaler); !ok {
+			key.SetString(name)
+		} else if err := text.UnmarshalText([]byte(name)); err != nil {
+			return err
+		}
 		if to.MapIndex(key).IsValid() {
 			return errOther
 		}
@@ -426,11 +433,26 @@ func (d *decoder) slice(to reflect.Value, depth int) error {
 	})
 }
 
-// delegate has encoding/json decode one value.
+// array fills an array from its begin. One that has no room for all is encoding/json's.
+func (d *decoder) array(to reflect.Value, depth int) error {
+	n := 0
+	return d.list('[', ']', func() error {
+		if n == to.Len() {
+			return errOther
+		}
+		n++
+		return d.value(to.Index(n-1), depth+1)
+	})
+}
+
+// delegate has encoding/json decode one value, or the value's own method.
 func (d *decoder) delegate(to reflect.Value) error {
 	b, err := d.skip()
 	if err != nil {
 		return err
+	}
+	if own, ok := to.Addr().Interface().(json.Unmarshaler); ok {
+		return own.UnmarshalJSON(b)
 	}
 	return json.Unmarshal(b, to.Addr().Interface())
 }
