@@ -141,7 +141,7 @@ func fields(t reflect.Type, index []int, out []field) ([]field, bool) {
 				k--
 			case o.name == name && len(at) > len(o.index):
 				hidden = true
-			case strings.EqualFold(o.name, name): // which one is meant is a matter of tags
+			case len(o.name) == len(name) && strings.EqualFold(o.name, name): // which one is meant is a matter of tags
 				return nil, false
 			}
 		}
