@@ -1,6 +1,7 @@
 package container
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -212,6 +213,62 @@ func TestLock(t *testing.T) {
 	l.Release()
 	if err := <-got; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestLockIdleLeaves: who waits for a lock hears that its holder runs the container after all, or that nobody wants it any more, and does not
+// keep the lock that it may get later.
+func TestLockIdleLeaves(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  func(s *Store, id string, cancel func()) error
+		want error
+	}{
+		"running": {func(s *Store, id string, _ func()) error {
+			return s.SetState(id, &State{Status: Running, BootID: disk.BootID()})
+		}, ErrBusy},
+		"canceled": {func(_ *Store, _ string, cancel func()) error { cancel(); return nil }, context.Canceled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t)
+			id := disk.RandomID()
+			l, err := s.Lock(id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			got := make(chan error)
+			for range 3 {
+				go func() {
+					l, err := s.LockIdle(ctx, id)
+					if l != nil {
+						l.Release()
+					}
+					got <- err
+				}()
+			}
+			select {
+			case err := <-got:
+				t.Fatalf("LockIdle returned while the lock was held: %v", err)
+			case <-time.After(3 * lookAtHolder):
+			}
+			if err := c.end(s, id, cancel); err != nil {
+				t.Fatal(err)
+			}
+			for range 3 {
+				if err := <-got; !errors.Is(err, c.want) {
+					t.Errorf("got %v, want %v", err, c.want)
+				}
+			}
+			l.Release()
+			if err := s.SetState(id, &State{Status: Exited, BootID: disk.BootID()}); err != nil {
+				t.Fatal(err)
+			}
+			if l, err = s.LockIdle(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			l.Release()
+		})
 	}
 }
 

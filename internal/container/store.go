@@ -105,14 +105,33 @@ func (s *Store) Watched(id string) bool { return disk.Held(s.RunDir(id, "monitor
 // LockIdle takes the monitor lock, waiting while it is held by somebody who will soon be done: a monitor that cleans up, a
 // settler. It fails with ErrBusy when a monitor runs the container or is about to.
 //
-// It asks again every few milliseconds instead of waiting in flock(2), since the holder may turn out to be a starting monitor,
-// which keeps the lock for as long as the container runs.
+// It waits in flock(2), and looks at the state now and then: the holder may turn out to be a starting monitor, which keeps the lock for as
+// long as the container runs.
 func (s *Store) LockIdle(ctx context.Context, id string) (*disk.Lock, error) {
-	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
-		l, err := s.Lock(id)
-		if !errors.Is(err, ErrBusy) {
-			return l, err
+	l, err := s.Lock(id)
+	if !errors.Is(err, ErrBusy) {
+		return l, err
+	}
+	type result struct {
+		l   *disk.Lock
+		err error
+	}
+	got := make(chan result)
+	waiting, leave := context.WithCancel(ctx)
+	defer leave()
+	go func() { // ends with this call; what waits in flock(2) then gives the lock back as soon as it has it
+		l, err := disk.AcquireContext(waiting, s.RunDir(id, "monitor.lock"))
+		select {
+		case got <- result{l, err}:
+		case <-waiting.Done():
+			if l != nil {
+				l.Release()
+			}
 		}
+	}()
+	look := time.NewTicker(lookAtHolder)
+	defer look.Stop()
+	for {
 		st, err := s.State(id)
 		if err != nil {
 			return nil, err
@@ -121,12 +140,26 @@ func (s *Store) LockIdle(ctx context.Context, id string) (*disk.Lock, error) {
 			return nil, ErrBusy
 		}
 		select {
+		case r := <-got:
+			if errors.Is(r.err, fs.ErrNotExist) { // somebody has removed the folder meanwhile
+				return s.LockIdle(ctx, id)
+			}
+			if ctx.Err() == nil {
+				return r.l, r.err
+			}
+			if r.l != nil {
+				r.l.Release()
+			}
+		case <-look.C:
+			continue
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for container %s: %w", short(id), ctx.Err())
-		case <-time.After(wait):
 		}
+		return nil, fmt.Errorf("wait for container %s: %w", short(id), ctx.Err())
 	}
 }
+
+// lookAtHolder is how often LockIdle looks who it waits for.
+const lookAtHolder = 5 * time.Millisecond
 
 // Create publishes the record with its folders and its name, all or nothing. files are written beside config.json (they are the
 // generated /etc/hosts and so on, by path within the folder). An existing name is ErrNameTaken. A nil error promises, unless
