@@ -54,7 +54,11 @@ func Check(dir string) error {
 	}
 	defer d.Close()
 	var info [64]byte // struct if_dqinfo is shorter
-	if err := quotactl(d, getInfo, 0, unsafe.Pointer(&info)); err != nil {
+	err = quotactl(d, getInfo, 0, unsafe.Pointer(&info))
+	if errors.Is(err, unix.ESRCH) { // "no such process" tells nobody that no quota is on
+		return ErrNotSupported
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotSupported, err)
 	}
 	return nil

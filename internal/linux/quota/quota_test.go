@@ -18,6 +18,9 @@ func TestLimit(t *testing.T) {
 	if err := Check("/proc"); !errors.Is(err, ErrNotSupported) {
 		t.Errorf("/proc: %v", err)
 	}
+	if err := Check(t.TempDir()); errors.Is(err, unix.ESRCH) {
+		t.Errorf("a folder without quotas: %v, which speaks of a process", err)
+	}
 	// Those of the guest (test/guest), else one of ext4 on a loop device.
 	dirs := filepath.SplitList(os.Getenv("CONEX_QUOTA_DIRS"))
 	if len(dirs) == 0 {
