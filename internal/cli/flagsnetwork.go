@@ -26,7 +26,7 @@ func (c *networkFlags) register(f *pflag.FlagSet) {
 	f.Var(&c.dnsOption, "dns-opt", "Set DNS options")
 	f.Lookup("dns-opt").Hidden = true
 	f.Var(&c.dnsSearch, "dns-search", "Set custom DNS search domains")
-	f.Var(&c.egress, "egress", `Let the container reach nothing but answers ("deny"), only what is listed ("allow=HOST[:PORT[/PROTO]],CIDR,..."), or anything ("any")`)
+	f.Var(&c.egress, "egress", `Let the container reach nothing but answers ("deny"), only what is listed ("allow=HOST[:PORT],CIDR,..."), or anything ("any")`)
 	f.Var(&c.expose, "expose", "Expose a port or a range of ports")
 	f.Var(&c.place.ip, "ip", "IPv4 address (e.g., 172.30.100.104)")
 	f.Var(&c.place.ip6, "ip6", "IPv6 address (e.g., 2001:db8::33)")

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"conex/internal/linux/netlink"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -40,12 +41,12 @@ func forwarding(_ context.Context, _ *Host, r *Result) {
 		return
 	}
 	// A router does not heed router advertisements, unless accept_ra is 2: such a host loses its own IPv6 when they expire.
-	links, err := rtnetlink.LinkList()
+	links, err := netlink.Dump(rtnetlink.LinkList)
 	if err != nil {
 		r.Worse(Unknown, "interfaces could not be listed ("+err.Error()+")", "")
 		return
 	}
-	learnt, err := rtnetlink.RouteList(nil, unix.AF_INET6)
+	learnt, err := netlink.Dump(func() ([]rtnetlink.Route, error) { return rtnetlink.RouteList(nil, unix.AF_INET6) })
 	if err != nil {
 		r.Worse(Unknown, "routes could not be listed ("+err.Error()+")", "")
 		return
@@ -253,14 +254,16 @@ func askRoot(ctx context.Context, server netip.AddrPort) error {
 const minMTU = 1280
 
 func mtu(_ context.Context, _ *Host, r *Result) {
-	links, err := rtnetlink.LinkList()
+	links, err := netlink.Dump(rtnetlink.LinkList)
 	if err != nil {
 		r.Worse(Unknown, "interfaces could not be listed ("+err.Error()+")", "")
 		return
 	}
 	var routes []rtnetlink.Route
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rs, err := rtnetlink.RouteListFiltered(family, &rtnetlink.Route{Dst: nil}, rtnetlink.RT_FILTER_DST)
+		rs, err := netlink.Dump(func() ([]rtnetlink.Route, error) {
+			return rtnetlink.RouteListFiltered(family, &rtnetlink.Route{Dst: nil}, rtnetlink.RT_FILTER_DST)
+		})
 		if err != nil {
 			r.Worse(Unknown, "routes could not be listed ("+err.Error()+")", "")
 			return

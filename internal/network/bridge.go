@@ -309,7 +309,9 @@ func (i Info) mtu() (int, error) {
 
 // uplinkMTU is the MTU of the interface behind the default route; 1500 without one.
 func uplinkMTU() (int, error) {
-	routes, err := rtnetlink.RouteListFiltered(unix.AF_INET, &rtnetlink.Route{Dst: nil}, rtnetlink.RT_FILTER_DST)
+	routes, err := netlink.Dump(func() ([]rtnetlink.Route, error) {
+		return rtnetlink.RouteListFiltered(unix.AF_INET, &rtnetlink.Route{Dst: nil}, rtnetlink.RT_FILTER_DST)
+	})
 	if err != nil {
 		return 0, fmt.Errorf("list default routes: %w", err)
 	}
@@ -415,7 +417,7 @@ func (m *Manager) cleanup(ctx context.Context, i Info) error {
 
 // removePorts deletes our veths that are still on the bridge: their namespace is on its way out, or somebody holds it.
 func removePorts(bridge int) error {
-	links, err := rtnetlink.LinkList()
+	links, err := netlink.Dump(rtnetlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}

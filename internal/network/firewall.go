@@ -1,6 +1,7 @@
 package network
 
 import (
+	"conex/internal/linux/netlink"
 	"context"
 	"errors"
 	"fmt"
@@ -72,7 +73,7 @@ func (m *Manager) speak(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	links, err := rtnetlink.LinkList()
+	links, err := netlink.Dump(rtnetlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}

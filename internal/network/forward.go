@@ -2,6 +2,7 @@ package network
 
 import (
 	"bytes"
+	"conex/internal/linux/netlink"
 	"context"
 	"errors"
 	"fmt"
@@ -114,7 +115,7 @@ func (m *Manager) unforward() error {
 	if err != nil || !g.IPv4 && !g.IPv6 {
 		return err
 	}
-	links, err := rtnetlink.LinkList()
+	links, err := netlink.Dump(rtnetlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
@@ -145,7 +146,7 @@ func (m *Manager) unforward() error {
 // uplinks are the interfaces that lead out of the host: all but lo, the bridges of container engines and virtual machines
 // (whose owners want them forwarded), and what is a port of another.
 func uplinks() ([]string, error) {
-	links, err := rtnetlink.LinkList()
+	links, err := netlink.Dump(rtnetlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}

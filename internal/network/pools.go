@@ -2,6 +2,7 @@ package network
 
 import (
 	"bytes"
+	"conex/internal/linux/netlink"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -187,7 +188,9 @@ func (m *Manager) used(i Info, others []Info) ([]netip.Prefix, error) {
 // usedPrefixes are the host's routes in all tables, but the default ones and those that every host has, and its name servers, which a
 // container must be able to reach although no route names them.
 func usedPrefixes() ([]netip.Prefix, error) {
-	routes, err := rtnetlink.RouteListFiltered(unix.AF_UNSPEC, &rtnetlink.Route{Table: unix.RT_TABLE_UNSPEC}, rtnetlink.RT_FILTER_TABLE)
+	routes, err := netlink.Dump(func() ([]rtnetlink.Route, error) {
+		return rtnetlink.RouteListFiltered(unix.AF_UNSPEC, &rtnetlink.Route{Table: unix.RT_TABLE_UNSPEC}, rtnetlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}

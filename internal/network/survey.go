@@ -1,6 +1,7 @@
 package network
 
 import (
+	"conex/internal/linux/netlink"
 	"context"
 	"fmt"
 	"slices"
@@ -32,7 +33,7 @@ func (m *Manager) Survey(ctx context.Context) (Survey, error) {
 	if err != nil {
 		return s, err
 	}
-	links, err := rtnetlink.LinkList()
+	links, err := netlink.Dump(rtnetlink.LinkList)
 	if err != nil {
 		return s, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -112,7 +113,7 @@ const takedown = 2 * time.Second
 // unplugged lists veths on the bridges that no endpoint has, and that don't go by themselves.
 func unplugged(ctx context.Context, bridges map[int]bool, plugged map[string]bool) ([]string, error) {
 	for end := time.Now().Add(takedown); ; {
-		links, err := rtnetlink.LinkList()
+		links, err := netlink.Dump(rtnetlink.LinkList)
 		if err != nil {
 			return nil, fmt.Errorf("list interfaces: %w", err)
 		}
