@@ -42,7 +42,7 @@ func TestReach(t *testing.T) {
 			}
 			r.h.must(r.h.host.run(s.rules, s.args...))
 			r.h.must(r.h.host.run("", "sh", "-c", "for f in "+bridgeFilter4+" "+bridgeFilter6+"; do [ ! -e $f ] || echo 0 >$f; done")) // a firewall may have switched it on
-			r.w.conex("run", "--rm", "busybox", "true") // a start looks at what firewalls say since
+			r.w.conex("run", "--rm", "busybox", "true")                                                                                // a start looks at what firewalls say since
 			defer func() { r.h.must(r.h.host.run("", "sh", "-c", s.undo)) }()
 			got := r.measure()
 			if k == 0 {
