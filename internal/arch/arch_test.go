@@ -31,7 +31,7 @@ var floors = map[string]int{
 
 	"blobs": 1, "layers": 1, "layertar": 1, "compress": 1, "registry": 1, "credentials": 1, "dockerfile": 1, "runtime": 1, "portmap": 1, "resolver": 1, "config": 1, "git": 1, "cdi": 1, "treecopy": 1, "dns": 1, "egress": 1,
 
-	"disk": 0, "linux": 0, "safepath": 0, "ocispec": 0, "initstage": 0, "undo": 0, "plainjson": 0,
+	"disk": 0, "linux": 0, "safepath": 0, "ocispec": 0, "initstage": 0, "undo": 0, "plainjson": 0, "ondemand": 0,
 }
 
 // cmdFloor is that of cmd/..., and arch's own; nothing may import them.
@@ -50,6 +50,7 @@ var sideways = map[string]string{
 	"layers layertar":            "a layer is a tar",
 	"layers/erofsindex layertar": "the index is made while the tar is read",
 	"logs container":             "what tags and details say of a container is in its record",
+	"ocispec ondemand":           "go-digest is initialised when a digest is not of sha256",
 	"registry blobs":             "what is fetched is verified and kept as a blob",
 	"registry config":            "the configuration names mirrors",
 	"registry credentials":       "a registry asks for what the user has logged in with",
@@ -79,6 +80,9 @@ var banned = []struct {
 	{"monitor", "conex/internal/registry", "a monitor never pulls; net/http's client alone would double its memory"},
 	{"monitor", "conex/internal/build", "a monitor runs containers, builds run in the process that was asked"},
 	{"*!dockerfile", "github.com/moby/buildkit", "one package knows BuildKit's grammar, so that a new version of it changes one package"},
+	{"*!build", "golang.org/x/crypto/ssh", "one file calls it, after ondemand.SSH"},
+	{"*!ocispec", "github.com/opencontainers/go-digest", "one package calls it, after ondemand.Digest"},
+	{"*!ondemand", "conex/internal/ondemand/held", "ondemand calls it once"},
 	{"*!cli", "github.com/spf13/cobra", "flags are the command line's business"},
 	{"*!explorer", "charm.land", "the full screen is one package's business"},
 	{"*!explorer", "github.com/charmbracelet", "the full screen is one package's business"},
@@ -315,7 +319,7 @@ func TestStartUp(t *testing.T) {
 		for _, d := range s.file.Decls {
 			switch d := d.(type) {
 			case *ast.FuncDecl:
-				if d.Recv == nil && d.Name.Name == "init" && !isTakeover(d) {
+				if d.Recv == nil && d.Name.Name == "init" && !isTakeover(d) && s.pkg != "ondemand/held" {
 					t.Errorf("%s: init() does more than call initstage.Takeover: every start of the program would pay for it", where(d))
 				}
 			case *ast.GenDecl:
@@ -364,6 +368,26 @@ func callee(c *ast.CallExpr) string {
 func where(n ast.Node) string {
 	p := fset.Position(n.Pos())
 	return fmt.Sprintf("%s:%d", strings.TrimPrefix(filepath.ToSlash(p.Filename), "../../"), p.Line)
+}
+
+// digestMethods are those of go-digest that work only after ondemand.Digest.
+var digestMethods = []string{"Validate", "Digester", "Verifier"}
+
+// TestDigests holds that ocispec alone calls what has to be initialised.
+func TestDigests(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.pkg == "ocispec" || s.pkg == "ondemand" {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			if call, ok := n.(*ast.CallExpr); ok && len(call.Args) == 0 {
+				if sel, ok := call.Fun.(*ast.SelectorExpr); ok && slices.Contains(digestMethods, sel.Sel.Name) {
+					t.Errorf("%s: %s(): of a digest, call ocispec's instead", where(call), sel.Sel.Name)
+				}
+			}
+			return true
+		})
+	}
 }
 
 // TestNoHeavyPackages looks at the whole program, not only at what our own files name.

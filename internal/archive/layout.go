@@ -223,7 +223,7 @@ func (l Layout) Resolve(name string) (ocispec.Descriptor, error) {
 
 // Blob opens a blob. The reader verifies digest and size.
 func (l Layout) Blob(d ocispec.Descriptor) (io.ReadCloser, error) {
-	if err := d.Digest.Validate(); err != nil || d.Digest.Algorithm() != "sha256" {
+	if err := ocispec.Validate(d.Digest); err != nil || d.Digest.Algorithm() != "sha256" {
 		return nil, refuse("digest %q is no sha256", d.Digest)
 	}
 	if !l.Has(d) {

@@ -109,7 +109,7 @@ func (o *opener) count(n int) error {
 }
 
 func blobName(d ocispec.Digest) (string, error) {
-	if err := d.Validate(); err != nil || d.Algorithm() != "sha256" {
+	if err := ocispec.Validate(d); err != nil || d.Algorithm() != "sha256" {
 		return "", refuse("digest %s is not a sha256", quote(string(d)))
 	}
 	return blobDir + d.Encoded(), nil
@@ -520,7 +520,7 @@ func namedBy(name string) (ocispec.Digest, bool) {
 		hexa, ok = strings.CutSuffix(name, ".json")
 	}
 	d := ocispec.Digest("sha256:" + path.Base(hexa))
-	return d, ok && d.Validate() == nil
+	return d, ok && ocispec.Validate(d) == nil
 }
 
 // transport reads a folder whose manifest.json is a manifest, beside which its blobs lie under their hex digits.

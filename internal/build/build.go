@@ -37,8 +37,6 @@ import (
 	"conex/internal/network"
 	"conex/internal/ocispec"
 	box "conex/internal/runtime"
-
-	"github.com/opencontainers/go-digest"
 )
 
 // Builder is what builds stand on. It may run several builds at a time.
@@ -267,5 +265,5 @@ func (b *Builder) finish() error {
 func hashTo(f *os.File, r io.Reader) (ocispec.Digest, int64, error) {
 	h := sha256.New()
 	n, err := copyBuffered(io.MultiWriter(f, h), r)
-	return digest.NewDigest(digest.SHA256, h), n, err
+	return ocispec.FromHash(h), n, err
 }

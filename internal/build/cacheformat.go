@@ -220,7 +220,7 @@ func (c *CacheConfig) check(forms []ocispec.Descriptor) (*remoteCache, error) {
 }
 
 func sha256Only(d ocispec.Digest) error {
-	if err := d.Validate(); err != nil || d.Algorithm() != "sha256" {
+	if err := ocispec.Validate(d); err != nil || d.Algorithm() != "sha256" {
 		return fmt.Errorf("%q is no sha256", clip(string(d)))
 	}
 	return nil

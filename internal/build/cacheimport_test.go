@@ -220,7 +220,7 @@ func FuzzDecodeCache(f *testing.F) {
 			if k != r.Class+"/"+r.Key || len(r.Key) != 64 || strings.Trim(r.Key, "0123456789abcdef") != "" || r.Class != byDefinition && r.Class != byContent {
 				t.Errorf("record %q at %q", r.Class+"/"+r.Key, k)
 			}
-			if r.Layer != "" && c.blobs[r.Layer].Digest.Validate() != nil {
+			if r.Layer != "" && ocispec.Validate(c.blobs[r.Layer].Digest) != nil {
 				t.Errorf("layer %q has no blob", r.Layer)
 			}
 			if strings.ContainsAny(r.Kind, "\n\x1b") {

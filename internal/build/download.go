@@ -32,7 +32,7 @@ func newDownload(f *fetcher, address, checksum string) (*download, error) {
 	}
 	d := &download{fetcher: f, url: u, name: name, digest: ocispec.Digest(checksum)}
 	if checksum != "" {
-		if err := d.digest.Validate(); err != nil {
+		if err := ocispec.Validate(d.digest); err != nil {
 			return nil, fmt.Errorf("--checksum=%s: %w", checksum, err)
 		}
 		if d.digest.Algorithm() != "sha256" {

@@ -123,7 +123,7 @@ func addRecord(byID map[string]*Entry, m *disk.Meter, path string, info fs.FileI
 	e := Entry{ID: rec.Key, Kind: rec.Kind, Title: rec.Title, Layer: rec.Layer, Created: cmp.Or(rec.Made, rec.Created)}
 	if err != nil || rec.Key != info.Name() {
 		e = Entry{ID: info.Name(), Kind: KindDamaged, Created: info.ModTime()}
-	} else if rec.Layer.Validate() == nil {
+	} else if ocispec.Validate(rec.Layer) == nil {
 		e.ID = rec.Layer.Encoded()
 	} else {
 		e.Layer = ""

@@ -349,7 +349,7 @@ func (x *explainer) input(n *node, i int, in *node, was InputRecord, old *StepRe
 	case i == 1 && n.selects != nil:
 		if was.Files == "" { // it was cached then
 			var rec Record
-			if ocispec.Digest("sha256:"+old.Key).Validate() == nil && disk.ReadJSON(x.cache.path(byDefinition, old.Key), &rec) == nil {
+			if ocispec.Validate(ocispec.Digest("sha256:"+old.Key)) == nil && disk.ReadJSON(x.cache.path(byDefinition, old.Key), &rec) == nil {
 				was.Files = rec.Files
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"conex/internal/disk"
+	"conex/internal/ocispec"
 )
 
 // addFetched lists what came from elsewhere: trees, and files with the records that lead to them.
@@ -44,7 +45,7 @@ func addFetched(root *disk.Root, byID map[string]*Entry, m *disk.Meter) error {
 		e := Entry{ID: name, Kind: KindURL, Created: info.ModTime()}
 		if !isBody {
 			var rec httpRecord
-			if err := disk.ReadJSON(path, &rec); err != nil || rec.Digest.Validate() != nil {
+			if err := disk.ReadJSON(path, &rec); err != nil || ocispec.Validate(rec.Digest) != nil {
 				e.Kind = KindDamaged
 			} else {
 				e.ID, e.Title = rec.Digest.Encoded(), rec.URL

@@ -97,7 +97,7 @@ func encodeList(sel []source, sums [][sha256.Size]byte) []byte {
 
 // read returns a list sorted by path; ok is false when it is not there.
 func (l fileLists) read(sum string) (list []listed, ok bool) {
-	if ocispec.Digest("sha256:"+sum).Validate() != nil {
+	if ocispec.Validate(ocispec.Digest("sha256:"+sum)) != nil {
 		return nil, false
 	}
 	b, err := os.ReadFile(l.path(sum))

@@ -360,7 +360,7 @@ func (h *History) layersOf(r *BuildRecord, s *StepRecord, depth int) ([]ocispec.
 		return nil, err
 	}
 	layer := s.Layer
-	if s.Outcome == OutcomeUnneeded && ocispec.Digest("sha256:"+s.Key).Validate() == nil {
+	if s.Outcome == OutcomeUnneeded && ocispec.Validate(ocispec.Digest("sha256:"+s.Key)) == nil {
 		var rec Record
 		if err := disk.ReadJSON(h.root.Path("buildcache", byDefinition, s.Key[:2], s.Key), &rec); err != nil {
 			return nil, fmt.Errorf("%s was not needed in this build, and the cache has it no more", s.Name)

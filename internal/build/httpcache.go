@@ -102,7 +102,7 @@ func (f *fetcher) bodyPath(d ocispec.Digest) string {
 func (f *fetcher) record(u *url.URL) httpRecord {
 	var rec httpRecord
 	p := f.recordPath(u)
-	if err := disk.ReadJSON(p, &rec); err != nil || rec.Digest.Validate() != nil {
+	if err := disk.ReadJSON(p, &rec); err != nil || ocispec.Validate(rec.Digest) != nil {
 		return httpRecord{}
 	}
 	now := time.Now()

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"conex/internal/ondemand"
+
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
@@ -32,6 +34,7 @@ func newAgentSource(a Agent) (*agentSource, error) {
 	if len(a.Paths) == 0 {
 		return nil, errors.New("SSH_AUTH_SOCK is not set: start an agent, or name its socket or a key: --ssh default=PATH")
 	}
+	ondemand.SSH()
 	s := &agentSource{}
 	for _, p := range a.Paths {
 		st, err := os.Stat(p)

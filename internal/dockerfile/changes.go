@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"conex/internal/ocispec"
+	"conex/internal/ondemand"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
@@ -20,6 +21,7 @@ import (
 // EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME and WORKDIR. c is changed only when all of them are valid, and its lists
 // and maps are replaced, never written to.
 func ApplyChanges(c *ocispec.ImageConfig, changes []string) error {
+	ondemand.Dockerfile()
 	if len(changes) == 0 {
 		return nil
 	}

@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"unicode"
 
+	"conex/internal/ondemand"
+
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -117,6 +119,7 @@ func (e *ParseError) Unwrap() error { return e.Err }
 
 // Parse reads a Dockerfile. Every error is a *ParseError.
 func Parse(name string, src []byte) (*File, error) {
+	ondemand.Dockerfile()
 	f := &File{Name: name, Source: src}
 	fail := func(at Lines, err error) (*File, error) {
 		at.First = max(at.First, 1)

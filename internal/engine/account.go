@@ -122,7 +122,7 @@ func (a *account) addLayers(ctx context.Context) error {
 				return err
 			}
 			id := ocispec.Digest("sha256:" + d.Name())
-			known := id.Validate() == nil && d.IsDir()
+			known := ocispec.Validate(id) == nil && d.IsDir()
 			var l layerUsage
 			var blobs []layers.Blob
 			if known {
@@ -400,7 +400,7 @@ func (a *account) addBlobs(context.Context) error {
 	}
 	for _, d := range list {
 		id := ocispec.Digest("sha256:" + d.Name())
-		valid := id.Validate() == nil
+		valid := ocispec.Validate(id) == nil
 		if valid && a.counted[a.blobPath(id)] {
 			continue
 		}

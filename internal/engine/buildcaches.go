@@ -240,7 +240,7 @@ func cacheConfigOf(manifest []byte) (ocispec.Descriptor, error) {
 	if err := json.Unmarshal(manifest, &m); err != nil {
 		return m.Config, fmt.Errorf("decode manifest: %w", err)
 	}
-	if err := m.Config.Digest.Validate(); err != nil || m.Config.Digest.Algorithm() != "sha256" || m.Config.Size < 0 || m.Config.Size > build.MaxCacheConfig {
+	if err := ocispec.Validate(m.Config.Digest); err != nil || m.Config.Digest.Algorithm() != "sha256" || m.Config.Size < 0 || m.Config.Size > build.MaxCacheConfig {
 		return m.Config, fmt.Errorf("it is no cache: its manifest names no config")
 	}
 	return m.Config, nil

@@ -91,7 +91,7 @@ func layoutConfig(dir, tag string, digest ocispec.Digest, plat ocispec.Platform)
 	}
 	defer root.Close()
 	if digest != "" {
-		if err := digest.Validate(); err != nil {
+		if err := ocispec.Validate(digest); err != nil {
 			return "", fmt.Errorf("digest %s: %w", digest, err)
 		}
 		return configOf(root, ocispec.Descriptor{Digest: digest}, plat, 0)
@@ -131,7 +131,7 @@ const maxNested = 4
 
 // configOf follows a descriptor to the config of the platform's image.
 func configOf(root *os.File, d ocispec.Descriptor, plat ocispec.Platform, depth int) (ocispec.Digest, error) {
-	if err := d.Digest.Validate(); err != nil || depth > maxNested {
+	if err := ocispec.Validate(d.Digest); err != nil || depth > maxNested {
 		return "", fmt.Errorf("index.json is damaged: digest %q", d.Digest)
 	}
 	raw, err := safepath.ReadFile(root, "blobs/sha256/"+d.Digest.Encoded(), archive.MaxList)
@@ -152,7 +152,7 @@ func configOf(root *os.File, d ocispec.Descriptor, plat ocispec.Platform, depth 
 		return "", fmt.Errorf("%s: %w", d.Digest, err)
 	}
 	if m.Config.Digest != "" {
-		return m.Config.Digest, m.Config.Digest.Validate()
+		return m.Config.Digest, ocispec.Validate(m.Config.Digest)
 	}
 	best, rank := -1, 0
 	for i, c := range m.Manifests {

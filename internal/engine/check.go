@@ -125,7 +125,7 @@ func (c *checker) add(f Finding) {
 
 // short names a digest for people.
 func shortName(d ocispec.Digest) string {
-	if d.Validate() != nil {
+	if ocispec.Validate(d) != nil {
 		return fmt.Sprintf("%q", string(d))
 	}
 	return shortDigest(d)
@@ -182,7 +182,7 @@ func (c *checker) contents(ctx context.Context) error {
 	users := c.users()
 	for _, d := range entries {
 		id := ocispec.Digest("sha256:" + d.Name())
-		if id.Validate() != nil {
+		if ocispec.Validate(id) != nil {
 			continue
 		}
 		info, err := c.layers.Peek(id)

@@ -268,7 +268,7 @@ func (c *checker) unused() error {
 	}
 	for _, d := range entries {
 		id := ocispec.Digest("sha256:" + d.Name())
-		if id.Validate() != nil {
+		if ocispec.Validate(id) != nil {
 			continue
 		}
 		if !marks[id] {
@@ -310,7 +310,7 @@ func (c *checker) names(context.Context) error {
 
 // strays looks for what is not conex's.
 func (c *checker) strays(context.Context) error {
-	hex := func(name string, isDir bool) bool { return ocispec.Digest("sha256:"+name).Validate() == nil }
+	hex := func(name string, isDir bool) bool { return ocispec.Validate(ocispec.Digest("sha256:"+name)) == nil }
 	either := func(fs ...func(string, bool) bool) func(string, bool) bool {
 		return func(n string, d bool) bool {
 			return slices.ContainsFunc(fs, func(f func(string, bool) bool) bool { return f(n, d) })

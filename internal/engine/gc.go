@@ -220,7 +220,7 @@ func (e *Engine) stock(ctx context.Context) (list []forgoable, used int64, err e
 	sizes := map[ocispec.Digest]int64{} // of layers that neither image, container nor lease has
 	for _, d := range names {
 		id := ocispec.Digest("sha256:" + d.Name())
-		if id.Validate() != nil {
+		if ocispec.Validate(id) != nil {
 			continue
 		}
 		if !marks[id] {

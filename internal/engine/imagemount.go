@@ -236,7 +236,7 @@ func (e *Engine) mountedIDs() ([]ocispec.Digest, error) {
 	var ids []ocispec.Digest
 	for _, d := range entries {
 		id := ocispec.Digest("sha256:" + d.Name())
-		if !d.IsDir() || id.Validate() != nil {
+		if !d.IsDir() || ocispec.Validate(id) != nil {
 			continue
 		}
 		mounted, err := mount.IsRoot(e.mountPath(id))

@@ -393,7 +393,7 @@ func (l *loader) fromFile(ctx context.Context, x archive.Layer) error {
 func (l *loader) fromStream(ctx context.Context, name string, r io.Reader, size int64) (*archive.Taken, error) {
 	desc := ocispec.Descriptor{Size: size}
 	if hexa, ok := strings.CutPrefix(name, "blobs/sha256/"); ok {
-		if d := ocispec.Digest("sha256:" + hexa); d.Validate() == nil {
+		if d := ocispec.Digest("sha256:" + hexa); ocispec.Validate(d) == nil {
 			desc.Digest = d
 			if err := l.lease.Claim(d); err != nil {
 				return nil, err

@@ -83,7 +83,7 @@ func (f *File) read(name string) {
 		}
 	}
 	for _, d := range append(f.IDs, f.Blobs...) {
-		if err := d.Validate(); err != nil {
+		if err := ocispec.Validate(d); err != nil {
 			f.Err = fmt.Errorf("%q: %w", d, err)
 			return
 		}

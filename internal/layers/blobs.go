@@ -36,7 +36,7 @@ const (
 // Blobs lists the compressed forms of a layer that are known, the latest first; none is no error. Whether the blob store has
 // their bytes is another question.
 func (s *Store) Blobs(id ocispec.Digest) ([]Blob, error) {
-	if err := id.Validate(); err != nil {
+	if err := ocispec.Validate(id); err != nil {
 		return nil, fmt.Errorf("layer %q: %w", id, err)
 	}
 	var list []Blob
@@ -55,7 +55,7 @@ func (s *Store) blobsPath(id ocispec.Digest) string { return filepath.Join(s.dir
 // AddBlob notes a compressed form of a layer, or further sources of one that is known. It is volatile: after a power loss the
 // note may be missing. A layer that does not exist is ErrNotFound.
 func (s *Store) AddBlob(id ocispec.Digest, b Blob) error {
-	if err := errors.Join(id.Validate(), b.Digest.Validate()); err != nil {
+	if err := errors.Join(ocispec.Validate(id), ocispec.Validate(b.Digest)); err != nil {
 		return fmt.Errorf("layer %q, blob %q: %w", id, b.Digest, err)
 	}
 	if list, err := s.Blobs(id); err == nil && len(list) > 0 && list[0].covers(b) {

@@ -18,7 +18,7 @@ import (
 
 // Peek describes a layer as its meta.json has it. Unlike Stat it verifies, repairs and removes nothing.
 func (s *Store) Peek(id ocispec.Digest) (Info, error) {
-	if err := id.Validate(); err != nil {
+	if err := ocispec.Validate(id); err != nil {
 		return Info{}, fmt.Errorf("layer %q: %w", id, err)
 	}
 	m, _, err := s.read(id)

@@ -191,7 +191,7 @@ func (s *Store) Stat(id ocispec.Digest) (Info, error) {
 
 // load reads a layer's meta.json, and makes sure that a layer of another boot is whole.
 func (s *Store) load(id ocispec.Digest) (meta, error) {
-	if err := id.Validate(); err != nil {
+	if err := ocispec.Validate(id); err != nil {
 		return meta{}, fmt.Errorf("layer %q: %w", id, err)
 	}
 	m, trusted, err := s.read(id)
@@ -239,7 +239,7 @@ func (s *Store) List() ([]Info, error) {
 	var out []Info
 	for _, e := range entries {
 		id := ocispec.Digest("sha256:" + e.Name())
-		if id.Validate() != nil {
+		if ocispec.Validate(id) != nil {
 			continue // a chain's folder attributes
 		}
 		info, err := s.Stat(id)

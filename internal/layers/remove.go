@@ -22,7 +22,7 @@ import (
 // refers to the layer; a container that runs on it all the same keeps its files with the driver erofs and loses them with dir. The space
 // is given back by disk.Root.Sweep.
 func (s *Store) Remove(id ocispec.Digest) error {
-	if err := id.Validate(); err != nil {
+	if err := ocispec.Validate(id); err != nil {
 		return fmt.Errorf("layer %q: %w", id, err)
 	}
 	if err := s.removeChains(func(ids []ocispec.Digest) bool { return slices.Contains(ids, id) }); err != nil {

@@ -5,7 +5,12 @@
 package ocispec
 
 import (
-	_ "crypto/sha256" // go-digest asks crypto for it
+	"crypto/sha256" // go-digest asks crypto for it
+	"encoding/hex"
+	"hash"
+	"strings"
+
+	"conex/internal/ondemand"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
@@ -50,8 +55,31 @@ const (
 	MediaTypeDockerLayer        = "application/vnd.docker.image.rootfs.diff.tar"
 )
 
+// sha256Prefix is how nearly every digest begins. For them conex does without what go-digest makes first: expressions, and a list of
+// algorithms.
+const sha256Prefix = string(digest.SHA256) + ":"
+
 // FromBytes returns the sha256 digest of b.
-func FromBytes(b []byte) Digest { return digest.FromBytes(b) }
+func FromBytes(b []byte) Digest {
+	sum := sha256.Sum256(b)
+	return Digest(sha256Prefix + hex.EncodeToString(sum[:]))
+}
+
+// FromHash returns the digest that h has come to. h is a sha256.
+func FromHash(h hash.Hash) Digest { return Digest(sha256Prefix + hex.EncodeToString(h.Sum(nil))) }
 
 // ParseDigest checks s and returns it as a Digest.
-func ParseDigest(s string) (Digest, error) { return digest.Parse(s) }
+func ParseDigest(s string) (Digest, error) {
+	d := Digest(s)
+	return d, Validate(d)
+}
+
+// Validate says what is wrong with a digest, by go-digest's errors: its form, its length, or an algorithm that go-digest does not know. Its
+// own method does the same only after ondemand.Digest.
+func Validate(d Digest) error {
+	if sum, ok := strings.CutPrefix(string(d), sha256Prefix); ok && len(sum) == 2*sha256.Size && strings.Trim(sum, "0123456789abcdef") == "" {
+		return nil
+	}
+	ondemand.Digest()
+	return d.Validate()
+}

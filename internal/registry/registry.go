@@ -238,7 +238,7 @@ func DecodeManifest(raw []byte) (ocispec.Manifest, error) {
 }
 
 func checkDescriptor(d ocispec.Descriptor) error {
-	if err := d.Digest.Validate(); err != nil || d.Digest.Algorithm() != "sha256" {
+	if err := ocispec.Validate(d.Digest); err != nil || d.Digest.Algorithm() != "sha256" {
 		return fmt.Errorf("manifest names digest %q, which is not a sha256: %w", string(d.Digest), ErrUnsupported)
 	}
 	if d.Size < 0 {

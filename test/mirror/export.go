@@ -7,6 +7,7 @@ package mirror
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,7 +17,6 @@ import (
 	"path/filepath"
 
 	"github.com/klauspost/pgzip"
-	digest "github.com/opencontainers/go-digest"
 
 	"conex/internal/disk"
 	"conex/internal/image"
@@ -124,26 +124,26 @@ func exportLayer(ctx context.Context, diffID ocispec.Digest, open TarOpener, dir
 	}
 	defer os.Remove(tmp.Name())
 	defer tmp.Close()
-	packed, plain := digest.SHA256.Digester(), digest.SHA256.Digester()
-	size := &counter{w: io.MultiWriter(tmp, packed.Hash())}
+	packed, plain := sha256.New(), sha256.New()
+	size := &counter{w: io.MultiWriter(tmp, packed)}
 	// The fast level: this is a fixture, and its making waits in front of every test.
 	zw, err := pgzip.NewWriterLevel(size, pgzip.BestSpeed)
 	if err != nil {
 		return desc, err
 	}
-	if _, err := io.Copy(io.MultiWriter(zw, plain.Hash()), tar); err != nil {
+	if _, err := io.Copy(io.MultiWriter(zw, plain), tar); err != nil {
 		return desc, err
 	}
 	if err := zw.Close(); err != nil {
 		return desc, err
 	}
-	if got := plain.Digest(); got != diffID {
+	if got := ocispec.FromHash(plain); got != diffID {
 		return desc, fmt.Errorf("the store's tar has digest %s", got)
 	}
 	if err := tmp.Close(); err != nil {
 		return desc, err
 	}
-	desc = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: packed.Digest(), Size: size.n}
+	desc = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: ocispec.FromHash(packed), Size: size.n}
 	if err := os.Rename(tmp.Name(), blobPath(dir, desc.Digest)); err != nil {
 		return desc, err
 	}
