@@ -7,6 +7,9 @@ import (
 	"os"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -48,13 +51,15 @@ func barePair(mtu int) (p *pair, err error) {
 	return p, join(p.to, p.from, mtu, "veth", p.addr, p.addr.Prev())
 }
 
-// routedPair makes two namespaces with a router between them.
-func routedPair(mtu int) (p *pair, err error) {
+// bridgedPair makes two namespaces with a router between them, which has a bridge on the side of the second and tracks connections, as any
+// host does that has a firewall with states: the way to a container without who publishes its ports. Connection tracking alone is 4 to 6 us of
+// a round trip.
+func bridgedPair(mtu int) (p *pair, err error) {
 	p = &pair{addr: netip.MustParseAddr("203.0.113.2")}
 	defer func() {
 		if err != nil {
 			p.close()
-			err = fmt.Errorf("bare router: %w", err)
+			err = fmt.Errorf("bare bridge: %w", err)
 		}
 	}()
 	for _, f := range []**os.File{&p.from, &p.to, &p.between} {
@@ -69,7 +74,58 @@ func routedPair(mtu int) (p *pair, err error) {
 	if err := join(p.to, p.between, mtu, "veth1", p.addr, p.addr.Prev()); err != nil {
 		return nil, err
 	}
-	return p, inside(p.between, func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) })
+	return p, inside(p.between, func() error {
+		if err := bridged("veth1", mtu, p.addr.Prev()); err != nil {
+			return err
+		}
+		if err := trackConnections(); err != nil {
+			return err
+		}
+		return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0)
+	})
+}
+
+// bridged puts an interface of this thread's namespace below a new bridge, which gets its address.
+func bridged(name string, mtu int, addr netip.Addr) error {
+	port, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = "bridge0", mtu
+	bridge := &netlink.Bridge{LinkAttrs: attrs}
+	a, err := netlink.ParseAddr(netip.PrefixFrom(addr, 24).String())
+	if err != nil {
+		return err
+	}
+	if err := netlink.AddrDel(port, a); err != nil {
+		return err
+	}
+	if err := netlink.LinkAdd(bridge); err != nil {
+		return err
+	}
+	a.Label = ""
+	return errors.Join(netlink.LinkSetMaster(port, bridge), netlink.AddrAdd(bridge, a), netlink.LinkSetUp(bridge))
+}
+
+// trackConnections has this thread's namespace forward what belongs to a connection by a rule of its own, and all else too.
+func trackConnections() error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "bench"})
+	chain := c.AddChain(&nftables.Chain{Name: "forward", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter})
+	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Bitwise{
+			SourceRegister: 1, DestRegister: 1, Len: 4, Xor: make([]byte, 4),
+			Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED),
+		},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+		&expr.Verdict{Kind: expr.VerdictAccept},
+	}})
+	return c.Flush()
 }
 
 // join connects a namespace by a veth pair with another, which is its way out. name is the interface in that one.

@@ -20,24 +20,27 @@ import (
 // echo answers every line of every TCP connection to a port.
 func (c *container) echo(port int) {
 	c.w.t.Helper()
-	var l net.Listener
-	check(c.w.t, netlink.In(c.ns, func() (err error) {
-		l, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
-		return err
-	}))
-	c.w.t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
+	// Each family by its name: what Go finds out about both at once it finds out in the namespace that asks first.
+	for _, family := range []string{"tcp4", "tcp6"} {
+		var l net.Listener
+		check(c.w.t, netlink.In(c.ns, func() (err error) {
+			l, err = net.Listen(family, fmt.Sprintf(":%d", port))
+			return err
+		}))
+		c.w.t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer conn.Close()
+					io.Copy(conn, conn)
+				}()
 			}
-			go func() {
-				defer conn.Close()
-				io.Copy(conn, conn)
-			}()
-		}
-	}()
+		}()
+	}
 }
 
 // line is a connection that stays.
@@ -161,7 +164,7 @@ func TestEgressNoGap(t *testing.T) {
 	client := &container{ns: w.client, w: w}
 	var seen net.PacketConn
 	check(t, netlink.In(w.client, func() (err error) {
-		seen, err = net.ListenPacket("udp", ":82")
+		seen, err = net.ListenPacket("udp4", ":82")
 		return err
 	}))
 	t.Cleanup(func() { seen.Close() })
