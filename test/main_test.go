@@ -5,12 +5,15 @@ import (
 	"fmt"
 	"os"
 	"testing"
+
+	"conex/internal/ondemand"
 )
 
 // TestMain gives the tests one temporary folder, so that what is left at the end can be told from other people's.
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) (code int) {
+	ondemand.Compress()
 	base, err := os.MkdirTemp("", "conex-suite.")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -80,6 +80,8 @@ var banned = []struct {
 	{"monitor", "conex/internal/registry", "a monitor never pulls; net/http's client alone would double its memory"},
 	{"monitor", "conex/internal/build", "a monitor runs containers, builds run in the process that was asked"},
 	{"*!dockerfile", "github.com/moby/buildkit", "one package knows BuildKit's grammar, so that a new version of it changes one package"},
+	{"*!compress,logs", "github.com/klauspost/compress", "two packages call it, after ondemand.Compress"},
+	{"*!compress", "github.com/ulikunitz/xz", "one package calls it, after ondemand.Compress"},
 	{"*!build", "golang.org/x/crypto/ssh", "one file calls it, after ondemand.SSH"},
 	{"*!ocispec", "github.com/opencontainers/go-digest", "one package calls it, after ondemand.Digest"},
 	{"*!ondemand", "conex/internal/ondemand/held", "ondemand calls it once"},
@@ -387,6 +389,46 @@ func TestDigests(t *testing.T) {
 			}
 			return true
 		})
+	}
+}
+
+// TestCompressors holds that who makes a reader or a writer of these libraries has asked for them before, in the same function: without that,
+// damage would be no error.
+func TestCompressors(t *testing.T) {
+	seen := 0
+	for _, s := range sources(t) {
+		names := map[string]bool{}
+		for _, i := range s.file.Imports {
+			if p, _ := strconv.Unquote(i.Path.Value); within(p, "github.com/klauspost/compress") || within(p, "github.com/ulikunitz/xz") {
+				names[path.Base(p)] = true
+			}
+		}
+		if s.test || len(names) == 0 {
+			continue
+		}
+		for _, d := range s.file.Decls {
+			asked := false
+			ast.Inspect(d, func(n ast.Node) bool {
+				call, ok := n.(*ast.CallExpr)
+				if !ok {
+					return true
+				}
+				asked = asked || callee(call) == "ondemand.Compress"
+				if sel, ok := call.Fun.(*ast.SelectorExpr); ok && strings.HasPrefix(sel.Sel.Name, "New") {
+					pkg, _, _ := strings.Cut(callee(call), ".")
+					if names[pkg] || sel.Sel.Name == "NewReader2" {
+						seen++
+						if !asked {
+							t.Errorf("%s: %s without ondemand.Compress() before", where(call), sel.Sel.Name)
+						}
+					}
+				}
+				return true
+			})
+		}
+	}
+	if seen < 9 {
+		t.Errorf("only %d calls found", seen)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"io"
 
 	"conex/internal/compress/inflate"
+	"conex/internal/ondemand"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -69,6 +70,7 @@ func Reader(r io.Reader) (io.ReadCloser, Kind, error) {
 		return &reader{z, func() error { return nil }, br}, kind, nil
 	case Zstd:
 		// One goroutine, the caller's: more of them take more time altogether, and layers are read several at a time anyway.
+		ondemand.Compress()
 		z, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(MaxWindow), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, kind, fmt.Errorf("zstd: %w", err)

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"conex/internal/ondemand"
+
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
@@ -16,6 +18,7 @@ var checks = []byte{xz.CRC64, xz.CRC32, xz.SHA256}
 
 func packed(t testing.TB, kind Kind, content []byte) []byte {
 	t.Helper()
+	ondemand.Compress()
 	var buf bytes.Buffer
 	var w io.WriteCloser
 	switch kind {

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"conex/internal/ondemand"
+
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
 )
@@ -354,6 +356,7 @@ type gzipEncoder struct {
 }
 
 func newGzipEncoder(level int) (encoder, error) {
+	ondemand.Compress()
 	z, err := flate.NewWriter(nil, level)
 	if err != nil {
 		return nil, err
@@ -394,6 +397,7 @@ func gzipEnd(sum, size uint32) []byte {
 type zstdEncoder struct{ z *zstd.Encoder }
 
 func newZstdEncoder(level int) (encoder, error) {
+	ondemand.Compress()
 	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)), zstd.WithEncoderConcurrency(1),
 		zstd.WithWindowSize(zstdBlock), zstd.WithEncoderCRC(true), zstd.WithZeroFrames(true), zstd.WithLowerEncoderMem(true))
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 	"hash/crc64"
 	"io"
 
+	"conex/internal/ondemand"
+
 	"github.com/ulikunitz/xz/lzma"
 )
 
@@ -179,6 +181,7 @@ func (x *xzReader) next() error {
 	}
 	x.begin, x.size = x.in.n, 0
 	x.blocks++
+	ondemand.Compress()
 	x.block, err = lzma.Reader2Config{DictCap: int(max(dict, lzma.MinDictCap))}.NewReader2(&x.in)
 	return err
 }

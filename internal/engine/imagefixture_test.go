@@ -22,6 +22,7 @@ import (
 	"conex/internal/config"
 	"conex/internal/image"
 	"conex/internal/ocispec"
+	"conex/internal/ondemand"
 	"conex/internal/registry"
 
 	reg "github.com/google/go-containerregistry/pkg/registry"
@@ -75,6 +76,7 @@ func gzipped(t testing.TB, b []byte) []byte {
 
 func zstded(t testing.TB, b []byte) []byte {
 	t.Helper()
+	ondemand.Compress()
 	w, err := zstd.NewWriter(nil)
 	if err != nil {
 		t.Fatal(err)

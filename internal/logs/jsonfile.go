@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"conex/internal/ondemand"
+
 	"github.com/klauspost/compress/gzip"
 )
 
@@ -149,6 +151,7 @@ func (w *jsonFile) Close() error {
 
 // packJSON compresses at the fastest level: log text shrinks to a tenth with it already, and the CPU time is not ours to spend.
 func packJSON(out io.Writer, in *os.File, stop <-chan struct{}) error {
+	ondemand.Compress()
 	z, err := gzip.NewWriterLevel(out, gzip.BestSpeed)
 	if err != nil {
 		return err

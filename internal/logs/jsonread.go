@@ -8,6 +8,8 @@ import (
 	"os"
 	"time"
 
+	"conex/internal/ondemand"
+
 	"github.com/klauspost/compress/gzip"
 )
 
@@ -36,6 +38,7 @@ func (s *jsonSource) from(at int64) error {
 		return err
 	}
 	var err error
+	ondemand.Compress()
 	if s.z, err = gzip.NewReader(s.f); err != nil {
 		return err
 	}
@@ -154,6 +157,7 @@ func tailPlain(f io.ReaderAt, size int64, n int) (found int, at int64, err error
 
 // tailCompressed is tailPlain for a stream that can't be read from its end: it remembers where the last n lines begin.
 func tailCompressed(f io.Reader, n int) (found int, at int64, err error) {
+	ondemand.Compress()
 	z, err := gzip.NewReader(f)
 	if err != nil {
 		return 0, 0, err

@@ -10,6 +10,8 @@ import (
 	"os"
 	"time"
 
+	"conex/internal/ondemand"
+
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -405,6 +407,7 @@ func (p *packedBlocks) load(k int64, buf []byte, n int) (int, error) {
 	}
 	if p.z == nil {
 		var err error
+		ondemand.Compress()
 		if p.z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(blockSize), zstd.WithDecoderMaxWindow(blockSize)); err != nil {
 			return 0, err
 		}
@@ -418,6 +421,7 @@ func (p *packedBlocks) load(k int64, buf []byte, n int) (int, error) {
 
 // packLocal compresses block by block.
 func packLocal(out io.Writer, in *os.File, stop <-chan struct{}) error {
+	ondemand.Compress()
 	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false),
 		zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(blockSize))
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"conex/internal/ondemand/held"
 )
 
-var forDigest, forDockerfile, forSSH sync.Once
+var forDigest, forDockerfile, forSSH, forCompress sync.Once
 
 // Digest is to be called before go-digest looks at a digest's algorithm or form.
 func Digest() { forDigest.Do(held.Digest.Initialise) }
@@ -20,3 +20,6 @@ func Dockerfile() { forDockerfile.Do(held.Dockerfile.Initialise) }
 
 // SSH is to be called before golang.org/x/crypto/ssh and its agent are used.
 func SSH() { forSSH.Do(held.SSH.Initialise) }
+
+// Compress is to be called before readers and writers of gzip, zstd and xz are made.
+func Compress() { forCompress.Do(held.Compress.Initialise) }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"os/exec"
@@ -14,16 +15,18 @@ import (
 
 	"conex/internal/ondemand/held"
 
-	_ "github.com/klauspost/compress/zstd"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 	"github.com/moby/buildkit/frontend/dockerfile/command"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/opencontainers/go-digest"
+	"github.com/ulikunitz/xz/lzma"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
 )
 
-var libraries = map[string]held.Library{"Digest": held.Digest, "Dockerfile": held.Dockerfile, "SSH": held.SSH, "Snappy": held.Snappy}
+var libraries = map[string]held.Library{"Digest": held.Digest, "Dockerfile": held.Dockerfile, "SSH": held.SSH, "Compress": held.Compress}
 
 // TestOnDemand has all libraries in its program: none is initialised when it begins, and each works when it was asked for.
 func TestOnDemand(t *testing.T) {
@@ -81,14 +84,52 @@ func TestOnDemand(t *testing.T) {
 	}
 }
 
+// TestCompress is of its own for its loops: whatever was made by the libraries comes back from them, and damage is an error.
+func TestCompress(t *testing.T) {
+	Compress()
+	content := bytes.Repeat([]byte("what there is "), 10000)
+	for name, k := range map[string]struct {
+		writer func(io.Writer) (io.WriteCloser, error)
+		reader func(io.Reader) (io.Reader, error)
+	}{
+		"gzip": {func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(w), nil }, func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }},
+		"zstd": {func(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) }, func(r io.Reader) (io.Reader, error) { return zstd.NewReader(r) }},
+		"lzma": {func(w io.Writer) (io.WriteCloser, error) { return lzma.NewWriter2(w) }, func(r io.Reader) (io.Reader, error) { return lzma.NewReader2(r) }},
+	} {
+		var packed bytes.Buffer
+		w, err := k.writer(&packed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(content); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for damage, b := range map[string][]byte{"": packed.Bytes(), "cut": packed.Bytes()[:packed.Len()/2], "other bytes": []byte("this is not compressed at all, by no means")} {
+			r, err := k.reader(bytes.NewReader(b))
+			var got []byte
+			if err == nil {
+				got, err = io.ReadAll(r)
+			}
+			if damage == "" && (err != nil || !bytes.Equal(got, content)) || damage != "" && err == nil {
+				t.Errorf("%s %s: %d bytes, %v", name, damage, len(got), err)
+			}
+		}
+	}
+}
+
 // The imports of held packages that are allowed. Of conex's packages each calls its function before; what the others do was read.
 var importers = map[string]string{
 	"conex/internal/dockerfile github.com/moby/buildkit/":                                  "",
+	"conex/internal/compress github.com/klauspost/compress/":                               "",
+	"conex/internal/compress github.com/ulikunitz/xz/":                                     "",
+	"conex/internal/logs github.com/klauspost/compress/":                                   "",
 	"conex/internal/build golang.org/x/crypto/ssh":                                         "",
 	"conex/internal/ocispec github.com/opencontainers/go-digest":                           "",
 	"github.com/opencontainers/image-spec/specs-go/v1 github.com/opencontainers/go-digest": "the type, which is a string",
 	"github.com/moby/moby/api/types/image github.com/opencontainers/go-digest":             "the type, which is a string",
-	"github.com/klauspost/compress/zstd github.com/klauspost/compress/internal/snapref":    "SnappyConverter, which nothing of conex uses",
 }
 
 // TestImporters looks at conex's whole program: what is held is reached only by who asks for it, nothing that Go initialises before main needs

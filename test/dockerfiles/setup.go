@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"conex/internal/ondemand"
+
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
 	"golang.org/x/sys/unix"
@@ -246,6 +248,7 @@ func archive(name, list string) ([]byte, error) {
 }
 
 func squeeze(name string, data []byte) ([]byte, error) {
+	ondemand.Compress()
 	var buf bytes.Buffer
 	var w io.WriteCloser
 	var err error

@@ -22,6 +22,7 @@ import (
 	"conex/internal/image"
 	"conex/internal/layers"
 	"conex/internal/ocispec"
+	"conex/internal/ondemand"
 )
 
 // TarOpener opens a layer's uncompressed tar by its diffID: layers.Store's OpenTar.
@@ -127,6 +128,7 @@ func exportLayer(ctx context.Context, diffID ocispec.Digest, open TarOpener, dir
 	packed, plain := sha256.New(), sha256.New()
 	size := &counter{w: io.MultiWriter(tmp, packed)}
 	// The fast level: this is a fixture, and its making waits in front of every test.
+	ondemand.Compress()
 	zw, err := pgzip.NewWriterLevel(size, pgzip.BestSpeed)
 	if err != nil {
 		return desc, err

@@ -4,6 +4,6 @@ package held
 
 // With another release of Go, whose records have not been looked at, everything is initialised before main.
 var (
-	Digest, Dockerfile, SSH, Snappy Library
-	all                             []Library
+	Digest, Dockerfile, SSH, Compress Library
+	all                               []Library
 )

@@ -4,7 +4,7 @@ package held
 
 import _ "unsafe" // for go:linkname
 
-var all = [...]Library{Digest, Dockerfile, SSH, Snappy}
+var all = [...]Library{Digest, Dockerfile, SSH, Compress}
 
 // Digest is what go-digest needs for any algorithm: ocispec does without for sha256.
 var Digest = Library{
@@ -42,9 +42,15 @@ var SSH = Library{
 	{Path: "golang.org/x/crypto/ssh/agent", record: &agent},
 }
 
-// Snappy is a table for zstd's converter from Snappy, which nothing here calls: it is never initialised.
-var Snappy = Library{
+// Compress is gzip, zstd and xz, which make tables and errors, and ask the processor what it can.
+var Compress = Library{
+	{Path: "github.com/klauspost/compress/flate", record: &flate},
+	{Path: "github.com/klauspost/compress/internal/cpuinfo", record: &cpuinfo},
 	{Path: "github.com/klauspost/compress/internal/snapref", record: &snapref},
+	{Path: "github.com/klauspost/compress/zstd", record: &zstd},
+	{Path: "github.com/ulikunitz/xz/internal/xlog", record: &xlog},
+	{Path: "github.com/ulikunitz/xz/lzma", record: &lzma},
+	{Path: "github.com/klauspost/compress/gzip", record: &gzip},
 }
 
 //go:linkname godigest github.com/opencontainers/go-digest..inittask
@@ -121,3 +127,21 @@ var agent record
 
 //go:linkname snapref github.com/klauspost/compress/internal/snapref..inittask
 var snapref record
+
+//go:linkname flate github.com/klauspost/compress/flate..inittask
+var flate record
+
+//go:linkname cpuinfo github.com/klauspost/compress/internal/cpuinfo..inittask
+var cpuinfo record
+
+//go:linkname zstd github.com/klauspost/compress/zstd..inittask
+var zstd record
+
+//go:linkname xlog github.com/ulikunitz/xz/internal/xlog..inittask
+var xlog record
+
+//go:linkname lzma github.com/ulikunitz/xz/lzma..inittask
+var lzma record
+
+//go:linkname gzip github.com/klauspost/compress/gzip..inittask
+var gzip record
