@@ -516,7 +516,12 @@ func (w *world) dockerd(more ...string) *peer {
 		w.t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(daemon, append([]string{"--data-root", w.path("docker/data"), "--exec-root", w.path("docker/exec"), "-H", "unix://" + w.path("docker/sock"), "--pidfile", w.path("docker/pid")}, more...)...)
+	// Its containerd's sockets lie below: a path of more than 107 bytes, as one with a test's name in it, is none for a socket.
+	short, err := os.MkdirTemp("/run", "dockerd-test.")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	cmd := exec.Command(daemon, append([]string{"--data-root", w.path("docker/data"), "--exec-root", short, "-H", "unix://" + w.path("docker/sock"), "--pidfile", w.path("docker/pid")}, more...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// In a namespace of its own: its bridge and tables are none of ours.
 	netns := newNetns(w.t)
@@ -536,6 +541,10 @@ func (w *world) dockerd(more ...string) *peer {
 		cmd.Process.Signal(unix.SIGTERM)
 		<-ended
 		unmountBelow(w.t, w.path("docker"))
+		unmountBelow(w.t, short)
+		if err := os.RemoveAll(short); err != nil {
+			w.t.Error(err)
+		}
 	})
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		if _, err = p.try("info"); err == nil {
