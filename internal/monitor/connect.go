@@ -87,7 +87,7 @@ func (r *run) join(ctx context.Context, at container.Attachment) error {
 	}
 	ep, err := r.attach(ctx, at, 0, ways{-1, -1, -1})
 	if err == nil {
-		err = r.reroute(ctx)
+		err = r.reroute(ctx, nil)
 	}
 	if err == nil {
 		return r.settle()
@@ -96,7 +96,7 @@ func (r *run) join(ctx context.Context, at container.Attachment) error {
 		return err
 	}
 	r.eps = slices.DeleteFunc(r.eps, func(e *network.Endpoint) bool { return e == ep })
-	return errors.Join(err, r.unpublish(ep), r.drop(ctx, ep), r.reroute(ctx), r.settle())
+	return errors.Join(err, r.reroute(ctx, ep), r.unpublish(ep), r.drop(ctx, ep), r.settle())
 }
 
 // leave detaches a running container from one network. The way out is another's before this one goes.
@@ -111,10 +111,9 @@ func (r *run) leave(ctx context.Context, at container.Attachment) error {
 		return nil
 	}
 	ep := r.eps[k]
-	// Its ports come free for the network that has them next; and whatever goes wrong, it goes: the record has said so.
-	err := r.unpublish(ep)
 	r.eps = slices.Delete(r.eps, k, k+1)
-	return errors.Join(err, r.reroute(ctx), r.drop(ctx, ep), r.settle())
+	// Whatever goes wrong, it goes: the record has said so. Ports that no other network has taken go with it.
+	return errors.Join(r.reroute(ctx, ep), r.unpublish(ep), r.drop(ctx, ep), r.settle())
 }
 
 // drop takes an endpoint's interface out of the container and gives its addresses back, in this order: nobody else may have them before.
@@ -153,8 +152,9 @@ func (r *run) settle() error {
 	return errors.Join(r.m.writeFiles(r.files, r.eps, r.links), r.m.setState(func(s *container.State) { s.Endpoints = describe(r.eps) }))
 }
 
-// reroute sees that the default routes are on the networks that are the ways out now, and that the published ports lead there.
-func (r *run) reroute(ctx context.Context) error {
+// reroute sees that the default routes are on the networks that are the ways out now, and that the published ports lead there. leaving, if
+// any, is an endpoint that has them still.
+func (r *run) reroute(ctx context.Context, leaving *network.Endpoint) error {
 	ats := slices.DeleteFunc(slices.Clone(r.m.attachments()), func(at container.Attachment) bool { return r.on(at) == nil })
 	if len(ats) == 0 {
 		return nil
@@ -180,7 +180,7 @@ func (r *run) reroute(ctx context.Context) error {
 	if err := r.m.nets.Route(r.eps, at(out.four), at(out.six), netns); err != nil {
 		return err
 	}
-	return r.republish(ctx)
+	return r.republish(ctx, leaving)
 }
 
 // on is the endpoint that an attachment has become; nil without one.
@@ -213,15 +213,31 @@ func (r *run) publish(ctx context.Context) error {
 	return r.m.nets.Publish(ctx, to, r.res)
 }
 
-// republish moves the published ports to the endpoint that they are to lead to. The host's ports stay the same; who connects in the
-// millisecond between finds nobody there.
-func (r *run) republish(ctx context.Context) error {
-	to := r.publisher()
-	if to != nil && len(to.Ports) > 0 {
-		return nil
-	}
+// republish moves the published ports to the endpoint that they are to lead to. The host's ports stay the same, and nobody finds them closed, unless
+// the network binds them to another address of the host.
+func (r *run) republish(ctx context.Context, leaving *network.Endpoint) error {
+	to, from := r.publisher(), leaving
 	for _, e := range r.eps {
-		if err := r.unpublish(e); err != nil {
+		if len(e.Ports) > 0 {
+			from = e
+		}
+	}
+	switch {
+	case to != nil && len(to.Ports) > 0:
+		return nil
+	case from == nil || len(from.Ports) == 0:
+	case to == nil:
+		return r.unpublish(from)
+	default:
+		r.ports = from.Ports
+		ports, err := r.wanted(ctx)
+		if err != nil {
+			return err
+		}
+		if r.res != nil && alike(ports, from.Ports) {
+			return r.m.nets.Move(ctx, from, to, r.res)
+		}
+		if err := r.unpublish(from); err != nil {
 			return err
 		}
 	}
@@ -232,6 +248,11 @@ func (r *run) republish(ctx context.Context) error {
 		return err
 	}
 	return r.publish(ctx)
+}
+
+// alike reports whether two lists are of the same ports of the host for the same of the container.
+func alike(a, b []portmap.Mapping) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(m portmap.Mapping) bool { return !slices.ContainsFunc(b, m.Same) })
 }
 
 // unpublish takes the published ports from an endpoint, if it has them.

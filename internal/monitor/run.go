@@ -211,18 +211,24 @@ func (m *monitor) start(first *client) (*run, error) {
 
 // reserve takes the host's ports, before anything is made: that one is taken is the commonest reason why a start fails.
 func (r *run) reserve(ctx context.Context) error {
+	ports, err := r.wanted(ctx)
+	if err == nil && len(ports) > 0 {
+		r.res, err = r.m.nets.Reserve(ctx, ports)
+	}
+	return err
+}
+
+// wanted are the ports that the container is to publish on the networks that it is on.
+func (r *run) wanted(ctx context.Context) ([]portmap.Mapping, error) {
 	ats := r.m.attachments()
 	if len(ats) == 0 {
-		return nil
+		return nil, nil
 	}
 	ports, err := mappings(r.m.current())
 	if err == nil {
 		err = r.bind(ctx, ats, ports)
 	}
-	if err == nil && len(ports) > 0 {
-		r.res, err = r.m.nets.Reserve(ctx, ports)
-	}
-	return err
+	return ports, err
 }
 
 // rootFS is what the container's root is mounted from.

@@ -258,116 +258,6 @@ func (m *Manager) assign(i Info, bridge link, ep *Endpoint, s Settings, old *End
 // linkPrefix begins the name of every veth on the host's side.
 const linkPrefix = "cxv"
 
-// Reserve is portmap.Reserve whose error for a taken port names the container that has it, when it is one of this root's.
-func (m *Manager) Reserve(ctx context.Context, ports []portmap.Mapping) (*portmap.Reservation, error) {
-	var others []portmap.Mapping
-	if slices.ContainsFunc(ports, func(p portmap.Mapping) bool { return p.Proto == "sctp" }) {
-		var err error
-		if others, err = m.live(); err != nil {
-			return nil, err
-		}
-	}
-	r, err := portmap.ReserveBeside(ctx, ports, others)
-	return r, m.nameHolder(err)
-}
-
-// nameHolder completes the error for a taken port. The holder's name is a courtesy, so it has no error of its own.
-func (m *Manager) nameHolder(err error) error {
-	var taken *portmap.TakenError
-	if !errors.As(err, &taken) {
-		return err
-	}
-	nets, nerr := m.attached()
-	for _, id := range nets {
-		eps, eerr := m.endpoints(id)
-		if nerr != nil || eerr != nil {
-			return err
-		}
-		for _, e := range eps {
-			if slices.ContainsFunc(e.Ports, taken.Mapping.Collides) {
-				taken.Holder = cmp.Or(e.ContainerName, e.ContainerID)
-			}
-		}
-	}
-	return err
-}
-
-// PublishMore publishes further ports of a running container that publishes some. An error leaves those that it has.
-func (m *Manager) PublishMore(ctx context.Context, ep *Endpoint, r *portmap.Reservation, ports []portmap.Mapping) error {
-	l, err := m.lockTable(ctx)
-	if err != nil {
-		return err
-	}
-	defer l.Release()
-	return m.nameHolder(r.Add(ctx, ports, func(all []portmap.Mapping) error {
-		ep.Ports = all
-		return m.writeEndpoint(ep)
-	}))
-}
-
-// PublishLess takes ports of a running container back.
-func (m *Manager) PublishLess(ctx context.Context, ep *Endpoint, r *portmap.Reservation, match func(portmap.Mapping) bool) error {
-	l, err := m.lockTable(ctx)
-	if err != nil {
-		return err
-	}
-	defer l.Release()
-	return r.Drop(ctx, match, func(left []portmap.Mapping) error {
-		ep.Ports = left
-		return m.writeEndpoint(ep)
-	})
-}
-
-// Publish makes reserved ports reach the endpoint and records them in it, so that whoever settles a dead monitor can withdraw
-// them. The reservation stays the caller's: Close it when the container ends, before Detach.
-func (m *Manager) Publish(ctx context.Context, ep *Endpoint, r *portmap.Reservation) error {
-	i, err := m.lookup(ctx, ep.NetworkID)
-	if err != nil {
-		return err
-	}
-	t, err := m.table(ctx)
-	if err != nil {
-		return err
-	}
-	if !t.Docker {
-		if err := r.Obey(); err != nil {
-			return err
-		}
-	}
-	ports := r.Mappings()
-	if len(ports) == 0 {
-		return nil
-	}
-	to := portmap.Target{Bridge: i.Interface, IPv4: ep.Address.Addr(), IPv6: ep.Address6.Addr()}
-	for k := range ports {
-		ports[k].Target = to
-	}
-	l, err := m.lockTable(ctx)
-	if err != nil {
-		return err
-	}
-	defer l.Release()
-	// Two that reserved one sctp port at a time learn of each other here.
-	for _, p := range ports {
-		if p.Proto != "sctp" {
-			continue
-		}
-		live, err := m.live()
-		if err != nil {
-			return err
-		}
-		if slices.ContainsFunc(live, p.Collides) {
-			return m.nameHolder(&portmap.TakenError{Mapping: p})
-		}
-	}
-	ep.Ports = ports
-	// The record first: elements without one would be nobody's after a crash.
-	if err := m.rewriteEndpoint(ep); err != nil {
-		return err
-	}
-	return r.Activate(ctx, t, ep.ContainerID, to)
-}
-
 // Detach forgets a container's endpoints: table elements, address, record. Idempotent, also for what a dead monitor left.
 // The veth goes with the container's network namespace; the caller sees to it that no process is left in there, since
 // the address is free for others from now on.
@@ -639,12 +529,6 @@ func (m *Manager) Rename(ctx context.Context, containerID, name string) error {
 // validID keeps ids inside their folder.
 func validID(id string) bool {
 	return id != "" && id != "." && id != ".." && filepath.Base(id) == id && !strings.HasPrefix(id, ".")
-}
-
-// Unpublish records that an endpoint's ports are withdrawn; their reservation is closed.
-func (m *Manager) Unpublish(ep *Endpoint) error {
-	ep.Ports = nil
-	return m.rewriteEndpoint(ep)
 }
 
 // Route makes the default routes of a running container lead by four and by six (nil: by none), two of its endpoints eps. A route is replaced,

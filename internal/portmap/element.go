@@ -328,6 +328,35 @@ func Withdraw(ctx context.Context, t Table, ms []Mapping) error {
 	return flushUDP(ms, true)
 }
 
+// move makes the elements of was lead where those of is do, in one transaction. The caller holds the host ports.
+func move(t Table, was, is []Mapping) error {
+	in := func(es []element, e element) bool {
+		return slices.ContainsFunc(es, func(o element) bool { return o.set == e.set && bytes.Equal(o.key, e.key) && bytes.Equal(o.val, e.val) })
+	}
+	old, err := unshared(t, was)
+	if err != nil {
+		return err
+	}
+	come := elementsOf(is)
+	stay := slices.Clone(old)
+	old = slices.DeleteFunc(old, func(e element) bool { return in(come, e) })
+	come = slices.DeleteFunc(come, func(e element) bool { return in(stay, e) })
+	c, err := t.dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	msgs := append(elementMessages(unix.NFT_MSG_DELSETELEM, 0, t.Name, old), elementMessages(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, t.Name, come)...)
+	err = c.Transaction(unix.NFNL_SUBSYS_NFTABLES, msgs...)
+	if errors.Is(err, unix.ENOENT) {
+		return add(t, is) // somebody has taken the table, or elements of it, away
+	}
+	if err != nil {
+		return fmt.Errorf("move ports in nftables table %s: %w", t.Name, err)
+	}
+	return flushUDP(was, true)
+}
+
 // Missing counts the elements of published ports that the table should have and has not. Callers hold the table's lock.
 func Missing(ctx context.Context, t Table) (int, error) {
 	want, _, err := everything(t)

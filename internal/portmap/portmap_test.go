@@ -212,10 +212,11 @@ func TestUDPIdle(t *testing.T) {
 	check(t, err)
 	defer u.Close()
 	r := reserve(t, Mapping{Proto: "udp", HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 7300, ContainerPort: 81})
+	r.target = testTarget
 	conn := r.held[0].udp
 	raw, err := conn.SyscallConn()
 	check(t, err)
-	p := &udpPort{r: r, conn: conn, raw: raw, v4: true, target: netip.AddrPortFrom(containerIP, 81), idle: time.Millisecond, sessions: make(map[client]*net.UDPConn)}
+	p := &udpPort{r: r, conn: conn, raw: raw, v4: true, port: 81, idle: time.Millisecond, sessions: make(map[client]*net.UDPConn)}
 	r.done.Go(p.serve)
 	c, err := net.Dial("udp", "127.0.0.1:7300")
 	check(t, err)

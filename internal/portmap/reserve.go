@@ -32,7 +32,8 @@ type Reservation struct {
 	firsts *firsts // nil under the policy docker
 	inside *inside // nil when nobody has said where
 	done   sync.WaitGroup
-	conns  map[io.Closer]struct{}
+	// conns are the forwarders' connections. Those that are true lead to the target, and end when it is another.
+	conns map[io.Closer]bool
 }
 
 // held is one listener: tcp or udp.
@@ -58,7 +59,7 @@ func Reserve(ctx context.Context, m []Mapping) (*Reservation, error) {
 
 // ReserveBeside is Reserve for a host where others are published: no listener keeps two containers off one sctp port.
 func ReserveBeside(ctx context.Context, m, others []Mapping) (*Reservation, error) {
-	r := &Reservation{maps: append([]Mapping(nil), m...), others: others, conns: make(map[io.Closer]struct{})}
+	r := &Reservation{maps: append([]Mapping(nil), m...), others: others, conns: make(map[io.Closer]bool)}
 	next := uint16(ephemeralFirst)
 	for i := range r.maps {
 		if err := r.reserve(ctx, i, &next); err != nil {
@@ -316,11 +317,10 @@ func (r *Reservation) Activate(ctx context.Context, t Table, containerID string,
 // serve starts the forwarders of listeners. The caller holds r.mu.
 func (r *Reservation) serve(hs []held) {
 	for _, h := range hs {
-		target := netip.AddrPortFrom(r.target.reach(), h.of.ContainerPort)
 		if h.tcp != nil {
-			r.done.Go(func() { r.serveTCP(r.ctx, h.tcp, target) })
+			r.done.Go(func() { r.serveTCP(r.ctx, h.tcp, h.of.ContainerPort) })
 		} else if h.udp != nil {
-			r.done.Go(func() { r.serveUDP(h.udp, target) })
+			r.done.Go(func() { r.serveUDP(h.udp, h.of.ContainerPort) })
 		}
 	}
 }
@@ -405,7 +405,7 @@ func (r *Reservation) Drop(ctx context.Context, match func(Mapping) bool, record
 	}
 	var errs []error
 	r.held = slices.DeleteFunc(r.held, func(h held) bool {
-		if !slices.ContainsFunc(gone, h.of.same) {
+		if !slices.ContainsFunc(gone, h.of.Same) {
 			return false
 		}
 		errs = append(errs, h.close())
@@ -415,8 +415,39 @@ func (r *Reservation) Drop(ctx context.Context, match func(Mapping) bool, record
 	return errors.Join(append(errs, record(slices.Clone(left)))...)
 }
 
-// same reports whether two mappings are of one port of the host and one of the container.
-func (m Mapping) same(o Mapping) bool {
+// Move makes the ports lead to another address of the container, in one transaction: the host's ports stay held, and no packet finds them
+// leading nowhere. Forwarded connections to the address before end. record is called with the mappings as they will be before the kernel has
+// them; after an error, its own too, the ports lead where they led. The caller holds the table's lock.
+func (r *Reservation) Move(to Target, record func([]Mapping) error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || !r.active {
+		return errors.New("move ports: the container does not run")
+	}
+	if !to.reach().IsValid() {
+		return errors.New("move ports: the container has no address there")
+	}
+	was, is := r.maps, slices.Clone(r.maps)
+	for k := range is {
+		is[k].Target = to
+	}
+	if err := record(slices.Clone(is)); err != nil {
+		return err
+	}
+	if err := move(r.table, was, is); err != nil {
+		return err
+	}
+	r.maps, r.target = is, to
+	for c, leads := range r.conns {
+		if leads {
+			c.Close()
+		}
+	}
+	return nil
+}
+
+// Same reports whether two mappings are of one port of the host and one of the container.
+func (m Mapping) Same(o Mapping) bool {
 	return m.Proto == o.Proto && m.HostIP == o.HostIP && m.HostPort == o.HostPort && m.ContainerPort == o.ContainerPort
 }
 
@@ -459,8 +490,33 @@ func (r *Reservation) track(c io.Closer) bool {
 	if r.closed {
 		return false
 	}
-	r.conns[c] = struct{}{}
+	r.conns[c] = false
 	return true
+}
+
+// leads is track for a connection to an address of the container; false too when it is not the target any more.
+func (r *Reservation) leads(c io.Closer, to netip.Addr) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || r.target.reach() != to {
+		return false
+	}
+	r.conns[c] = true
+	return true
+}
+
+// to is where a port of the container is found now.
+func (r *Reservation) to(port uint16) netip.AddrPort {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return netip.AddrPortFrom(r.target.reach(), port)
+}
+
+// over reports whether Close was called.
+func (r *Reservation) over() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.closed
 }
 
 func (r *Reservation) untrack(c io.Closer) {

@@ -5,13 +5,12 @@ import (
 	"errors"
 	"io"
 	"net"
-	"net/netip"
 	"sync"
 	"time"
 )
 
-// serveTCP accepts on l until it is closed and joins each connection to target.
-func (r *Reservation) serveTCP(ctx context.Context, l *net.TCPListener, target netip.AddrPort) {
+// serveTCP accepts on l until it is closed and joins each connection to a port of the container.
+func (r *Reservation) serveTCP(ctx context.Context, l *net.TCPListener, port uint16) {
 	for {
 		c, err := l.AcceptTCP()
 		if err != nil {
@@ -33,31 +32,44 @@ func (r *Reservation) serveTCP(ctx context.Context, l *net.TCPListener, target n
 		r.done.Go(func() {
 			defer r.untrack(c)
 			defer c.Close()
-			r.joinTCP(ctx, c, target)
+			r.joinTCP(ctx, c, port)
 		})
 	}
 }
 
 // joinTCP copies both ways until both are at their end. Between two TCP sockets io.Copy splices in the kernel: no buffer here.
-func (r *Reservation) joinTCP(ctx context.Context, client *net.TCPConn, target netip.AddrPort) {
-	d := net.Dialer{KeepAlive: -1}
-	d.SetMultipathTCP(false)
-	c, err := d.DialContext(ctx, "tcp", target.String())
-	if err != nil {
+func (r *Reservation) joinTCP(ctx context.Context, client *net.TCPConn, port uint16) {
+	server := r.dial(ctx, port)
+	if server == nil {
 		// Nobody listens in the container: a reset, as a closed port would give, instead of an orderly end.
 		client.SetLinger(0)
 		return
 	}
-	server := c.(*net.TCPConn)
 	defer server.Close()
-	if !r.track(server) {
-		return
-	}
 	defer r.untrack(server)
 	var wg sync.WaitGroup
 	wg.Go(func() { copyHalf(server, client) })
 	copyHalf(client, server)
 	wg.Wait()
+}
+
+// dial connects to the container where it is when the connection stands; nil when it can't.
+func (r *Reservation) dial(ctx context.Context, port uint16) *net.TCPConn {
+	d := net.Dialer{KeepAlive: -1}
+	d.SetMultipathTCP(false)
+	for {
+		to := r.to(port)
+		c, err := d.DialContext(ctx, "tcp", to.String())
+		if err == nil {
+			if r.leads(c, to.Addr()) {
+				return c.(*net.TCPConn)
+			}
+			c.Close()
+		}
+		if r.to(port) == to || r.over() {
+			return nil
+		}
+	}
 }
 
 // copyHalf copies one direction and passes its end on, so that a half-closed connection stays half open.

@@ -1,6 +1,7 @@
 package portmap
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -29,24 +30,24 @@ type client struct {
 
 // udpPort is one published UDP listener.
 type udpPort struct {
-	r      *Reservation
-	conn   *net.UDPConn
-	raw    syscall.RawConn
-	v4     bool
-	target netip.AddrPort
-	idle   time.Duration
+	r    *Reservation
+	conn *net.UDPConn
+	raw  syscall.RawConn
+	v4   bool
+	port uint16 // of the container
+	idle time.Duration
 
 	mu       sync.Mutex
 	sessions map[client]*net.UDPConn
 }
 
 // serveUDP forwards datagrams that arrive on conn until it is closed.
-func (r *Reservation) serveUDP(conn *net.UDPConn, target netip.AddrPort) {
+func (r *Reservation) serveUDP(conn *net.UDPConn, port uint16) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return // closed already
 	}
-	p := &udpPort{r: r, conn: conn, raw: raw, target: target, idle: udpIdle, sessions: make(map[client]*net.UDPConn)}
+	p := &udpPort{r: r, conn: conn, raw: raw, port: port, idle: udpIdle, sessions: make(map[client]*net.UDPConn)}
 	p.v4 = conn.LocalAddr().(*net.UDPAddr).IP.To4() != nil
 	p.serve()
 }
@@ -112,32 +113,53 @@ func clientOf(from unix.Sockaddr, oob []byte) (client, bool) {
 	return c, true
 }
 
-// forward sends one datagram on the client's session, opening it when it is the first.
+// forward sends one datagram on the client's session.
 func (p *udpPort) forward(c client, b []byte) {
+	for range 2 {
+		s := p.session(c)
+		if s == nil {
+			return // datagrams may be lost; the client sends again
+		}
+		// Another error is a lost datagram, or a closed port that the next read reports.
+		if _, err := s.Write(b); !errors.Is(err, net.ErrClosed) {
+			return
+		}
+		p.forget(c, s) // it led to where the container was before
+	}
+}
+
+// session is the client's, opened when there is none; nil when there can't be one.
+func (p *udpPort) session(c client) *net.UDPConn {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	s := p.sessions[c]
 	if s == nil {
 		if len(p.sessions) >= maxSessions {
-			p.mu.Unlock()
-			return
+			return nil
 		}
-		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(p.target))
+		to := p.r.to(p.port)
+		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
 		if err != nil {
-			p.mu.Unlock()
-			return // datagrams may be lost; the client sends again
+			return nil
 		}
-		if !p.r.track(conn) {
-			p.mu.Unlock()
+		if !p.r.leads(conn, to.Addr()) {
 			conn.Close()
-			return
+			return nil
 		}
 		s = conn
 		p.sessions[c] = s
 		p.r.done.Go(func() { p.answer(c, s) })
 	}
 	s.SetReadDeadline(time.Now().Add(p.idle))
-	p.mu.Unlock()
-	s.Write(b) // an error is a lost datagram, or a closed port that the next read reports
+	return s
+}
+
+func (p *udpPort) forget(c client, s *net.UDPConn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sessions[c] == s {
+		delete(p.sessions, c)
+	}
 }
 
 // answer sends the container's datagrams back to the client until the session is idle or closed.
@@ -168,11 +190,7 @@ func (p *udpPort) answer(c client, s *net.UDPConn) {
 			s.SetReadDeadline(time.Now().Add(p.idle))
 		}
 	} // ends when idle (deadline) or closed
-	p.mu.Lock()
-	if p.sessions[c] == s {
-		delete(p.sessions, c)
-	}
-	p.mu.Unlock()
+	p.forget(c, s)
 }
 
 // reply sends b to the client from the address that it asked.
