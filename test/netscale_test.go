@@ -205,7 +205,7 @@ func (p *place) askAndAsk(ctx context.Context, to netip.AddrPort) (asked int, er
 }
 
 // TestPortsMoveWithNetworks takes a container off its networks one by one: the published port leads to it over those that are left, an
-// internal one as the last, and again when it is connected to another.
+// internal one as the last, and again when it is connected to another. As long as it is on one nobody finds the port closed.
 func TestPortsMoveWithNetworks(t *testing.T) {
 	w := newWorld(t)
 	w.conex("pull", "-q", "busybox")
@@ -225,10 +225,39 @@ func TestPortsMoveWithNetworks(t *testing.T) {
 		}
 	}
 	reached("at first")
+	stop, dialled := make(chan struct{}), make(chan int)
+	var refused error
+	go func() {
+		n := 0
+		for {
+			select {
+			case <-stop:
+				dialled <- n
+				return
+			default:
+			}
+			w.inNetns(func() {
+				c, err := net.Dial("tcp", "127.0.0.1:8080")
+				if err != nil {
+					refused = err
+					return
+				}
+				c.Close()
+				n++
+			})
+		}
+	}()
 	w.conex("network", "disconnect", "one", "web")
 	reached("on two and three")
+	w.conex("network", "connect", "one", "web")
+	reached("on one again")
+	w.conex("network", "disconnect", "one", "web")
 	w.conex("network", "disconnect", "two", "web")
 	reached("on three")
+	close(stop)
+	if n := <-dialled; refused != nil || n < 10 {
+		t.Errorf("beside %d connections: %v", n, refused)
+	}
 	w.conex("network", "disconnect", "three", "web")
 	if got := w.conex("port", "web"); got != "" {
 		t.Errorf("without a network the ports are %q", got)

@@ -32,22 +32,22 @@ func (k keys) add(set string, key []byte) {
 	}
 }
 
-// name adds what a list opens when a name has an address.
-func (k keys) name(l List, name string, a netip.Addr) {
+// name adds what the list of o opens when a name has an address.
+func (k keys) name(o Options, name string, a netip.Addr) {
 	// Special addresses that a name's owner chose would lead to what nobody listed.
 	if a = a.Unmap(); a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() {
 		return
 	}
-	for _, e := range l {
+	for _, e := range o.List {
 		if !e.covers(name) {
 			continue
 		}
 		key := a.WithZone("").AsSlice()
 		if e.Port == 0 {
-			k.add("names"+suffix(a), key)
+			k.add(o.turned("names")+suffix(a), key)
 			continue
 		}
-		k.add("ports"+suffix(a), append(key, protocols[e.Proto], 0, 0, 0, byte(e.Port>>8), byte(e.Port), 0, 0))
+		k.add(o.turned("ports")+suffix(a), append(key, protocols[e.Proto], 0, 0, 0, byte(e.Port>>8), byte(e.Port), 0, 0))
 	}
 }
 
@@ -80,7 +80,7 @@ func (l List) allows(a netip.Addr, proto byte, port uint16, learnt Learnt) bool 
 const perMessage = 500
 
 // opened are the elements of what was learnt, and of flows in a set.
-func opened(table string, l List, learnt Learnt, set string, flows []Flow) []netlink.Message {
+func opened(o Options, set string, flows []Flow) []netlink.Message {
 	now := time.Now()
 	byTime := map[time.Duration]keys{}
 	at := func(d time.Duration) keys {
@@ -89,7 +89,7 @@ func opened(table string, l List, learnt Learnt, set string, flows []Flow) []net
 		}
 		return byTime[d]
 	}
-	for a, names := range learnt {
+	for a, names := range o.Learnt {
 		// One that two names have stays for the longer time: an element has one.
 		k, hold := keys{}, time.Duration(-1)
 		for name, until := range names {
@@ -101,7 +101,7 @@ func opened(table string, l List, learnt Learnt, set string, flows []Flow) []net
 				continue
 			}
 			before := k.count()
-			if k.name(l, name, a); k.count() > before && hold != 0 && (d == 0 || d > hold) {
+			if k.name(o, name, a); k.count() > before && hold != 0 && (d == 0 || d > hold) {
 				hold = d
 			}
 		}
@@ -121,7 +121,7 @@ func opened(table string, l List, learnt Learnt, set string, flows []Flow) []net
 	for d, k := range byTime {
 		for set, ks := range k {
 			for some := range slices.Chunk(ks, perMessage) {
-				msgs = append(msgs, elements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, table, set, some, nil, d))
+				msgs = append(msgs, elements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, tableName(o.Interface), set, some, nil, d))
 			}
 		}
 	}
@@ -142,6 +142,9 @@ func flowKey(a netip.Addr, proto byte, remote, own uint16) []byte {
 
 // Change lets another list pass instead, in one transaction. What others began goes on; what the container began goes on as far as the new
 // list allows it, by names that are learnt.
+//
+// The new rules have sets of their own. A packet that is on its way in that moment sees the rules of before, but of a set what it holds by then:
+// with one set for both it could be dropped though both lists allow it. The old sets go with the old rules, when no packet is at them.
 func (f *Filter) Change(l List, learnt Learnt) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -149,49 +152,37 @@ func (f *Filter) Change(l List, learnt Learnt) error {
 		return nil
 	}
 	o := f.o
-	o.List = l
+	o.List, o.Learnt, o.turn = l, learnt, !o.turn
 	out, _ := rules(o)
 	rule, err := ruleMessages(f.table, "out", out)
 	if err != nil {
 		return err
 	}
-	again, err := f.again(l, learnt)
+	stay, err := f.staying(l, learnt)
 	if err != nil {
 		return err
 	}
-	msgs := []netlink.Message{message(unix.NFT_MSG_DELRULE, 0, netlink.Attrs{}.String(unix.NFTA_RULE_TABLE, f.table).String(unix.NFTA_RULE_CHAIN, "out"))}
-	for _, set := range []string{"names", "ports", "told"} {
-		msgs = append(msgs, emptied(f.table, set)...)
+	msgs := slices.Concat(setMessages(f.table, turning(o)), opened(o, o.turned("begun"), stay),
+		[]netlink.Message{message(unix.NFT_MSG_DELRULE, 0, netlink.Attrs{}.String(unix.NFTA_RULE_TABLE, f.table).String(unix.NFTA_RULE_CHAIN, "out"))}, rule)
+	for _, s := range turning(f.o) {
+		msgs = append(msgs, message(unix.NFT_MSG_DELSET, 0, netlink.Attrs{}.String(unix.NFTA_SET_TABLE, f.table).String(unix.NFTA_SET_NAME, s.name)))
 	}
-	msgs = slices.Concat(msgs, opened(f.table, l, learnt, "", nil), again, rule)
+	for _, s := range sides { // so that what is denied from now on is told of
+		msgs = append(msgs, message(unix.NFT_MSG_DELSETELEM, 0, netlink.Attrs{}.String(unix.NFTA_SET_ELEM_LIST_TABLE, f.table).String(unix.NFTA_SET_ELEM_LIST_SET, "told"+s.suffix)))
+	}
 	if err := f.c.Transaction(unix.NFNL_SUBSYS_NFTABLES, msgs...); err != nil {
 		return fmt.Errorf("change egress filter of %s: %w", f.o.Interface, err)
 	}
+	o.Learnt = nil
 	f.o = o
-	// What began between the look and the change; nothing does after it.
-	if again, err = f.again(l, learnt); err == nil {
-		err = f.c.Transaction(unix.NFNL_SUBSYS_NFTABLES, again...)
-	}
-	if err != nil {
-		return fmt.Errorf("change egress filter of %s: %w", f.o.Interface, err)
-	}
 	return nil
 }
 
-// emptied are the messages that empty a set of both families.
-func emptied(table, set string) (msgs []netlink.Message) {
+// staying are the flows which the container began and a list allows. What begins after the look is let in again by its name. The caller
+// holds f.mu.
+func (f *Filter) staying(l List, learnt Learnt) (stay []Flow, err error) {
 	for _, s := range sides {
-		msgs = append(msgs, message(unix.NFT_MSG_DELSETELEM, 0, netlink.Attrs{}.String(unix.NFTA_SET_ELEM_LIST_TABLE, table).String(unix.NFTA_SET_ELEM_LIST_SET, set+s.suffix)))
-	}
-	return msgs
-}
-
-// again are the messages that leave of what the container began only what a list allows. They name what stays, since a list of what is there may
-// lack something while packets come: better a flow too few, which its name lets in again, than one too many. The caller holds f.mu.
-func (f *Filter) again(l List, learnt Learnt) ([]netlink.Message, error) {
-	var stay []Flow
-	for _, s := range sides {
-		err := f.each("begun"+s.suffix, func(key []byte) {
+		err := f.each(f.o.turned("begun")+s.suffix, func(key []byte) {
 			if len(key) < int(s.size)+12 {
 				return
 			}
@@ -206,7 +197,7 @@ func (f *Filter) again(l List, learnt Learnt) ([]netlink.Message, error) {
 			return nil, err
 		}
 	}
-	return append(emptied(f.table, "begun"), opened(f.table, nil, nil, "begun", stay)...), nil
+	return stay, nil
 }
 
 // each calls fn with the keys of a set.

@@ -34,6 +34,16 @@ type Options struct {
 	// Learnt are names that were looked up before, Flows what others began before: both of a container that runs already.
 	Learnt Learnt
 	Flows  []Flow
+	// turn is which of two names the sets of this list have; see Change.
+	turn bool
+}
+
+// turned is the name of a set that another list has another for, but for its family.
+func (o Options) turned(set string) string {
+	if o.turn {
+		return set + "-"
+	}
+	return set
 }
 
 // Filter is a filter that stands. It belongs to the process that made it until Close; if that process dies, the filter stays.
@@ -109,7 +119,7 @@ func (f *Filter) Learn(name string, addrs []netip.Addr, ttl time.Duration) error
 	}
 	keys := keys{}
 	for _, a := range addrs {
-		keys.name(f.o.List, name, a)
+		keys.name(f.o, name, a)
 	}
 	var msgs []netlink.Message
 	for set, ks := range keys {

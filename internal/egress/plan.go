@@ -192,6 +192,7 @@ func (s side) within(p netip.Prefix) exprs {
 
 // rules are the chain out and the chain in.
 func rules(o Options) (out, incoming []exprs) {
+	begun, names, ports := o.turned("begun"), o.turned("names"), o.turned("ports")
 	add := func(parts ...exprs) { out = append(out, slices.Concat(parts...)) }
 	mac := []byte(o.MAC)
 	add(load(expr.PayloadBaseLLHeader, reg1, 6, 6), unequal(mac...), drop())
@@ -210,7 +211,7 @@ func rules(o Options) (out, incoming []exprs) {
 		flags := func(mask, want byte) exprs {
 			return slices.Concat(is, l4proto(unix.IPPROTO_TCP), th(reg1, 13, 1), masked(mask), equal(want))
 		}
-		for _, set := range []string{"answers" + s.suffix, "begun" + s.suffix} {
+		for _, set := range []string{"answers" + s.suffix, begun + s.suffix} {
 			known := slices.Concat(s.flow(false), in(set, reg32))
 			add(flags(synFlag|ackFlag, synFlag|ackFlag), known, accept())
 			add(is, l4proto(unix.IPPROTO_TCP), th(reg1, 13, 1), masked(rstFlag|finFlag), unequal(0), th(reg1, 13, 1), masked(synFlag), equal(0), known, remember(set, beginTime), accept())
@@ -233,10 +234,10 @@ func rules(o Options) (out, incoming []exprs) {
 			}
 			add(is, s.within(e.Prefix), match, accept())
 		}
-		named := slices.Concat(is, nh(reg1, s.daddr, s.size), in("names"+s.suffix, reg1))
-		exact := slices.Concat(is, ported(), s.target(true), in("ports"+s.suffix, reg32))
+		named := slices.Concat(is, nh(reg1, s.daddr, s.size), in(names+s.suffix, reg1))
+		exact := slices.Concat(is, ported(), s.target(true), in(ports+s.suffix, reg32))
 		// A connection outlives the answer of the name server.
-		begins := remember("begun"+s.suffix, beginTime)
+		begins := remember(begun+s.suffix, beginTime)
 		add(named, ported(), s.flow(false), begins)
 		add(named, accept())
 		add(exact, s.flow(false), begins)
@@ -278,14 +279,7 @@ type set struct {
 }
 
 func sets(o Options) []set {
-	const timeout, dynamic = unix.NFT_SET_TIMEOUT, unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL
-	concat := func(types ...uint32) uint32 {
-		t := uint32(0)
-		for _, x := range types {
-			t = t<<typeBits | x
-		}
-		return t
-	}
+	const dynamic = unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL
 	out := []set{{name: "ported", typ: typeProto, len: 1, keys: [][]byte{{unix.IPPROTO_TCP}, {unix.IPPROTO_UDP}, {unix.IPPROTO_SCTP}}}}
 	self := map[string][][]byte{}
 	for _, a := range o.Addrs {
@@ -307,15 +301,35 @@ func sets(o Options) []set {
 		out = append(out,
 			set{name: "self" + s.suffix, typ: s.typ, len: s.size, keys: self["self"+s.suffix]},
 			set{name: "answers" + s.suffix, typ: concat(s.typ, typeProto, typeService, typeService), len: s.size + 12, flags: dynamic, size: maxAnswers},
-			set{name: "begun" + s.suffix, typ: concat(s.typ, typeProto, typeService, typeService), len: s.size + 12, flags: dynamic, size: maxAnswers},
 			set{name: "peers" + s.suffix, typ: s.typ, len: s.size, flags: dynamic, size: maxPeers},
-			set{name: "names" + s.suffix, typ: s.typ, len: s.size, flags: timeout, size: maxNames},
-			set{name: "ports" + s.suffix, typ: target, len: targetLen, flags: timeout, size: maxNames},
 			set{name: "denied" + s.suffix, typ: target, len: targetLen, flags: dynamic, size: maxDenied},
 			set{name: "told" + s.suffix, typ: target, len: targetLen, flags: dynamic, size: maxDenied},
 		)
 	}
 	return out
+}
+
+// turning are the sets that another list has others for.
+func turning(o Options) []set {
+	const timeout, dynamic = unix.NFT_SET_TIMEOUT, unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL
+	var out []set
+	for _, s := range sides {
+		out = append(out,
+			set{name: o.turned("begun") + s.suffix, typ: concat(s.typ, typeProto, typeService, typeService), len: s.size + 12, flags: dynamic, size: maxAnswers},
+			set{name: o.turned("names") + s.suffix, typ: s.typ, len: s.size, flags: timeout, size: maxNames},
+			set{name: o.turned("ports") + s.suffix, typ: concat(s.typ, typeProto, typeService), len: s.size + 8, flags: timeout, size: maxNames},
+		)
+	}
+	return out
+}
+
+// concat is the number of a set's type whose keys are of several.
+func concat(types ...uint32) uint32 {
+	t := uint32(0)
+	for _, x := range types {
+		t = t<<typeBits | x
+	}
+	return t
 }
 
 // behind is the first address after a prefix.
@@ -350,19 +364,8 @@ func messages(o Options) ([]netlink.Message, error) {
 	table := tableName(o.Interface)
 	msgs := []netlink.Message{message(unix.NFT_MSG_NEWTABLE, create|unix.NLM_F_EXCL, netlink.Attrs{}.
 		String(unix.NFTA_TABLE_NAME, table).Bytes(unix.NFTA_TABLE_FLAGS, be32(tableFlagOwner|tableFlagPersist)))}
-	for i, s := range sets(o) {
-		desc := netlink.Attrs{}
-		if s.size > 0 {
-			desc = desc.Bytes(unix.NFTA_SET_DESC_SIZE, be32(s.size))
-		}
-		a := netlink.Attrs{}.String(unix.NFTA_SET_TABLE, table).String(unix.NFTA_SET_NAME, s.name).Bytes(unix.NFTA_SET_ID, be32(uint32(i+1))).
-			Bytes(unix.NFTA_SET_FLAGS, be32(s.flags)).Bytes(unix.NFTA_SET_KEY_TYPE, be32(s.typ)).Bytes(unix.NFTA_SET_KEY_LEN, be32(s.len))
-		msgs = append(msgs, message(unix.NFT_MSG_NEWSET, create, a.Nest(unix.NFTA_SET_DESC, desc)))
-		if len(s.keys) > 0 {
-			msgs = append(msgs, elements(unix.NFT_MSG_NEWSETELEM, create, table, s.name, s.keys, s.ends, 0))
-		}
-	}
-	msgs = append(msgs, opened(table, o.List, o.Learnt, "answers", o.Flows)...)
+	msgs = append(msgs, setMessages(table, append(sets(o), turning(o)...))...)
+	msgs = append(msgs, opened(o, "answers", o.Flows)...)
 	out, incoming := rules(o)
 	for _, c := range []struct {
 		name   string
@@ -380,6 +383,23 @@ func messages(o Options) ([]netlink.Message, error) {
 		msgs = append(msgs, more...)
 	}
 	return msgs, nil
+}
+
+// setMessages make sets with their elements.
+func setMessages(table string, sets []set) (msgs []netlink.Message) {
+	for i, s := range sets {
+		desc := netlink.Attrs{}
+		if s.size > 0 {
+			desc = desc.Bytes(unix.NFTA_SET_DESC_SIZE, be32(s.size))
+		}
+		a := netlink.Attrs{}.String(unix.NFTA_SET_TABLE, table).String(unix.NFTA_SET_NAME, s.name).Bytes(unix.NFTA_SET_ID, be32(uint32(i+1))).
+			Bytes(unix.NFTA_SET_FLAGS, be32(s.flags)).Bytes(unix.NFTA_SET_KEY_TYPE, be32(s.typ)).Bytes(unix.NFTA_SET_KEY_LEN, be32(s.len))
+		msgs = append(msgs, message(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, a.Nest(unix.NFTA_SET_DESC, desc)))
+		if len(s.keys) > 0 {
+			msgs = append(msgs, elements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, table, s.name, s.keys, s.ends, 0))
+		}
+	}
+	return msgs
 }
 
 // ruleMessages append rules to a chain.

@@ -466,6 +466,7 @@ func TestReaches(t *testing.T) {
 	need(t, "nft", "iptables-nft")
 	w := newWorld(t)
 	sh(t, "ip link add down0 type veth peer name down1")
+	defer sh(t, "ip link del down0")
 	_, err := w.m.Create(t.Context(), Spec{Name: "other"})
 	check(t, err)
 	defer func() { check(t, w.m.Remove(t.Context(), "other")) }()
