@@ -53,6 +53,8 @@ func exitWords(x *container.Exit, ran bool) string {
 	}
 	said := fmt.Sprintf("it ended by itself with exit code %d", x.Code)
 	switch {
+	case x.Code == 128 && !ran:
+		return "before its command was executed"
 	case x.Code == 0:
 		return said + ", which means success"
 	case x.Code == 125 && !ran:

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
+	"unicode"
 
 	"conex/internal/linux/cgroup"
 	"conex/internal/linux/nsfork"
@@ -39,7 +42,12 @@ type External struct {
 	Path string
 	// State is a folder for the runtime's own state and for bundles, gone at a reboot.
 	State string
+	// Limit is how long a command of the runtime may take before it is killed; zero is commandLimit.
+	Limit time.Duration
 }
+
+// commandLimit is what the kubelet grants a runtime too. Ours are done in a fraction of a second; what starts a virtual machine takes seconds.
+const commandLimit = 2 * time.Minute
 
 // NewExternal returns the runtime at path. It makes this process the reaper of what runtimes leave behind.
 func NewExternal(path, state string) Runtime {
@@ -201,11 +209,9 @@ func (f *foreign) create() error {
 		return err
 	}
 	f.console = console
-	pidfd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-	if err != nil {
-		return fmt.Errorf("open container process %d: %w", pid, err)
+	if f.init, err = f.child(pid, console); err != nil {
+		return err
 	}
-	f.init = newProcess(pid, os.NewFile(uintptr(pidfd), "pidfd"), console)
 	if net >= 0 && users != nil { // made by the runtime, so that it belongs to the user namespace
 		if f.netns, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", pid)); err != nil {
 			return fmt.Errorf("open container's network namespace: %w", err)
@@ -304,6 +310,9 @@ func (f *foreign) launch(p *specs.Process, stdio [3]*os.File, args ...string) (p
 	if err == nil {
 		pid, err = strconv.Atoi(strings.TrimSpace(string(b)))
 	}
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil, fmt.Errorf("%s %s succeeded without a process", f.rt.Path, args[0])
+	}
 	if err != nil {
 		return 0, nil, fmt.Errorf("%s: process id: %w", f.rt.Path, err)
 	}
@@ -346,13 +355,21 @@ func (f *foreign) call(command string, stdio [3]*os.File, args ...string) error 
 		}
 		prog.Call("set standard stream", unix.SYS_DUP3, from, i, 0)
 	}
+	prog.Call("make process group", unix.SYS_SETPGID, 0, 0)
 	prog.CloseOthers(3)
 	prog.Exec(f.rt.Path, append(global, args...), os.Environ())
 	pid, pidfd, err := prog.Start(nsfork.Attr{})
 	if err != nil {
 		return fmt.Errorf("execute runtime %s: %w", f.rt.Path, err)
 	}
-	st, err := newProcess(pid, pidfd, nil).Wait()
+	proc := newProcess(pid, pidfd, nil)
+	limit := cmp.Or(f.rt.Limit, commandLimit)
+	// With what it has begun and is still of its group: its own helpers, and a container's process that is not one yet.
+	late := time.AfterFunc(limit, func() { _ = unix.Kill(-pid, unix.SIGKILL) })
+	st, err := proc.Wait()
+	if !late.Stop() && err == nil && st.Code != 0 {
+		return fmt.Errorf("%s %s: no end after %v, it was killed", f.rt.Path, args[0], limit)
+	}
 	if err != nil {
 		return err
 	}
@@ -393,7 +410,7 @@ func foreignError(runtime, call, command string, code int, msg string) error {
 		cause = ErrCommandNotFound
 	case strings.Contains(msg, strconv.Quote(command)) && strings.Contains(msg, "no such file or directory"):
 		cause = unix.ENOENT
-	case strings.Contains(msg, strconv.Quote(command)) && strings.Contains(msg, "permission denied"):
+	case strings.Contains(msg, strconv.Quote(command)) && strings.Contains(msg, "permission denied"), strings.Contains(msg, "open executable: Permission denied"):
 		cause = unix.EACCES
 	case strings.Contains(strings.ToLower(msg), "exec format error"):
 		cause = unix.ENOEXEC
@@ -404,6 +421,13 @@ func foreignError(runtime, call, command string, code int, msg string) error {
 	if msg == "" {
 		msg = "exit status " + strconv.Itoa(code)
 	}
+	// On one line, and nothing that a terminal obeys: names of the container's choice stand in it.
+	msg = strings.Join(strings.Fields(strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) && !unicode.IsSpace(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, msg)), " ")
 	return fmt.Errorf("%s %s: %s", runtime, call, msg)
 }
 
@@ -467,18 +491,51 @@ func (f *foreign) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	return f.child(pid, console)
+}
+
+// child is the process that the runtime has left behind by its word. Only one of ours can be waited for, and may be put into the container's
+// cgroup, whose processes are killed in the end.
+func (f *foreign) child(pid int, console *os.File) (*process, error) {
 	pidfd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err == nil {
+		var ours bool
+		if ours, err = isChild(pid); err == nil && !ours {
+			err = errors.New("it is not one that the runtime has left to its caller")
+		}
+		if err != nil {
+			unix.Close(pidfd)
+		}
+	}
 	if err != nil {
-		return nil, fmt.Errorf("exec: open process %d: %w", pid, err)
+		if console != nil {
+			console.Close()
+		}
+		return nil, fmt.Errorf("%s: process %d: %w", f.rt.Path, pid, err)
 	}
 	return newProcess(pid, os.NewFile(uintptr(pidfd), "pidfd"), console), nil
+}
+
+// isChild reports whether a process is a child of this one.
+func isChild(pid int) (bool, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false, err
+	}
+	// The name stands in parentheses and may hold anything, ")" too.
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	return len(f) > 1 && string(f[1]) == strconv.Itoa(os.Getpid()), nil
 }
 
 // Delete implements Container.
 func (f *foreign) Delete() error {
 	var errs []error
+	var left error // what the runtime left to us
 	if _, err := os.Lstat(f.dir); err == nil {
-		errs = append(errs, f.call("", [3]*os.File{}, "delete", "--force", f.cfg.ID))
+		left = f.call("", [3]*os.File{}, "delete", "--force", f.cfg.ID)
+	}
+	if err := f.cg.Kill(); err != nil && !errors.Is(err, cgroup.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("delete container: %w", err))
 	}
 	f.mu.Lock()
 	if f.netns != nil {
@@ -488,14 +545,17 @@ func (f *foreign) Delete() error {
 	init := f.init
 	f.mu.Unlock()
 	if init != nil {
-		_, err := init.Wait() // a start that failed leaves a process that nobody else collects
+		_ = init.Signal(unix.SIGKILL) // an error means that it has ended
+		_, err := init.Wait()         // a start that failed leaves a process that nobody else collects
 		errs = append(errs, err)
-	}
-	if err := f.cg.Kill(); err != nil && !errors.Is(err, cgroup.ErrNotExist) {
-		errs = append(errs, fmt.Errorf("delete container: %w", err))
 	}
 	if err := f.cg.Delete(); err != nil {
 		errs = append(errs, fmt.Errorf("delete container: %w", err))
+	}
+	if left != nil { // its processes and cgroups are gone all the same; now what it wrote down
+		if err := os.RemoveAll(filepath.Join(f.rt.State, "runtime", f.cfg.ID)); err != nil {
+			errs = append(errs, left, err)
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
