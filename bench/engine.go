@@ -30,6 +30,7 @@ type engine struct {
 	argv  []string // program and global flags
 	env   []string
 	dir   string
+	run   string // what a reboot clears: a tmpfs, as /run is on every distribution
 	netns *os.File
 	// registry is the address of a registry in the engine's network namespace.
 	registry string
@@ -74,6 +75,9 @@ func (b *bench) open(conex string, peers []string) error {
 			return err
 		}
 		b.engines = append(b.engines, e)
+		if err := e.openRun(); err != nil {
+			return err
+		}
 		switch name {
 		case "conex":
 			err = e.openConex()
@@ -100,8 +104,28 @@ func (b *bench) open(conex string, peers []string) error {
 	return nil
 }
 
+// openRun makes the folder for what a reboot clears.
+func (e *engine) openRun() error {
+	dir, err := os.MkdirTemp("/run", "bench-"+e.name+".")
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+		return errors.Join(fmt.Errorf("mount a tmpfs at %s: %w", dir, err), os.Remove(dir))
+	}
+	e.run = dir
+	return nil
+}
+
+func (e *engine) closeRun() error {
+	if e.run == "" {
+		return nil
+	}
+	return errors.Join(unmountBelow(e.run), unix.Unmount(e.run, unix.MNT_DETACH), os.Remove(e.run))
+}
+
 func (e *engine) openConex() error {
-	state := filepath.Join("/run", "conex-bench."+filepath.Base(filepath.Dir(e.dir)))
+	state := e.run
 	e.env = append(e.env, "CONEX_ROOT="+e.dir+"/root", "CONEX_STATE="+state, "CONEX_CONFIG="+e.dir+"/config.toml")
 	e.helpers = func(id string) []int {
 		return processes(func(pid int, _ []byte) bool { return holdsFile(pid, filepath.Join(state, "c", id)) })
@@ -120,7 +144,7 @@ func (e *engine) openDocker() error {
 		return err
 	}
 	defer log.Close()
-	if err := e.startDaemon(log, dockerd, "--data-root", e.dir+"/data", "--exec-root", e.dir+"/exec", "-H", "unix://"+sock, "--pidfile", e.dir+"/pid"); err != nil {
+	if err := e.startDaemon(log, dockerd, "--data-root", e.dir+"/data", "--exec-root", e.run, "-H", "unix://"+sock, "--pidfile", e.dir+"/pid"); err != nil {
 		return err
 	}
 	// The old builder: every dockerd has it, and no plugin is needed.
@@ -207,7 +231,7 @@ func (e *engine) openPodman() error {
 		return err
 	}
 	e.env = append(e.env, "CONTAINERS_CONF="+conf)
-	e.argv = append(e.argv, "--root", e.dir+"/data", "--runroot", e.dir+"/run", "--tmpdir", e.dir+"/tmp", "--storage-driver", "overlay",
+	e.argv = append(e.argv, "--root", e.dir+"/data", "--runroot", e.run+"/run", "--tmpdir", e.run+"/tmp", "--storage-driver", "overlay",
 		"--network-config-dir", e.dir+"/net")
 	e.helpers = byID
 	return e.do("info")
@@ -259,7 +283,7 @@ func (e *engine) close() error {
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, unmountBelow(e.dir))
+	errs = append(errs, unmountBelow(e.dir), e.closeRun())
 	if e.netns != nil {
 		errs = append(errs, e.netns.Close())
 	}
@@ -267,21 +291,11 @@ func (e *engine) close() error {
 }
 
 func (e *engine) closeConex() error {
-	var state string
-	for _, v := range e.env {
-		if s, ok := strings.CutPrefix(v, "CONEX_STATE="); ok {
-			state = s
-		}
-	}
-	if state == "" {
-		return nil
-	}
 	root, err := disk.OpenRoot(e.dir + "/root")
 	if err != nil {
 		return err
 	}
-	err = e.inNetns(func() error { return network.Open(root, state).Cleanup(context.Background()) })
-	return errors.Join(err, unmountBelow(state), os.RemoveAll(state))
+	return e.inNetns(func() error { return network.Open(root, e.run).Cleanup(context.Background()) })
 }
 
 // runCommand runs cmd in the engine's network namespace; a failure shows what it wrote.

@@ -45,7 +45,7 @@ func runBundle(b *bench, e *engine, i int) (wall, cpu float64, err error) {
 			return 0, 0, err
 		}
 	}
-	cmd := exec.Command(program, "--root", filepath.Join(dir, "state"), "run", "--bundle", dir, "bench-"+strconv.Itoa(i))
+	cmd := exec.Command(program, "--root", filepath.Join(e.run, "bundles"), "run", "--bundle", dir, "bench-"+strconv.Itoa(i))
 	if _, err := os.Stat("/sys/fs/cgroup/unified"); err == nil && e.name == "podman" {
 		// Of crun there are versions that refuse v1 and v2 beside each other: hide the latter. The shell's part is taken off below.
 		cmd = exec.Command("unshare", append([]string{"-m", "sh", "-c", `umount /sys/fs/cgroup/unified; exec "$@"`, "crun"}, cmd.Args...)...)
