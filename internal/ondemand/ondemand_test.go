@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -28,6 +29,11 @@ import (
 
 var libraries = map[string]held.Library{"Digest": held.Digest, "Dockerfile": held.Dockerfile, "SSH": held.SSH, "Compress": held.Compress}
 
+// elsewhere says that a package has nothing to initialise on this processor.
+func elsewhere(p held.Package) bool {
+	return runtime.GOARCH != "amd64" && p.Path == "github.com/klauspost/compress/internal/cpuinfo"
+}
+
 // TestOnDemand has all libraries in its program: none is initialised when it begins, and each works when it was asked for.
 func TestOnDemand(t *testing.T) {
 	for name, l := range libraries {
@@ -35,7 +41,7 @@ func TestOnDemand(t *testing.T) {
 			t.Errorf("%s: no package is held: look at the records of this release of Go (runtime.initTask, runtime.doInit1), then at the build constraint of held", name)
 		}
 		for _, p := range l {
-			if !p.Held() {
+			if !p.Held() && !elsewhere(p) {
 				t.Errorf("%s: %s has been initialised before main, or has nothing to initialise any more", name, p.Path)
 			}
 		}
@@ -169,6 +175,7 @@ func TestImporters(t *testing.T) {
 			isHeld[p.Path] = true
 			at, ok := place[p.Path]
 			switch {
+			case elsewhere(p):
 			case !ok || !hasRecord[p.Path]:
 				t.Errorf("%s: %s is not in the program or has nothing to initialise: take it from the list", name, p.Path)
 			case at < last:
