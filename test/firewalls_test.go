@@ -15,8 +15,10 @@ import (
 type firewallTool struct {
 	name  string
 	needs []string
-	// start closes everything but the service, open and shut are about a published port, by number and protocol.
+	// start closes everything but the service, open and shut are about a published port, by number and protocol. bind says that the bridges belong
+	// to the uplink; empty where nothing could.
 	start, stop, reload string
+	bind                string
 	open, shut          func(port int, proto string) string
 }
 
@@ -54,6 +56,7 @@ func firewallTools(dir string) []firewallTool {
 				return bus + fmt.Sprintf("firewall-cmd -q --remove-port=%d/%s && firewall-cmd -q --permanent --remove-port=%d/%s", port, proto, port, proto)
 			},
 			reload: bus + "firewall-cmd -q --reload",
+			bind:   bus + "for b in $(ip -o link show type bridge | cut -d: -f2); do firewall-cmd -q --zone=public --add-interface=$b; done",
 		},
 	}
 }

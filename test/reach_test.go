@@ -306,6 +306,11 @@ func situations(dir string) []situation {
 		start := "( " + f.start + " )"
 		list = append(list, situation{"host", f.name + ", incoming closed", "", sh(start), f.stop, f.needs},
 			situation{"host", f.name + ", incoming closed but for the published ports, reloaded", "", sh(start + open + "; " + f.reload), f.stop, f.needs})
+		if f.bind != "" {
+			filtered := "echo 1 >" + bridgeFilter4 + "; echo 1 >" + bridgeFilter6 + ";" + start
+			list = append(list, situation{"host", f.name + ", incoming closed, br_netfilter", "", sh(filtered), f.stop, f.needs},
+				situation{"host", f.name + ", incoming closed, br_netfilter, bridges in the uplink's zone", "", sh(filtered + "; " + f.bind), f.stop, f.needs})
+		}
 	}
 	slices.SortStableFunc(list, func(a, b situation) int { return -strings.Compare(a.policy, b.policy) }) // one world a policy
 	return list

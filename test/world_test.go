@@ -22,6 +22,7 @@ import (
 
 	"conex/internal/disk"
 	"conex/internal/layers"
+	"conex/internal/linux/nettest"
 	"conex/internal/network"
 	"conex/test/mirror"
 )
@@ -205,7 +206,7 @@ func newNetns(t *testing.T) *os.File {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("unshare network: %w", err)
 		}
-		if err := loopbackUp(); err != nil {
+		if err := nettest.LoopbackUp(); err != nil {
 			return err
 		}
 		var err error
@@ -216,23 +217,6 @@ func newNetns(t *testing.T) *os.File {
 		t.Fatal(err)
 	}
 	return f
-}
-
-func loopbackUp() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("socket: %w", err)
-	}
-	defer unix.Close(fd)
-	ifr, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr); err != nil {
-		return fmt.Errorf("lo up: %w", err)
-	}
-	return nil
 }
 
 // onThread runs fn on a thread of its own, which dies afterwards: whatever fn did to its namespaces dies with it.

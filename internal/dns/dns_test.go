@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
+
+	"conex/internal/linux/nettest"
 )
 
 const (
@@ -212,7 +214,7 @@ func TestPort53(t *testing.T) {
 func TestWithoutBPF(t *testing.T) {
 	w := &world{t: t, ns: newNetNS(t), people: &people{addrs: map[string][]netip.Addr{"db": {netip.MustParseAddr("172.30.0.2")}}}}
 	var s *Sockets
-	w.inside(loopbackUp)
+	w.inside(nettest.LoopbackUp)
 	w.inside(func() (err error) {
 		s, err = plain()
 		return err

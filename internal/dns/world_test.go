@@ -21,7 +21,7 @@ import (
 
 // TestMain runs the tests in a network namespace of their own, which is the host's here.
 func TestMain(m *testing.M) {
-	nettest.Main(m, "tests of the name service need root to make network namespaces", loopbackUp)
+	nettest.Main(m, "tests of the name service need root to make network namespaces", nettest.LoopbackUp)
 }
 
 func check(t testing.TB, err error) {
@@ -29,20 +29,6 @@ func check(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-// loopbackUp brings lo up in the caller's network namespace.
-func loopbackUp() error {
-	c, err := netlink.Dial(unix.NETLINK_ROUTE)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	b := make(netlink.Attrs, unix.SizeofIfInfomsg)
-	binary.NativeEndian.PutUint32(b[4:], 1)
-	binary.NativeEndian.PutUint32(b[8:], unix.IFF_UP)
-	binary.NativeEndian.PutUint32(b[12:], unix.IFF_UP)
-	return c.Do(netlink.Message{Type: unix.RTM_SETLINK, Data: b})
 }
 
 // newNetNS makes a network namespace without anything.
@@ -148,7 +134,7 @@ func newWorld(t testing.TB, cfg Config) *world {
 	}
 	s, err := Open(w.ns)
 	check(t, err)
-	w.inside(loopbackUp)
+	w.inside(nettest.LoopbackUp)
 	w.s, err = Start(s, cfg)
 	check(t, err)
 	t.Cleanup(func() { check(t, w.s.Close()) })

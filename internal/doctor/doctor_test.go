@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -267,6 +269,14 @@ func TestFirewalls(t *testing.T) {
 	want(t, look(nil, firewalls), OK, "rules of Docker, ufw beside conex's")
 	conn.DelTable(table)
 	ok(t, conn.Flush())
+	if out, err := exec.Command("iptables-legacy", "-P", "FORWARD", "ACCEPT").CombinedOutput(); err != nil {
+		t.Skipf("nobody has the old iptables here: %v: %s", err, out)
+	}
+	r := look(nil, firewalls)
+	want(t, r, Degraded, "rules of the old iptables (iptables-legacy) are in use")
+	if !slices.ContainsFunc(r.Details, func(d string) bool { return strings.Contains(d, "conex network repair") }) {
+		t.Errorf("details %q do not say that changes have to be told", r.Details)
+	}
 }
 
 // TestNameservers has one that answers, one that is silent, and one that isn't there.

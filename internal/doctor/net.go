@@ -65,8 +65,8 @@ func bridgeFilter(_ context.Context, _ *Host, r *Result) {
 	r.Found = "packets between containers of one network pass no firewall (br_netfilter is off)"
 	for _, f := range []string{"iptables", "ip6tables"} {
 		if n, ok := sysctl("net.bridge.bridge-nf-call-" + f); ok && n == 1 {
-			r.Found = "br_netfilter is on: packets between containers of one network pass the host's forward chains, where conex's table accepts them"
-			r.Note("net.bridge.bridge-nf-call-%s is 1; what another table drops there stays dropped", f)
+			r.Found = "br_netfilter is on: packets between containers of one network pass the host's forward chains"
+			r.Note("net.bridge.bridge-nf-call-%s is 1; conex's table accepts them, and what drops them is told under networks", f)
 		}
 	}
 	for _, name := range []string{"all", "default"} {
@@ -138,6 +138,7 @@ func firewalls(_ context.Context, _ *Host, r *Result) {
 			r.Worse(Degraded, "rules of the old iptables (iptables-legacy) are in use: they count beside nftables, and neither shows the other's",
 				"move to iptables-nft: update-alternatives --set iptables /usr/sbin/iptables-nft, then load the rules anew")
 			r.Note("%s: %s", f, strings.Join(names, " "))
+			r.Note("nobody is told when these rules change: after a change run `conex network repair`, or the next start of a container looks at them")
 		}
 	}
 	for _, s := range []struct{ path, name string }{{"/run/firewalld.pid", "firewalld"}, {"/run/docker.pid", "dockerd"}, {"/run/docker.sock", "a Docker socket"}} {

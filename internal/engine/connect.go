@@ -80,25 +80,9 @@ func (e *Engine) Disconnect(ctx context.Context, networkName, name string, force
 	})
 }
 
-// changeNetworks has the monitor of a running container change its networks by live, and changes the record of one that does not run by
-// idle. Without live the record of a running one is changed too.
+// changeNetworks is change for the networks in a container's record.
 func (e *Engine) changeNetworks(ctx context.Context, id string, live func(*control.Client) error, idle func([]container.Attachment) ([]container.Attachment, error)) error {
-	err := ctx.Err()
-	for err == nil {
-		err = control.ErrGone
-		if live != nil {
-			err = live(e.client(id))
-		}
-		if !errors.Is(err, control.ErrGone) {
-			break
-		}
-		if err = e.changeIdle(ctx, id, func() error { return e.setNetworks(id, idle) }); !errors.Is(err, container.ErrBusy) { // else somebody has started it
-			break
-		}
-		if _, err = e.lookAgain(ctx, id); live == nil && err == nil {
-			err = conflict("container %s runs: stop it first", id[:12])
-		}
-	}
+	err := e.change(ctx, id, live, func() error { return e.setNetworks(id, idle) })
 	var ce *control.Error
 	if errors.As(err, &ce) && ce.Status == http.StatusConflict {
 		return conflict("%w", err)

@@ -21,21 +21,7 @@ func (e *Engine) ChangePorts(ctx context.Context, name string, c container.PortC
 		return invalid("container %s has no network of its own whose ports could be published", name)
 	}
 	idle := func() error { return e.updated(e.Containers().UpdatePorts(id, &c)) }
-	for ctx.Err() == nil {
-		err = e.client(id).ChangePorts(ctx, c)
-		if !errors.Is(err, control.ErrGone) {
-			break
-		}
-		if err = e.changeIdle(ctx, id, idle); !errors.Is(err, container.ErrBusy) { // else somebody has started it
-			break
-		}
-		if _, err = e.lookAgain(ctx, id); err != nil {
-			break
-		}
-	}
-	if err == nil {
-		err = ctx.Err()
-	}
+	err = e.change(ctx, id, func(m *control.Client) error { return m.ChangePorts(ctx, c) }, idle)
 	var ce *control.Error
 	if errors.Is(err, container.ErrConflict) || errors.As(err, &ce) && ce.Status == http.StatusConflict {
 		return conflict("%w", err)

@@ -39,21 +39,7 @@ func (e *Engine) Update(ctx context.Context, name string, c container.Changes) (
 		}
 		return err
 	}
-	for ctx.Err() == nil {
-		err = e.client(id).Update(ctx, c)
-		if !errors.Is(err, control.ErrGone) {
-			break
-		}
-		if err = e.changeIdle(ctx, id, idle); !errors.Is(err, container.ErrBusy) { // else somebody has started it
-			break
-		}
-		if _, err = e.lookAgain(ctx, id); err != nil {
-			break
-		}
-	}
-	if err == nil {
-		err = ctx.Err()
-	}
+	err = e.change(ctx, id, func(m *control.Client) error { return m.Update(ctx, c) }, idle)
 	if err == nil {
 		return warnings, nil
 	}
@@ -63,6 +49,31 @@ func (e *Engine) Update(ctx context.Context, name string, c container.Changes) (
 		return warnings, conflict("%s: %w", what, err)
 	}
 	return warnings, fmt.Errorf("%s: %w", what, classify(err))
+}
+
+// change has the monitor of a running container change it by live, and changes the record of one that does not run by idle. Without live a
+// running one is a conflict.
+func (e *Engine) change(ctx context.Context, id string, live func(*control.Client) error, idle func() error) error {
+	err := ctx.Err()
+	for err == nil {
+		err = control.ErrGone
+		if live != nil {
+			err = live(e.client(id))
+		}
+		if !errors.Is(err, control.ErrGone) {
+			return err
+		}
+		if err = e.changeIdle(ctx, id, idle); !errors.Is(err, container.ErrBusy) { // else somebody has started it
+			return err
+		}
+		if _, err = e.lookAgain(ctx, id); live == nil && err == nil {
+			return conflict("container %s runs: stop it first", id[:12])
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
+	}
+	return err
 }
 
 // changeIdle changes the record of a container that no monitor runs. ErrBusy when one does by now.

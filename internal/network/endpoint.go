@@ -120,25 +120,22 @@ func (m *Manager) Attach(ctx context.Context, r AttachRequest) (*Endpoint, error
 	if r.Network == "" {
 		r.Network = Bridge
 	}
-	ep, err := m.attach(ctx, r)
+	i, err := m.lookup(ctx, r.Network)
+	var ep *Endpoint
+	if err == nil {
+		r.Network = i.Name
+		ep, err = m.attach(ctx, i, r)
+	}
 	if err != nil {
-		if i, nerr := m.lookup(ctx, r.Network); nerr == nil {
-			r.Network = i.Name
-		}
 		return nil, fmt.Errorf("connect to network %s: %w", r.Network, err)
 	}
 	return ep, nil
 }
 
-func (m *Manager) attach(ctx context.Context, r AttachRequest) (*Endpoint, error) {
-	if !validID(r.ContainerID) {
-		return nil, fmt.Errorf("container id %q is not usable as a file name", r.ContainerID)
-	}
-	i, err := m.lookup(ctx, r.Network)
-	if err != nil {
-		return nil, err
-	}
+func (m *Manager) attach(ctx context.Context, i Info, r AttachRequest) (*Endpoint, error) {
 	switch {
+	case !validID(r.ContainerID):
+		return nil, fmt.Errorf("container id %q is not usable as a file name", r.ContainerID)
 	case i.ConfigOnly():
 		return nil, fmt.Errorf("cannot create endpoint on configuration-only network %s", i.Name)
 	case !i.HasEndpoints():

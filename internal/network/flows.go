@@ -93,17 +93,6 @@ func tracked(c *netlink.Conn, a netip.Addr) ([]egress.Flow, error) {
 	return out, nil
 }
 
-// linux/inet_diag.h.
-const (
-	diagRequestLen = 56 // struct inet_diag_req_v2
-	diagState      = 1  // in struct inet_diag_msg
-	diagPorts      = 4
-	diagSource     = 8
-	diagRemote     = 24
-	diagListen     = 10
-	diagAll        = 0xfff
-)
-
 // served are the TCP connections of a container with others on its bridge, on ports that it listens on.
 func served(ep *Endpoint, netns *os.File) ([]egress.Flow, error) {
 	c, err := netlink.DialIn(unix.NETLINK_SOCK_DIAG, netns)
@@ -114,35 +103,22 @@ func served(ep *Endpoint, netns *os.File) ([]egress.Flow, error) {
 	listened := map[uint16]bool{}
 	var found []egress.Flow
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
-		req := make([]byte, diagRequestLen)
-		req[0], req[1] = family, unix.IPPROTO_TCP
-		binary.NativeEndian.PutUint32(req[4:], diagAll)
-		socks, err := c.Dump(netlink.Message{Type: unix.SOCK_DIAG_BY_FAMILY, Data: req})
+		socks, err := netlink.Sockets(c, family, unix.IPPROTO_TCP, netlink.SocketsAll)
 		if errors.Is(err, unix.ENOENT) { // a kernel without inet_diag
 			return nil, nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("list the container's connections: %w", err)
+			return nil, err
 		}
 		for _, s := range socks {
-			if len(s) < diagRemote+16 {
+			if s.State == netlink.SocketListening {
+				listened[s.Local.Port()] = true
 				continue
 			}
-			own, port := binary.BigEndian.Uint16(s[diagPorts:]), binary.BigEndian.Uint16(s[diagPorts+2:])
-			if s[diagState] == diagListen {
-				listened[own] = true
-				continue
-			}
-			addr := func(at int) netip.Addr {
-				if s[0] == unix.AF_INET {
-					return netip.AddrFrom4([4]byte(s[at:]))
-				}
-				return netip.AddrFrom16([16]byte(s[at:])).Unmap()
-			}
-			remote, self := addr(diagRemote), addr(diagSource)
+			remote, self := s.Remote.Addr().Unmap(), s.Local.Addr().Unmap()
 			for _, p := range []netip.Prefix{ep.Address, ep.Address6} {
 				if p.IsValid() && self == p.Addr() && p.Contains(remote) && remote != ep.Gateway && remote != ep.Gateway6 {
-					found = append(found, egress.Flow{Proto: unix.IPPROTO_TCP, Remote: netip.AddrPortFrom(remote, port), Own: own})
+					found = append(found, egress.Flow{Proto: unix.IPPROTO_TCP, Remote: netip.AddrPortFrom(remote, s.Remote.Port()), Own: s.Local.Port()})
 				}
 			}
 		}

@@ -426,5 +426,5 @@ func (m *Manager) Audit(ctx context.Context, name string) ([]portmap.Finding, er
 	if err != nil {
 		return nil, err
 	}
-	return portmap.Audit(ctx, t, i.Interface, i.IPv6.Valid(), out)
+	return portmap.Audit(ctx, t, i.bridge(), i.IPv6.Valid(), out)
 }

@@ -89,6 +89,11 @@ func (m *Manager) Survey(ctx context.Context) (Survey, error) {
 	if !slices.ContainsFunc(s.Networks, func(i Info) bool { return i.Name == Bridge }) {
 		return s, nil
 	}
+	if on, err := switchedOn(forwardFile4); err != nil {
+		return s, err
+	} else if !on && len(s.Endpoints) > 0 { // else the next container switches it on
+		s.Faults = append(s.Faults, "net.ipv4.ip_forward is 0: containers reach nothing outside the host, and nothing outside reaches them")
+	}
 	t, err := m.table(ctx)
 	if err != nil {
 		return s, err

@@ -22,20 +22,15 @@ type Finding struct {
 	Hint string `json:"hint"`
 }
 
-// Audit looks for what keeps a bridge's containers from reaching out by an uplink, or what is published from being answered: forwarding that is
-// switched off, and others' forward chains that drop such packets, by their policy or by a rule. What nf_tables has is walked as a packet would; a
+// Audit looks for what keeps a bridge's containers from reaching out by an uplink, from reaching each other, or what is published from being
+// answered: others' forward chains that drop such packets, by their policy or by a rule. What nf_tables has is walked as a packet would; a
 // verdict of drop in any chain at a hook is final, so no rule of conex's own table could help. An empty list means that nothing is in the way. It
 // changes nothing.
-func Audit(ctx context.Context, t Table, bridge string, six bool, uplinks []string) ([]Finding, error) {
+func Audit(ctx context.Context, t Table, b Bridge, six bool, uplinks []string) ([]Finding, error) {
 	var out []Finding
+	bridge := b.Name
 	if err := ctx.Err(); err != nil {
 		return nil, err
-	}
-	if on, ok := sysctl("ipv4/ip_forward"); ok && on == 0 {
-		out = append(out, Finding{
-			What: "net.ipv4.ip_forward is 0: containers reach nothing outside the host, and nothing outside reaches them",
-			Hint: "start a container on a bridge network, or run: sysctl net.ipv4.ip_forward=1",
-		})
 	}
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -55,31 +50,34 @@ func Audit(ctx context.Context, t Table, bridge string, six bool, uplinks []stri
 		what []string
 	}
 	var all []*blocked // one for each that drops
+	look := func(what string, p flow) {
+		f := rs.ask(unix.NF_INET_FORWARD, p)
+		if f.verdict == "accept" {
+			return
+		}
+		k := slices.IndexFunc(all, func(b *blocked) bool { return b.by == f.by })
+		if k < 0 {
+			all, k = append(all, &blocked{fate: f}), len(all)
+		}
+		if !slices.Contains(all[k].what, what) {
+			all[k].what = append(all[k].what, what)
+		}
+	}
 	for _, family := range families {
 		for _, up := range uplinks {
-			for _, way := range []struct {
-				what string
-				flow
-			}{
-				{"what containers begin", flow{family: family, proto: unix.IPPROTO_TCP, iif: bridge, oif: up, ctState: ctStateNew}},
-				{"what comes for published ports", flow{family: family, proto: unix.IPPROTO_TCP, iif: up, oif: bridge, ctState: ctStateEstablished, dnat: true}},
-			} {
-				f := rs.ask(unix.NF_INET_FORWARD, way.flow)
-				if f.verdict == "accept" {
-					continue
-				}
-				k := slices.IndexFunc(all, func(b *blocked) bool { return b.by == f.by })
-				if k < 0 {
-					all, k = append(all, &blocked{fate: f}), len(all)
-				}
-				if !slices.Contains(all[k].what, way.what) {
-					all[k].what = append(all[k].what, way.what)
-				}
-			}
+			look("what containers begin", flow{family: family, proto: unix.IPPROTO_TCP, iif: bridge, oif: up, ctState: ctStateNew})
+			look("what comes for published ports", flow{family: family, proto: unix.IPPROTO_TCP, iif: up, oif: bridge, ctState: ctStateEstablished, dnat: true})
+		}
+		if !b.Apart && filtersBridges(family) {
+			look(toEachOther, flow{family: family, proto: unix.IPPROTO_TCP, iif: bridge, oif: bridge, ctState: ctStateNew})
 		}
 	}
 	for _, b := range all {
-		out = append(out, Finding{What: b.by + " drops " + strings.Join(b.what, ", and "), Hint: b.mend(bridge)})
+		hint := b.mend(bridge, uplinks)
+		if slices.Contains(b.what, toEachOther) {
+			hint += ". Or keep such packets out of it, if nothing else on this machine needs br_netfilter (Kubernetes does): " + unfilterBridges
+		}
+		out = append(out, Finding{What: b.by + " drops " + strings.Join(b.what, ", and "), Hint: hint})
 	}
 	old, err := LegacyForward([]string{bridge})
 	if err != nil {
@@ -102,11 +100,30 @@ func Audit(ctx context.Context, t Table, bridge string, six bool, uplinks []stri
 	return out, nil
 }
 
+// toEachOther is what br_netfilter brings into the forward chains.
+const toEachOther = "what containers of one network send each other (br_netfilter)"
+
+const unfilterBridges = "sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0"
+
+// filtersBridges reports whether what stays on a bridge passes the forward chains of a family.
+func filtersBridges(family byte) bool {
+	name := "iptables"
+	if family == unix.NFPROTO_IPV6 {
+		name = "ip6tables"
+	}
+	on, ok := sysctl("bridge/bridge-nf-call-" + name)
+	return ok && on != 0
+}
+
 // mend says what lets the packets of a bridge pass.
-func (f fate) mend(bridge string) string {
+func (f fate) mend(bridge string, uplinks []string) string {
 	ch := f.chain
 	family := map[byte]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet"}[ch.family]
 	switch {
+	case ch.table == "firewalld":
+		// The zone's forwarding is between its interfaces. What comes by an uplink and is not for a published port ends in our own table.
+		hint := "put " + bridge + " and the way out into one zone: firewall-cmd --permanent --zone=public --add-interface=" + strings.Join(append([]string{bridge}, uplinks...), " --add-interface=")
+		return hint + "; firewall-cmd --reload"
 	case !f.policy:
 		return "that rule is its owner's decision; conex changes none. To let the containers pass, put a rule for " + bridge + " before it"
 	case ch.table == passTable && ch.name == passChain && ch.family != unix.NFPROTO_INET:

@@ -1,9 +1,8 @@
 package portmap
 
 import (
-	"encoding/binary"
-	"net/netip"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -16,21 +15,12 @@ type inside struct {
 	c     *netlink.Conn
 }
 
-// linux/inet_diag.h.
-const (
-	diagRequestLen = 56 // struct inet_diag_req_v2
-	diagSourcePort = 4  // in struct inet_diag_msg
-	diagSource     = 8
-	stateListen    = 10
-	stateClose     = 7 // an unconnected udp socket's
-)
-
 // listens reports whether something answers IPv6 on a port of the container. What can't be known counts as yes.
 func (i *inside) listens(proto string, port uint16) bool {
-	number, states := byte(unix.IPPROTO_TCP), uint32(1<<stateListen)
+	number, states := byte(unix.IPPROTO_TCP), uint32(1<<netlink.SocketListening)
 	switch proto {
 	case "udp":
-		number, states = unix.IPPROTO_UDP, 1<<stateClose
+		number, states = unix.IPPROTO_UDP, 1<<netlink.SocketClosed
 	case "sctp":
 		return true
 	}
@@ -45,23 +35,10 @@ func (i *inside) listens(proto string, port uint16) bool {
 			return true
 		}
 	}
-	req := make([]byte, diagRequestLen)
-	req[0], req[1] = unix.AF_INET6, number
-	binary.NativeEndian.PutUint32(req[4:], states)
-	socks, err := i.c.Dump(netlink.Message{Type: unix.SOCK_DIAG_BY_FAMILY, Data: req})
-	if err != nil {
-		return true
-	}
-	for _, s := range socks {
-		if len(s) < diagSource+16 || s[0] != unix.AF_INET6 || binary.BigEndian.Uint16(s[diagSourcePort:]) != port {
-			continue
-		}
-		a := netip.AddrFrom16([16]byte(s[diagSource:]))
-		if !a.Is4In6() && !a.IsLoopback() {
-			return true
-		}
-	}
-	return false
+	socks, err := netlink.Sockets(i.c, unix.AF_INET6, number, states)
+	return err != nil || slices.ContainsFunc(socks, func(s netlink.Socket) bool {
+		return s.Local.Port() == port && !s.Local.Addr().Is4In6() && !s.Local.Addr().IsLoopback()
+	})
 }
 
 func (i *inside) close() {

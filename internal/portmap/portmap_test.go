@@ -34,11 +34,11 @@ var (
 )
 
 func world() error {
-	lo, err := rtnetlink.LinkByName("lo")
-	if err != nil {
+	if err := nettest.LoopbackUp(); err != nil {
 		return err
 	}
-	if err := rtnetlink.LinkSetUp(lo); err != nil {
+	lo, err := rtnetlink.LinkByName("lo")
+	if err != nil {
 		return err
 	}
 	addr, err := rtnetlink.ParseAddr(containerIP.String() + "/32")
@@ -280,7 +280,7 @@ func TestAuditLegacy(t *testing.T) {
 		want   bool
 	}{{"DROP", true}, {"ACCEPT", false}} {
 		policy(c.policy)
-		found, err := Audit(t.Context(), testTable, "conex0", true, nil)
+		found, err := Audit(t.Context(), testTable, testBridge, true, nil)
 		check(t, err)
 		got := false
 		for _, f := range found {

@@ -36,6 +36,24 @@ func Main(m *testing.M, why string, prepare func() error) {
 	os.Exit(m.Run())
 }
 
+// LoopbackUp brings lo up in the caller's network namespace.
+func LoopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr); err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	return nil
+}
+
 // execute becomes the same program in a new namespace: all threads of an execution are where the one was that asked for it.
 func execute() error {
 	runtime.LockOSThread()
