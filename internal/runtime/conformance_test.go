@@ -183,6 +183,22 @@ func conform(t *testing.T, make func(*testing.T) runtime.Runtime) {
 	run := func(name string, f func(s suite)) {
 		t.Run(name, func(t *testing.T) { f(suite{t, make(t), root}) })
 	}
+	var null unix.Stat_t
+	if err := unix.Stat(os.DevNull, &null); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { // whatever the runtime gives its users, and whatever they do to it
+		var now unix.Stat_t
+		if err := unix.Stat(os.DevNull, &now); err != nil || now.Uid != null.Uid || now.Gid != null.Gid || now.Mode != null.Mode {
+			t.Errorf("the host's null device is of %d:%d, mode %o: %v", now.Uid, now.Gid, now.Mode, errors.Join(err,
+				os.Chown(os.DevNull, int(null.Uid), int(null.Gid)), unix.Chmod(os.DevNull, null.Mode&0o7777)))
+		}
+	}()
+	run("null device", func(s suite) {
+		if out, _ := s.run(s.config("sh", "-c", "/bin/busybox chmod 600 /proc/self/fd/0 2>/dev/null; /bin/busybox chown 5:6 /proc/self/fd/0 2>/dev/null; cat")); out != "" {
+			s.t.Errorf("it says %q", out)
+		}
+	})
 	run("output and exit", func(s suite) {
 		c := s.config("sh", "-c", "echo $$; cat; hostname; exit 42")
 		c.Spec.Hostname = "box"

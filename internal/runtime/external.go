@@ -334,11 +334,11 @@ func (f *foreign) call(command string, stdio [3]*os.File, args ...string) error 
 	if f.cfg.SystemdCgroup {
 		global = append(global, "--systemd-cgroup")
 	}
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	// crun gives its container's standard streams to the container's user, the host's null device too.
+	null, err := hostNull()
 	if err != nil {
 		return err
 	}
-	defer null.Close()
 	var prog nsfork.Program
 	for i := range 3 {
 		from := stdio[i]
