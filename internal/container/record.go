@@ -132,6 +132,8 @@ type Exit struct {
 	PeakMemory  uint64 `json:"peakMemory,omitempty"`
 	// Error says why it could not be started, or that its monitor died.
 	Error string `json:"error,omitempty"`
+	// Unstarted says that this is a start that failed, and Started a run's before it.
+	Unstarted bool `json:"unstarted,omitempty"`
 	// Started is zero when the process never ran.
 	Started  time.Time `json:"started,omitzero"`
 	Finished time.Time `json:"finished"`

@@ -202,6 +202,9 @@ func (e *Engine) debugTarget(ctx context.Context, name string) (_ *target, err e
 		if a == nil || a.Status == container.Restarting {
 			return t, e.stoppedTarget(ctx, t)
 		}
+		if a.Paused { // the command would stand still with the others, and could not even be killed
+			return t, conflict("container %s is paused, unpause the container before debug", n.Record.ID)
+		}
 		if ok, err := t.running(n.Record.ID, a); ok || err != nil {
 			return t, err
 		}

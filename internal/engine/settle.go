@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -82,7 +83,7 @@ func (e *Engine) settleOne(ctx context.Context, id string) error {
 	if err != nil || !ran {
 		return err
 	}
-	return e.revive(ctx, id)
+	return e.revive(ctx, id, nil)
 }
 
 // settleGone is settleOne for who has found nobody at the monitor's socket, whatever the container's state says. The kernel takes a dead process's
@@ -216,8 +217,9 @@ func deathOf(st *container.State) container.Exit {
 	return x
 }
 
-// revive starts a container again whose monitor died, if it should run.
-func (e *Engine) revive(ctx context.Context, id string) error {
+// revive starts a container again whose monitor died, if it should run; before it those that it needs, which may have died with it. The ids in
+// waiting are of those that need this one.
+func (e *Engine) revive(ctx context.Context, id string, waiting []string) error {
 	n, err := e.Containers().Snapshot(id)
 	if errors.Is(err, container.ErrNotFound) {
 		return nil
@@ -225,8 +227,21 @@ func (e *Engine) revive(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if !n.Desired.Running || n.Desired.Stopped || !revivable(n) {
+	if n.Alive() != nil || !n.Desired.Running || n.Desired.Stopped || !revivable(n) {
 		return nil
+	}
+	waiting = append(waiting, id)
+	for _, owner := range owners(n.Record) {
+		if slices.Contains(waiting, owner) {
+			continue // a record that somebody has edited
+		}
+		err := e.settleGone(ctx, owner)
+		if err == nil {
+			err = e.revive(ctx, owner, waiting) // or waits for whoever does
+		}
+		if err != nil {
+			return err
+		}
 	}
 	mon := startMonitor()
 	mon.restarts = 1

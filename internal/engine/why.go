@@ -101,10 +101,9 @@ func (e *Engine) Why(ctx context.Context, name string) (*Reason, error) {
 	case x == nil:
 		s.add("%s was created %s ago and has not been started.", rec.Name, spoken(now.Sub(rec.Created)))
 	case x.Started.IsZero():
-		s.add("%s has never run: its start %s ago failed, %s.", rec.Name, spoken(now.Sub(x.Finished)), exitWords(x, false))
-		if x.Error != "" {
-			s.add("The reason: %s.", strings.TrimSuffix(x.Error, "."))
-		}
+		s.unstarted(n, x, "has never run", now)
+	case x.Unstarted:
+		s.unstarted(n, x, "does not run", now)
 	default:
 		s.ended(n, x, now)
 		s.policy(n, x)
@@ -158,7 +157,11 @@ func (s *sentences) running(n *container.Snapshot, a *container.State, x *contai
 		s.add("It is paused: all its processes stand still until `conex unpause`.")
 	}
 	if a.Restarts > 0 {
-		s.add("Its restart policy (%s) has started it again %s.", policyText(n.Record), times(a.Restarts))
+		who := "Its restart policy (" + policyText(n.Record) + ")"
+		if n.Record.HostConfig.RestartPolicy.IsNone() && n.Record.Options.HealthOnFailure != "" {
+			who = "conex, as --health-on-failure says,"
+		}
+		s.add("%s has started it again %s.", who, times(a.Restarts))
 	}
 	if x != nil && !x.Started.IsZero() {
 		s.add("Its run before ended %s ago: %s.", spoken(now.Sub(x.Finished)), exitWords(x, true))
@@ -170,6 +173,15 @@ func (s *sentences) ended(n *container.Snapshot, x *container.Exit, now time.Tim
 	s.add("%s ended %s ago, after it had run for %s: %s.", n.Record.Name, spoken(max(0, now.Sub(x.Finished))),
 		spoken(max(0, x.Finished.Sub(x.Started))), exitWords(x, !x.Started.IsZero()))
 	s.cause(x)
+}
+
+// unstarted is about a start that failed.
+func (s *sentences) unstarted(n *container.Snapshot, x *container.Exit, how string, now time.Time) {
+	s.add("%s %s: its start %s ago failed, %s.", n.Record.Name, how, spoken(now.Sub(x.Finished)), exitWords(x, false))
+	if x.Error != "" {
+		s.add("The reason: %s.", strings.TrimSuffix(x.Error, "."))
+	}
+	s.policy(n, x)
 }
 
 // cause says who or what was behind the end of a run.

@@ -318,11 +318,13 @@ func (m *monitor) failed(cause error, report *os.File, first *client, r *run) er
 		code = ee.ExitCode()
 		exit = code
 	}
-	e := container.Exit{Code: exit, Error: cause.Error(), Finished: time.Now().UTC(), Restarts: m.state.Restarts}
-	if m.lastExit.Finished.IsZero() && report == nil || !m.lastExit.Started.IsZero() {
-		e.Started = m.lastExit.Started // a restart that failed: the container has run before
-	}
+	e := container.Exit{Code: exit, Error: cause.Error(), Unstarted: true, Finished: time.Now().UTC(), Restarts: m.state.Restarts}
 	var errs []error
+	if last, err := m.store.Exit(m.rec.ID); err != nil {
+		errs = append(errs, err)
+	} else if last != nil {
+		e.Started = last.Started // the container has run before
+	}
 	if r != nil {
 		errs = append(errs, r.release(), r.clean(), m.closeLog())
 		m.disconnected(r)
@@ -371,7 +373,14 @@ func (m *monitor) settled(r *run, e container.Exit) error {
 	d := container.Desired{Stopped: m.byHand}
 	// A monitor that was told to end because the machine goes down leaves the wish to run: reconcile will fulfil it.
 	d.Running = m.stopped && !m.byHand
+	asBefore := e.Unstarted && !m.stopped
 	m.mu.Unlock()
+	if asBefore { // a start that fails for now, at boot perhaps, is tried again by reconcile if it would have been before
+		var err error
+		if d, err = m.store.Desired(m.rec.ID); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	if !m.rec.HostConfig.AutoRemove {
 		err := errors.Join(m.store.SetExit(m.rec, e), m.store.SetDesired(m.rec, d))
 		m.kept = err != nil
