@@ -72,7 +72,7 @@ func (a *app) auditPorts(ctx context.Context, name, format string) error {
 	if err != nil {
 		return err
 	}
-	head := headings{"Container": "CONTAINER", "Port": "PORT", "Published": "PUBLISHED", "From": "FROM", "Family": "IP", "Reached": "REACHED", "Source": "SEEN AS", "Way": "WAY", "Why": "WHY"}
+	head := headings{"Container": "CONTAINER", "Port": "PORT", "Published": "PUBLISHED", "From": "FROM", "Family": "4/6", "Reached": "REACHED", "Source": "SEEN AS", "Way": "WAY", "Why": "WHY"}
 	return writeList(a.out, format, `{{.Container}}\t{{.Published}}->{{.Port}}\t{{.From}}\tIPv{{.Family}}\t{{.Reached}}\t{{.Source}}\t{{.Why}}`, head, rows)
 }
 

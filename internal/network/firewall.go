@@ -135,13 +135,11 @@ func (m *Manager) Reaches(ctx context.Context, name string, ports []portmap.Mapp
 	if err != nil {
 		return nil, err
 	}
-	return portmap.Reaches(ctx, t, name, ports, portmap.Surroundings{Uplinks: out, Others: func(own string) []string {
-		var names []string
-		for _, i := range list {
-			if _, err := rtnetlink.LinkByName(i.Interface); err == nil && i.Driver == DriverBridge && i.Interface != own {
-				names = append(names, i.Interface)
-			}
+	bridges := map[string]string{}
+	for _, i := range list {
+		if _, err := rtnetlink.LinkByName(i.Interface); err == nil && i.Driver == DriverBridge {
+			bridges[i.Name] = i.Interface
 		}
-		return names
-	}})
+	}
+	return portmap.Reaches(ctx, t, name, ports, portmap.Surroundings{Uplinks: out, Networks: bridges})
 }

@@ -478,7 +478,7 @@ func TestReaches(t *testing.T) {
 		o := &container{ns: newNetNS(t), w: w}
 		o.ep, err = w.m.Attach(t.Context(), AttachRequest{ContainerID: "other" + policy, NetNS: o.ns, Network: "other"})
 		check(t, err)
-		froms := map[string]*os.File{uplinkName: w.client, "host": nil, "same network": b.ns, "network on " + o.ep.Bridge(w): o.ns}
+		froms := map[string]*os.File{uplinkName: w.client, "host": nil, "same network": b.ns, "network other": o.ns}
 		for _, f := range []struct{ name, up, down, why string }{
 			{name: "nothing", why: "nothing closes the port for the host"},
 			{name: "a set, an interface and a map", why: "drop by the policy of chain in of the nftables table inet fw",

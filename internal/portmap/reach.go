@@ -3,7 +3,9 @@ package portmap
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +19,7 @@ type Reach struct {
 	Container string `json:"container"`
 	Port      string `json:"port"`
 	Published string `json:"published"`
-	// From is who asks: "eth0" for whoever is behind that interface, "host", "same network", "other network". Family is 4 or 6.
+	// From is who asks: "eth0" for whoever is behind that interface, "host", "same network", "network NAME". Family is 4 or 6.
 	From   string `json:"from"`
 	Family int    `json:"family"`
 	// Reached is yes, no, or maybe: then a rule of Why decides by what is not known here, such as an address.
@@ -32,9 +34,9 @@ type Reach struct {
 
 // Surroundings are what Reaches must know of the host.
 type Surroundings struct {
-	// Uplinks are the interfaces that lead out, Others the bridges of conex's other networks, by the bridge of a port's own.
-	Uplinks []string
-	Others  func(bridge string) []string
+	// Uplinks are the interfaces that lead out, Networks the bridges of conex's networks by their names.
+	Uplinks  []string
+	Networks map[string]string
 }
 
 // Reaches says for each published port of a container from where it can be reached, and why. It reads others' nf_tables and changes nothing.
@@ -108,8 +110,10 @@ func (a *audit) port(m Mapping) []Reach {
 		add(r, "host")
 		r = forwarded("yes", "a connection inside one bridge can't be translated, so the forwarder makes it")
 		add(a.input(r, m, f.fam, m.Bridge), "same network")
-		for _, o := range a.s.Others(m.Bridge) {
-			add(a.outside(m, f.fam, f.to, o), "network on "+o)
+		for _, name := range slices.Sorted(maps.Keys(a.s.Networks)) {
+			if bridge := a.s.Networks[name]; bridge != m.Bridge {
+				add(a.outside(m, f.fam, f.to, bridge), "network "+name)
+			}
 		}
 	}
 	return out
