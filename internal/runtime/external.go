@@ -183,6 +183,9 @@ func (f *foreign) create() error {
 	if err := f.prepare(r, &at, spec); err != nil {
 		return err
 	}
+	if err := f.nodes(r, at, spec); err != nil {
+		return err
+	}
 	if err := f.identify(r.root, spec.Process, f.cfg.User, f.cfg.GroupAdd, f.cfg.Exact); err != nil {
 		return err
 	}

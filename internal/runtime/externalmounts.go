@@ -171,6 +171,44 @@ func (f *foreign) prepare(r *rootfs, p **place, s *specs.Spec) error {
 	return nil
 }
 
+// nodes puts a bind of a node of ours in the place of each device of s. In a user namespace nobody can make one: there runtimes bind what the host
+// has at the path that the device is to have in the container. The calling thread's umask is its own.
+func (f *foreign) nodes(r *rootfs, p *place, s *specs.Spec) error {
+	if r.users == nil || len(s.Linux.Devices) == 0 {
+		return nil
+	}
+	path := filepath.Join(p.dir, "nodes")
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, "mode=755"); err != nil {
+		return fmt.Errorf("mount tmpfs for devices: %w", err)
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	defer unix.Umask(unix.Umask(0))
+	root := uint32(0)
+	for i, d := range s.Linux.Devices {
+		m := specs.Mount{Destination: d.Path, Type: "bind", Source: filepath.Join(path, strconv.Itoa(i)), Options: []string{"bind", "nosuid", "noexec"}}
+		d.Path = "/dev/" + strconv.Itoa(i) // dir is that to makeNode
+		if d.UID == nil {
+			d.UID = &root
+		}
+		if d.GID == nil {
+			d.GID = &root
+		}
+		if err := r.makeNode(dir, d); err != nil {
+			return err
+		}
+		s.Mounts = append(s.Mounts, m)
+	}
+	s.Linux.Devices = nil
+	return nil
+}
+
 // ownUsers is the user namespace that the runtime is going to make, as far as mounts have to know it; nil without one.
 func ownUsers(s *specs.Spec) (*userNamespace, error) {
 	if !hasNamespace(s, specs.UserNamespace) {
