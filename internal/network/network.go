@@ -411,20 +411,3 @@ func (m *Manager) live() ([]portmap.Mapping, error) {
 	}
 	return out, nil
 }
-
-// Audit reports what on the host keeps a network's containers from being reached or from reaching out. See portmap.Audit.
-func (m *Manager) Audit(ctx context.Context, name string) ([]portmap.Finding, error) {
-	i, err := m.lookup(ctx, name)
-	if err != nil || i.Interface == "" {
-		return nil, err
-	}
-	t, err := m.table(ctx)
-	if err != nil {
-		return nil, err
-	}
-	out, err := m.upUplinks()
-	if err != nil {
-		return nil, err
-	}
-	return portmap.Audit(ctx, t, i.bridge(), i.IPv6.Valid(), out)
-}

@@ -22,7 +22,7 @@ type Survey struct {
 	// Faults keep containers from what they should reach; Leaked are interfaces that nobody has, and filters of such; Foreign are bridges of conex's
 	// that belong to no network of this root, another root's as a rule.
 	Faults, Leaked, Foreign []string
-	// Findings are what others do to the default network: see portmap.Audit.
+	// Findings are what others do to the networks: see portmap.Audit.
 	Findings []portmap.Finding
 }
 
@@ -86,7 +86,13 @@ func (m *Manager) Survey(ctx context.Context) (Survey, error) {
 			s.Leaked = append(s.Leaked, "the filter of "+name)
 		}
 	}
-	if !slices.ContainsFunc(s.Networks, func(i Info) bool { return i.Name == Bridge }) {
+	var bridges []portmap.Audited
+	for _, i := range s.Networks {
+		if i.Driver == DriverBridge {
+			bridges = append(bridges, portmap.Audited{Bridge: i.bridge(), Six: i.IPv6.Valid()})
+		}
+	}
+	if len(bridges) == 0 {
 		return s, nil
 	}
 	if on, err := switchedOn(forwardFile4); err != nil {
@@ -98,17 +104,21 @@ func (m *Manager) Survey(ctx context.Context) (Survey, error) {
 	if err != nil {
 		return s, err
 	}
-	for _, i := range s.Networks {
-		ok, err := portmap.Standing(t, i.bridge())
+	for _, b := range bridges {
+		ok, err := portmap.Standing(t, b.Bridge)
 		if err != nil {
 			return s, err
 		}
 		if !ok {
-			s.Faults = append(s.Faults, fmt.Sprintf("nftables table %s is gone, was changed, or lacks bridge %s: published ports and the way out do not work", t.Name, i.Interface))
+			s.Faults = append(s.Faults, fmt.Sprintf("nftables table %s is gone, was changed, or lacks bridge %s: published ports and the way out do not work", t.Name, b.Name))
 			break
 		}
 	}
-	s.Findings, err = m.Audit(ctx, Bridge)
+	out, err := m.upUplinks()
+	if err != nil {
+		return s, err
+	}
+	s.Findings, err = portmap.Audit(ctx, t, bridges, out)
 	return s, err
 }
 

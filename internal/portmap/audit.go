@@ -22,13 +22,17 @@ type Finding struct {
 	Hint string `json:"hint"`
 }
 
-// Audit looks for what keeps a bridge's containers from reaching out by an uplink, from reaching each other, or what is published from being
+// Audited is a bridge that Audit looks at; Six says that its containers have IPv6.
+type Audited struct {
+	Bridge
+	Six bool
+}
+
+// Audit looks for what keeps the containers of bridges from reaching out by an uplink, from reaching each other, or what is published from being
 // answered: others' forward chains that drop such packets, by their policy or by a rule. What nf_tables has is walked as a packet would; a
 // verdict of drop in any chain at a hook is final, so no rule of conex's own table could help. An empty list means that nothing is in the way. It
 // changes nothing.
-func Audit(ctx context.Context, t Table, b Bridge, six bool, uplinks []string) ([]Finding, error) {
-	var out []Finding
-	bridge := b.Name
+func Audit(ctx context.Context, t Table, bridges []Audited, uplinks []string) ([]Finding, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -41,45 +45,41 @@ func Audit(ctx context.Context, t Table, b Bridge, six bool, uplinks []string) (
 	if err != nil {
 		return nil, err
 	}
-	families := []byte{unix.NFPROTO_IPV4}
-	if six {
-		families = append(families, unix.NFPROTO_IPV6)
-	}
-	type blocked struct {
-		fate
-		what []string
-	}
-	var all []*blocked // one for each that drops
-	look := func(what string, p flow) {
-		f := rs.ask(unix.NF_INET_FORWARD, p)
-		if f.verdict == "accept" {
-			return
+	var all []*blocked
+	var names []string
+	for _, b := range bridges {
+		names = append(names, b.Name)
+		look := func(what string, p flow) {
+			if f := rs.ask(unix.NF_INET_FORWARD, p); f.verdict != "accept" {
+				all = also(all, f, b.Name, what)
+			}
 		}
-		k := slices.IndexFunc(all, func(b *blocked) bool { return b.by == f.by })
-		if k < 0 {
-			all, k = append(all, &blocked{fate: f}), len(all)
+		families := []byte{unix.NFPROTO_IPV4}
+		if b.Six {
+			families = append(families, unix.NFPROTO_IPV6)
 		}
-		if !slices.Contains(all[k].what, what) {
-			all[k].what = append(all[k].what, what)
-		}
-	}
-	for _, family := range families {
-		for _, up := range uplinks {
-			look("what containers begin", flow{family: family, proto: unix.IPPROTO_TCP, iif: bridge, oif: up, ctState: ctStateNew})
-			look("what comes for published ports", flow{family: family, proto: unix.IPPROTO_TCP, iif: up, oif: bridge, ctState: ctStateEstablished, dnat: true})
-		}
-		if !b.Apart && filtersBridges(family) {
-			look(toEachOther, flow{family: family, proto: unix.IPPROTO_TCP, iif: bridge, oif: bridge, ctState: ctStateNew})
+		for _, family := range families {
+			for _, up := range uplinks {
+				if b.Internal {
+					break
+				}
+				look("what containers begin", flow{family: family, proto: unix.IPPROTO_TCP, iif: b.Name, oif: up, ctState: ctStateNew})
+				look("what comes for published ports", flow{family: family, proto: unix.IPPROTO_TCP, iif: up, oif: b.Name, ctState: ctStateEstablished, dnat: true})
+			}
+			if !b.Apart && filtersBridges(family) {
+				look(toEachOther, flow{family: family, proto: unix.IPPROTO_TCP, iif: b.Name, oif: b.Name, ctState: ctStateNew})
+			}
 		}
 	}
+	var out []Finding
 	for _, b := range all {
-		hint := b.mend(bridge, uplinks)
+		hint := b.mend(b.bridges, uplinks)
 		if slices.Contains(b.what, toEachOther) {
 			hint += ". Or keep such packets out of it, if nothing else on this machine needs br_netfilter (Kubernetes does): " + unfilterBridges
 		}
 		out = append(out, Finding{What: b.by + " drops " + strings.Join(b.what, ", and "), Hint: hint})
 	}
-	old, err := LegacyForward([]string{bridge})
+	old, err := LegacyForward(names)
 	if err != nil {
 		return nil, err
 	}
@@ -89,8 +89,10 @@ func Audit(ctx context.Context, t Table, b Bridge, six bool, uplinks []string) (
 			continue
 		}
 		var hint []string
-		for _, r := range LegacyRules(bridge) {
-			hint = append(hint, command+" -A "+strings.Join(r, " "))
+		for _, b := range old[command] {
+			for _, r := range LegacyRules(b) {
+				hint = append(hint, command+" -A "+strings.Join(r, " "))
+			}
 		}
 		out = append(out, Finding{
 			What: "chain FORWARD of " + command + "'s filter table drops forwarded packets by default: published ports and the containers' way out need a rule there",
@@ -98,6 +100,27 @@ func Audit(ctx context.Context, t Table, b Bridge, six bool, uplinks []string) (
 		})
 	}
 	return out, nil
+}
+
+// blocked is what one rule or policy drops.
+type blocked struct {
+	fate
+	what, bridges []string
+}
+
+// also notes what else a rule or policy drops.
+func also(all []*blocked, f fate, bridge, what string) []*blocked {
+	k := slices.IndexFunc(all, func(b *blocked) bool { return b.by == f.by })
+	if k < 0 {
+		all, k = append(all, &blocked{fate: f}), len(all)
+	}
+	if !slices.Contains(all[k].what, what) {
+		all[k].what = append(all[k].what, what)
+	}
+	if !slices.Contains(all[k].bridges, bridge) {
+		all[k].bridges = append(all[k].bridges, bridge)
+	}
+	return all
 }
 
 // toEachOther is what br_netfilter brings into the forward chains.
@@ -115,22 +138,28 @@ func filtersBridges(family byte) bool {
 	return ok && on != 0
 }
 
-// mend says what lets the packets of a bridge pass.
-func (f fate) mend(bridge string, uplinks []string) string {
+// mend says what lets the packets of bridges pass.
+func (f fate) mend(bridges, uplinks []string) string {
 	ch := f.chain
 	family := map[byte]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet"}[ch.family]
+	list := strings.Join(bridges, ", ")
 	switch {
 	case ch.table == "firewalld":
 		// The zone's forwarding is between its interfaces. What comes by an uplink and is not for a published port ends in our own table.
-		hint := "put " + bridge + " and the way out into one zone: firewall-cmd --permanent --zone=public --add-interface=" + strings.Join(append([]string{bridge}, uplinks...), " --add-interface=")
-		return hint + "; firewall-cmd --reload"
+		return "put " + list + " and the way out into one zone: firewall-cmd --permanent --zone=public --add-interface=" +
+			strings.Join(slices.Concat(bridges, uplinks), " --add-interface=") + "; firewall-cmd --reload"
 	case !f.policy:
-		return "that rule is its owner's decision; conex changes none. To let the containers pass, put a rule for " + bridge + " before it"
+		return "that rule is its owner's decision; conex changes none. To let the containers pass, put a rule for " + list + " before it"
 	case ch.table == passTable && ch.name == passChain && ch.family != unix.NFPROTO_INET:
-		return "conex network repair, which adds two rules for " + bridge + " at the chain's end"
+		return "conex network repair, which adds two rules for " + list + " at the chain's end"
 	}
-	add := fmt.Sprintf("nft add rule %s %s %s ", family, ch.table, ch.name)
-	return fmt.Sprintf("%siifname %s accept; %soifname %s ct state established,related accept; %soifname %s ct status dnat accept", add, bridge, add, bridge, add, bridge)
+	var rules []string
+	for _, b := range bridges {
+		for _, r := range []string{"iifname " + b, "oifname " + b + " ct state established,related", "oifname " + b + " ct status dnat"} {
+			rules = append(rules, fmt.Sprintf("nft add rule %s %s %s %s accept", family, ch.table, ch.name, r))
+		}
+	}
+	return strings.Join(rules, "; ")
 }
 
 // sysctl reads a number below /proc/sys/net; false when there is none.

@@ -280,7 +280,7 @@ func TestAuditLegacy(t *testing.T) {
 		want   bool
 	}{{"DROP", true}, {"ACCEPT", false}} {
 		policy(c.policy)
-		found, err := Audit(t.Context(), testTable, testBridge, true, nil)
+		found, err := Audit(t.Context(), testTable, []Audited{{testBridge, true}}, nil)
 		check(t, err)
 		got := false
 		for _, f := range found {
