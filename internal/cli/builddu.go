@@ -22,16 +22,13 @@ type cacheRow struct {
 }
 
 func (a *app) builderDuCommand() *cobra.Command {
-	var filters list
+	filters := filterFlag{words: true}
 	var verbose bool
 	var format string
 	cmd := &cobra.Command{
 		Use: "du [OPTIONS]", Short: "Show what the build cache holds", Args: a.exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := parseFilters(bare(filters))
-			if err != nil {
-				return a.usageError(cmd, err)
-			}
+			f := filters.m
 			if verbose && format != "" {
 				return a.usageError(cmd, fmt.Errorf("--format and --verbose cannot be used together"))
 			}
@@ -62,7 +59,7 @@ func (a *app) builderDuCommand() *cobra.Command {
 			default:
 				printCacheTable(a.out, items)
 			}
-			if len(filters) == 0 {
+			if len(filters.m) == 0 {
 				printCacheSummary(a.out, items)
 			}
 			return nil
@@ -73,17 +70,6 @@ func (a *app) builderDuCommand() *cobra.Command {
 	f.StringVar(&format, "format", "", formatHelp)
 	f.BoolVar(&verbose, "verbose", false, "Show every record in full")
 	return cmd
-}
-
-// bare lets a filter that is only a word, "shared", mean that it is true.
-func bare(filters list) list {
-	out := make(list, len(filters))
-	for i, s := range filters {
-		if out[i] = s; !strings.Contains(s, "=") {
-			out[i] += "=true"
-		}
-	}
-	return out
 }
 
 // printCacheTable prints buildx du's table: a star marks what can change, and a size that something else shares.

@@ -29,15 +29,12 @@ type buildRow struct {
 
 func (a *app) buildHistoryLs() *cobra.Command {
 	var format string
-	var filters list
+	var filters filterFlag
 	var noTrunc, quiet bool
 	cmd := &cobra.Command{
 		Use: "ls [OPTIONS]", Aliases: []string{"list"}, Short: "List builds", Args: a.exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := parseFilters(filters)
-			if err != nil {
-				return a.usageError(cmd, err)
-			}
+			f := filters.m
 			e, err := a.engine()
 			if err != nil {
 				return err

@@ -366,12 +366,21 @@ func TestParseTime(t *testing.T) {
 }
 
 func TestParseFilters(t *testing.T) {
-	m, err := parseFilters([]string{"label=a=b", "LABEL = c", "status=exited"})
-	if err != nil || !slices.Equal(m["label"], []string{"a=b", "c"}) || !slices.Equal(m["status"], []string{"exited"}) {
-		t.Errorf("%v, %v", m, err)
+	var f filterFlag
+	for _, s := range []string{"label=a=b", "", "LABEL = c", "status=exited"} {
+		if err := f.Set(s); err != nil {
+			t.Error(err)
+		}
 	}
-	if _, err := parseFilters([]string{"x"}); err == nil {
+	if !slices.Equal(f.m["label"], []string{"a=b", "c"}) || !slices.Equal(f.m["status"], []string{"exited"}) || len(f.m) != 2 {
+		t.Errorf("%v", f.m)
+	}
+	if err := f.Set("x"); err == nil {
 		t.Error("a filter without = was taken")
+	}
+	f.words = true
+	if err := f.Set("x"); err != nil || !slices.Equal(f.m["x"], []string{"true"}) {
+		t.Errorf("%v, %v", f.m, err)
 	}
 }
 

@@ -1,9 +1,13 @@
 package cli
 
 import (
+	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"conex/internal/engine"
 )
 
 func (a *app) createCommand() *cobra.Command {
@@ -32,8 +36,8 @@ func (a *app) createCommand() *cobra.Command {
 			for _, w := range res.Warnings {
 				fmt.Fprintf(a.err, "WARNING: %s\n", w)
 			}
-			if err := writeCIDFile(c.meta.cidfile, res.ID); err != nil {
-				return err
+			if err := writeCIDFile(c.meta.cidfile, res.ID); err != nil { // nobody would find it
+				return errors.Join(err, e.RemoveContainer(context.WithoutCancel(ctx), engine.RemoveRequest{Container: res.ID, Volumes: true}))
 			}
 			fmt.Fprintln(a.out, res.ID)
 			return nil

@@ -15,7 +15,8 @@ import (
 
 func (a *app) debugCommand() *cobra.Command {
 	var req engine.DebugRequest
-	var env, envFiles list
+	var env envFlag
+	var envFiles list
 	cmd := &cobra.Command{
 		Use: "debug [OPTIONS] CONTAINER|IMAGE [COMMAND [ARG...]]", Short: "Open a shell with tools beside a container or image that has none", Args: a.atLeast(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -24,7 +25,7 @@ func (a *app) debugCommand() *cobra.Command {
 				return a.usageError(cmd, errors.New("a command can't be used together with --shell or --command"))
 			}
 			var err error
-			if req.Env, err = environment(envFiles, env); err != nil {
+			if req.Env, err = environment(envFiles, env.list); err != nil {
 				return a.usageError(cmd, err)
 			}
 			if err := checkPull(req.Pull); err != nil {

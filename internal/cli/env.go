@@ -22,15 +22,22 @@ func environment(files, env []string) ([]string, error) {
 	}
 	for _, e := range env {
 		k, _, hasValue := strings.Cut(e, "=")
-		if k == "" {
-			return nil, fmt.Errorf("invalid environment variable: %s", e)
-		}
 		if v, ok := os.LookupEnv(k); !hasValue && ok {
 			e = k + "=" + v
 		}
 		all = append(all, e)
 	}
 	return all, nil
+}
+
+// envFlag is -e: each variable has a name.
+type envFlag struct{ list }
+
+func (v *envFlag) Set(s string) error {
+	if s == "" || s[0] == '=' {
+		return fmt.Errorf("invalid environment variable: %s", s)
+	}
+	return v.list.Set(s)
 }
 
 // readKeyFile reads lines KEY=value or KEY, whose value lookup has; nil leaves them out, as does one that it has not. Empty lines and

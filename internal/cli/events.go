@@ -17,7 +17,7 @@ import (
 
 func (a *app) eventsCommand() *cobra.Command {
 	var since, until, format string
-	var filters list
+	var filters filterFlag
 	cmd := &cobra.Command{
 		Use: "events [OPTIONS]", Short: "Get real time events", Args: a.exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -30,9 +30,7 @@ func (a *app) eventsCommand() *cobra.Command {
 			if req.Until, err = parseTime(until, now); err != nil {
 				return a.usageError(cmd, fmt.Errorf("invalid value for \"until\": %w", err))
 			}
-			if req.Filters, err = parseFilters(filters); err != nil {
-				return a.usageError(cmd, err)
-			}
+			req.Filters = filters.m
 			line, err := eventLine(format)
 			if err != nil {
 				return err
@@ -83,6 +81,10 @@ func eventLine(format string) (func(events.Message) ([]byte, error), error) {
 	}
 	t, err := parseTemplate(strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(format))
 	if err != nil {
+		return nil, &exitError{code: 64, err: err}
+	}
+	// A field that there is not is known before the first event comes.
+	if err := execute(&bytes.Buffer{}, t, event{}); err != nil && strings.Contains(err.Error(), "can't evaluate field") {
 		return nil, &exitError{code: 64, err: err}
 	}
 	return func(ev events.Message) ([]byte, error) {

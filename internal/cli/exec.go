@@ -11,13 +11,14 @@ import (
 
 func (a *app) execCommand() *cobra.Command {
 	var req engine.ExecRequest
-	var env, envFiles list
+	var env envFlag
+	var envFiles list
 	var keys string
 	cmd := &cobra.Command{
 		Use: "exec [OPTIONS] CONTAINER COMMAND [ARG...]", Short: "Execute a command in a running container", Args: a.atLeast(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
-			if req.Env, err = environment(envFiles, env); err != nil {
+			if req.Env, err = environment(envFiles, env.list); err != nil {
 				var pe *os.PathError
 				if errors.As(err, &pe) { // Docker's is no mistake in the flags either
 					return err

@@ -117,16 +117,30 @@ func refuseAll(f *pflag.FlagSet, names ...string) {
 	}
 }
 
-// parseFilters turns --filter key=value into the engine's map. Keys are case-insensitive.
-func parseFilters(list []string) (map[string][]string, error) {
-	m := map[string][]string{}
-	for _, s := range list {
-		k, v, ok := strings.Cut(s, "=")
-		if !ok {
-			return nil, fmt.Errorf("invalid argument %q for \"-f, --filter\" flag: bad format of filter (expected name=value)", s)
-		}
-		k = strings.ToLower(strings.TrimSpace(k))
-		m[k] = append(m[k], strings.TrimSpace(v))
-	}
-	return m, nil
+// filterFlag are filters, key=value, each of which may be given several times. Keys are case-insensitive, an empty filter is none.
+type filterFlag struct {
+	m map[string][]string
+	// words lets a filter that is only a word, "shared", mean that it is true.
+	words bool
 }
+
+func (l *filterFlag) Set(s string) error {
+	if s == "" {
+		return nil
+	}
+	k, v, ok := strings.Cut(s, "=")
+	switch {
+	case !ok && l.words:
+		v = "true"
+	case !ok:
+		return errors.New("bad format of filter (expected name=value)")
+	}
+	if l.m == nil {
+		l.m = map[string][]string{}
+	}
+	k = strings.ToLower(strings.TrimSpace(k))
+	l.m[k] = append(l.m[k], strings.TrimSpace(v))
+	return nil
+}
+func (l *filterFlag) Type() string   { return "filter" }
+func (l *filterFlag) String() string { return "" }

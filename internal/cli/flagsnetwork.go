@@ -11,12 +11,13 @@ import (
 
 // networkFlags are the container's network, its names and its ports.
 type networkFlags struct {
-	place                                      placeFlags
-	mac                                        string
-	networks                                   list
-	publishAll                                 bool
-	addHost, dns, dnsOption, dnsSearch, expose list
-	publish, egress                            list
+	place                             placeFlags
+	mac                               string
+	networks                          list
+	publishAll                        bool
+	addHost                           hostsFlag
+	dns, dnsOption, dnsSearch, expose list
+	publish, egress                   list
 }
 
 func (c *networkFlags) register(f *pflag.FlagSet) {
@@ -67,23 +68,31 @@ func (c *networkFlags) setNetwork(t *flagTarget) (err error) {
 	return nil
 }
 
-func (c *networkFlags) setHosts(host *apic.HostConfig) error {
-	for _, h := range c.addHost {
-		name, ip, ok := strings.Cut(h, "=")
-		if !ok {
-			name, ip, ok = strings.Cut(h, ":")
-		}
-		if !ok || name == "" {
-			return fmt.Errorf("bad format for add-host: %q", h)
-		}
-		ip = strings.TrimSuffix(strings.TrimPrefix(ip, "["), "]")
-		if ip != "host-gateway" {
-			if _, err := netip.ParseAddr(ip); err != nil {
-				return fmt.Errorf("invalid IP address in add-host: %q", ip)
-			}
-		}
-		host.ExtraHosts = append(host.ExtraHosts, name+":"+ip)
+// hostsFlag are lines for /etc/hosts, "name:address" or "name=address", kept as name:address.
+type hostsFlag []string
+
+func (l *hostsFlag) Set(s string) error {
+	name, ip, ok := strings.Cut(s, "=")
+	if !ok {
+		name, ip, ok = strings.Cut(s, ":")
 	}
+	if !ok || name == "" {
+		return fmt.Errorf("bad format for add-host: %q", s)
+	}
+	ip = strings.TrimSuffix(strings.TrimPrefix(ip, "["), "]")
+	if ip != "host-gateway" {
+		if _, err := netip.ParseAddr(ip); err != nil {
+			return fmt.Errorf("invalid IP address in add-host: %q", ip)
+		}
+	}
+	*l = append(*l, name+":"+ip)
+	return nil
+}
+func (l *hostsFlag) Type() string   { return "list" }
+func (l *hostsFlag) String() string { return "" }
+
+func (c *networkFlags) setHosts(host *apic.HostConfig) error {
+	host.ExtraHosts = c.addHost
 	for _, d := range c.dns {
 		a, err := netip.ParseAddr(d)
 		if err != nil {

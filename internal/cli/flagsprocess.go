@@ -19,7 +19,8 @@ type processFlags struct {
 	interactive, tty, init                bool
 	entrypoint, stopSignal, user, workdir string
 	stopTimeout                           optInt
-	env, envFile, attach, groupAdd        list
+	env                                   envFlag
+	envFile, attach, groupAdd             list
 	ulimits                               ulimitFlag
 	umask                                 umaskFlag
 }
@@ -42,7 +43,7 @@ func (c *processFlags) register(f *pflag.FlagSet) {
 }
 
 func (c *processFlags) apply(t *flagTarget) error {
-	env, err := environment(c.envFile, c.env)
+	env, err := environment(c.envFile, c.env.list)
 	if err != nil {
 		return err
 	}

@@ -18,14 +18,12 @@ func (a *app) imagesCommand() *cobra.Command {
 	var req engine.ImagesRequest
 	var quiet, noTrunc, digests bool
 	var format string
-	var filters list
+	var filters filterFlag
 	cmd := &cobra.Command{
 		Use: "images [OPTIONS] [REPOSITORY[:TAG]]", Short: "List images", Args: a.between(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
-			if req.Filters, err = parseFilters(filters); err != nil {
-				return a.usageError(cmd, err)
-			}
+			req.Filters = filters.m
 			if len(args) > 0 {
 				req.Reference = args[0]
 			}

@@ -121,15 +121,13 @@ func (a *app) manifestRm() *cobra.Command {
 func (a *app) searchCommand() *cobra.Command {
 	var req engine.SearchRequest
 	var format string
-	var filters list
+	var filters filterFlag
 	var noTrunc bool
 	cmd := &cobra.Command{
 		Use: "search [OPTIONS] TERM", Short: "Search Docker Hub, or the catalog of a registry, for images", Args: a.exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
-			if req.Filters, err = parseFilters(filters); err != nil {
-				return a.usageError(cmd, err)
-			}
+			req.Filters = filters.m
 			e, err := a.engine()
 			if err != nil {
 				return err

@@ -37,14 +37,11 @@ func (a *app) networkRepairCommand() *cobra.Command {
 func (a *app) networkLsCommand() *cobra.Command {
 	var quiet, noTrunc bool
 	var format string
-	var filters list
+	var filters filterFlag
 	cmd := &cobra.Command{
 		Use: "ls [OPTIONS]", Short: "List networks", Args: a.exactly(0), Aliases: []string{"list"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			fs, err := parseFilters(filters)
-			if err != nil {
-				return a.usageError(cmd, err)
-			}
+			fs := filters.m
 			e, err := a.engine()
 			if err != nil {
 				return err

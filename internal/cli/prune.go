@@ -15,17 +15,12 @@ import (
 // pruneCommand is a prune of what req names already; flags adds the command's own.
 func (a *app) pruneCommand(short string, req engine.PruneRequest, flags func(cmd *cobra.Command, req *engine.PruneRequest)) *cobra.Command {
 	var force bool
-	var filters list
+	filters := filterFlag{words: req.BuildCache && !req.Images}
 	cmd := &cobra.Command{
 		Use: "prune [OPTIONS]", Short: short, Args: a.exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
-			if req.BuildCache && !req.Images { // the build cache has filters that are words
-				filters = bare(filters)
-			}
-			if req.Filters, err = parseFilters(filters); err != nil {
-				return a.usageError(cmd, err)
-			}
+			req.Filters = filters.m
 			if _, ok := req.Filters["until"]; ok && req.Volumes && req.Images {
 				return fmt.Errorf("the %q filter is not supported with %q", "until", "--volumes")
 			}

@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strconv"
@@ -21,17 +22,19 @@ func (a *app) psCommand() *cobra.Command {
 	var req engine.ListRequest
 	var quiet, noTrunc bool
 	var format string
-	var filters list
+	var filters filterFlag
 	cmd := &cobra.Command{
 		Use: "ps [OPTIONS]", Short: "List containers", Args: a.exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
-			if req.Filters, err = parseFilters(filters); err != nil {
-				return a.usageError(cmd, err)
-			}
+			req.Filters = filters.m
 			// A template that shows sizes wants them measured.
 			req.Size = req.Size || strings.Contains(format, ".Size")
+			req.Latest = req.Latest && req.Last == -1
 			req.Last = max(req.Last, 0)
+			if err := a.checkPsFormat(&format, quiet); err != nil {
+				return err
+			}
 			e, err := a.engine()
 			if err != nil {
 				return err
@@ -48,9 +51,6 @@ func (a *app) psCommand() *cobra.Command {
 			if req.Size {
 				def += `\t{{.Size}}`
 			}
-			if quiet && (format == "" || format == "table" || strings.HasPrefix(format, "table ")) {
-				format = "{{.ID}}"
-			}
 			return writeList(a.out, format, def, psHeadings(), rows)
 		},
 	}
@@ -64,6 +64,28 @@ func (a *app) psCommand() *cobra.Command {
 	f.BoolVarP(&quiet, "quiet", "q", false, "Only display container IDs")
 	f.BoolVarP(&req.Size, "size", "s", false, "Display total file sizes")
 	return cmd
+}
+
+// checkPsFormat refuses a template with a field that ps has not, also when there is no container to show it for, as Docker does. -q takes
+// the place of a format.
+func (a *app) checkPsFormat(format *string, quiet bool) error {
+	if quiet {
+		if *format != "" {
+			fmt.Fprintln(a.err, "WARNING: Ignoring custom format, because both --format and --quiet are set.")
+		}
+		*format = "{{.ID}}"
+		return nil
+	}
+	body, _ := strings.CutPrefix(*format, "table")
+	t, err := parseTemplate(body)
+	if err != nil {
+		return err
+	}
+	// Whatever else goes wrong with a row without values is no mistake: {{slice .ID 0 3}}.
+	if err := t.Execute(io.Discard, psRow{}); err != nil && strings.Contains(err.Error(), "can't evaluate field") {
+		return templateError(err)
+	}
+	return nil
 }
 
 const formatHelp = `Format output using a custom template: "table", "table TEMPLATE", "json" or "TEMPLATE" (a Go template)`

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -258,6 +259,22 @@ func flagError(err error) error {
 	var r *refusal
 	if errors.As(err, &r) {
 		return r
+	}
+	// What is wrong with a number or a switch is said without the name of Go's function.
+	var bad *pflag.InvalidValueError
+	var num *strconv.NumError
+	if errors.As(err, &bad) && errors.As(err, &num) {
+		why := "out of range"
+		switch {
+		case errors.Is(num.Err, strconv.ErrRange):
+		case num.Func == "ParseBool":
+			why = "neither true nor false"
+		case num.Func == "ParseFloat":
+			why = "not a number"
+		default:
+			why = "not a whole number"
+		}
+		return errors.New(strings.Replace(err.Error(), num.Error(), why, 1))
 	}
 	return err
 }

@@ -21,7 +21,7 @@ func (a *app) runCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req, err := a.createRequest(cmd, &c, args)
 			if err != nil {
-				return err
+				return runError(err)
 			}
 			return a.runContainer(cmd.Context(), runOptions{req: req, cidfile: c.meta.cidfile, detach: detach, sigProxy: sigProxy, keys: detachKeys, attach: len(c.process.attach) > 0})
 		},
@@ -42,7 +42,7 @@ func (a *app) createRequest(cmd *cobra.Command, c *containerFlags, args []string
 	}
 	if c.meta.cidfile != "" {
 		if _, err := os.Stat(c.meta.cidfile); err == nil {
-			return engine.CreateRequest{}, &exitError{code: 125, err: fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", c.meta.cidfile)}
+			return engine.CreateRequest{}, fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", c.meta.cidfile)
 		}
 	}
 	return engine.CreateRequest{
@@ -153,7 +153,8 @@ func writeCIDFile(path, id string) error {
 // runError gives an error of run itself the exit code 125, unless the engine knows a better one.
 func runError(err error) error {
 	var ge *engine.ExitError
-	if err == nil || errors.As(err, &ge) || errors.Is(err, context.Canceled) {
+	var ee *exitError
+	if err == nil || errors.As(err, &ge) || errors.As(err, &ee) || errors.Is(err, context.Canceled) {
 		return err
 	}
 	return &exitError{code: 125, err: err}

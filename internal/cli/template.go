@@ -106,7 +106,7 @@ func writeList[T any](out io.Writer, format, def string, head headings, rows []T
 	case "json":
 		format = "{{json .}}"
 	}
-	body, table := strings.CutPrefix(format, "table ")
+	body, table := strings.CutPrefix(format, "table") // a blank behind it is customary, and not needed
 	body = strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(strings.Trim(body, " "))
 	t, err := parseTemplate(body)
 	if err != nil {

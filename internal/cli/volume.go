@@ -88,14 +88,11 @@ func (a *app) findVolume() func(context.Context, string) (any, error) {
 func (a *app) volumeLsCommand() *cobra.Command {
 	var quiet bool
 	var format string
-	var filters list
+	var filters filterFlag
 	cmd := &cobra.Command{
 		Use: "ls [OPTIONS]", Short: "List volumes", Args: a.exactly(0), Aliases: []string{"list"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			filter, err := parseFilters(filters)
-			if err != nil {
-				return a.usageError(cmd, err)
-			}
+			filter := filters.m
 			e, err := a.engine()
 			if err != nil {
 				return err

@@ -45,14 +45,18 @@ func WriteFile(path string, data []byte, perm fs.FileMode, d Durability) error {
 	tmp, err := writeTemp(dir+tempPrefix+base+".", data, perm, d)
 	if err == nil {
 		if err = unix.Rename(tmp, path); err != nil {
-			err = &os.LinkError{Op: "rename", Old: tmp, New: path, Err: err}
+			err = &fs.PathError{Op: "replace", Path: path, Err: err}
 		}
 	}
 	if err != nil {
 		if tmp != "" {
 			_ = unix.Unlink(tmp) // else it is a leftover like those of the killed
 		}
-		return fmt.Errorf("write %s: %w", path, err)
+		var pe *fs.PathError
+		if errors.As(err, &pe) {
+			pe.Path = path // nobody has heard of the temporary file
+		}
+		return err
 	}
 	if d == Durable {
 		return SyncDir(filepath.Clean(dir))
@@ -76,7 +80,7 @@ func writeTemp(prefix string, data []byte, perm fs.FileMode, d Durability) (name
 			continue
 		}
 		if err != nil {
-			return "", fail("open", err)
+			return "", fail("create", err)
 		}
 		break
 	}

@@ -38,6 +38,8 @@ func (e *Engine) Exec(ctx context.Context, req ExecRequest) (exitCode int, err e
 		return 0, conflict("container %s is not running", rec.ID)
 	case a.Status == container.Restarting:
 		return 0, conflict("container %s is restarting, wait until the container is running", rec.ID)
+	case a.Paused:
+		return 0, conflict("container %s is paused, unpause the container before exec", req.Container)
 	}
 	q := control.ExecRequest{
 		Cmd: req.Cmd, Env: req.Env, User: req.User, WorkingDir: req.WorkingDir, Tty: req.Tty, Detach: req.Detach,

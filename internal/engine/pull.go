@@ -192,11 +192,12 @@ func (p *puller) pull(ctx context.Context, want ocispec.Platform, explicit bool)
 	if p.ref.Digest() != "" {
 		name = string(p.ref.Digest())
 	}
-	p.progress.emit(Event{ID: name, Action: "Pulling from " + p.ref.Path()})
 	m, err := p.resolve(ctx, name, want, explicit)
 	if err != nil {
 		return fail(err)
 	}
+	// Said once there is something to pull, as Docker does it.
+	p.progress.emit(Event{ID: name, Action: "Pulling from " + p.ref.Path()})
 	// The lease comes before the look at what exists, so that no sweep can take a layer between look and record.
 	lease, err := collect.Hold(p.e.root, m.digests()...)
 	if err != nil {

@@ -7,6 +7,9 @@ import (
 
 // Rename gives a container another name.
 func (e *Engine) Rename(ctx context.Context, name, newName string) error {
+	if name == "" || newName == "" {
+		return invalid("neither old nor new names may be empty")
+	}
 	newName = strings.TrimPrefix(newName, "/")
 	n, err := e.snapshot(ctx, name)
 	if err != nil {

@@ -507,7 +507,10 @@ func (r *rootfs) process() error {
 	}
 	if p.Cwd != "" && p.Cwd != "/" {
 		d, err := safepath.MkdirAll(r.root, p.Cwd, 0o755)
-		if err != nil && !errors.Is(err, unix.EROFS) {
+		switch {
+		case errors.Is(err, unix.ENOTDIR):
+			return fmt.Errorf("cannot mkdir: %s is not a directory", p.Cwd)
+		case err != nil && !errors.Is(err, unix.EROFS):
 			return fmt.Errorf("working directory %s: %w", p.Cwd, err)
 		}
 		if d != nil {
