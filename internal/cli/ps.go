@@ -69,12 +69,8 @@ func (a *app) psCommand() *cobra.Command {
 // checkPsFormat refuses a template with a field that ps has not, also when there is no container to show it for, as Docker does. -q takes
 // the place of a format.
 func (a *app) checkPsFormat(format *string, quiet bool) error {
-	if quiet {
-		if *format != "" {
-			fmt.Fprintln(a.err, "WARNING: Ignoring custom format, because both --format and --quiet are set.")
-		}
-		*format = "{{.ID}}"
-		return nil
+	if quiet && *format != "" {
+		fmt.Fprintln(a.err, "WARNING: Ignoring custom format, because both --format and --quiet are set.")
 	}
 	body, _ := strings.CutPrefix(*format, "table")
 	t, err := parseTemplate(body)
@@ -84,6 +80,9 @@ func (a *app) checkPsFormat(format *string, quiet bool) error {
 	// Whatever else goes wrong with a row without values is no mistake: {{slice .ID 0 3}}.
 	if err := t.Execute(io.Discard, psRow{}); err != nil && strings.Contains(err.Error(), "can't evaluate field") {
 		return templateError(err)
+	}
+	if quiet {
+		*format = "{{.ID}}"
 	}
 	return nil
 }

@@ -98,8 +98,12 @@ func TestWriteFileLeavesNoTemporary(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "target"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := WriteFile(filepath.Join(dir, "target"), []byte("x"), 0o600, Durable); err == nil {
+	err := WriteFile(filepath.Join(dir, "target"), []byte("x"), 0o600, Durable)
+	if err == nil {
 		t.Fatal("a folder was replaced by a file")
+	}
+	if n := strings.Count(err.Error(), "target"); n != 1 || strings.Contains(err.Error(), tempPrefix) {
+		t.Errorf("the error does not name the file, once and alone: %v", err)
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 1 {

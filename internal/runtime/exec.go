@@ -182,7 +182,7 @@ func (b *box) execThread(init *process, root *os.File, cfg *ExecConfig, l *launc
 		return nil, errors.New("exec: the container is not running")
 	}
 	if err != nil {
-		return nil, startError(err, cfg.Process.Args[0])
+		return nil, startError(err, cfg.Process)
 	}
 	return newProcess(pid, child, master), nil
 }

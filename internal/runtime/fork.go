@@ -122,7 +122,7 @@ func (b *box) fork(r *rootfs) (p *process, err error) {
 	}
 	pid, pidfd, err := prog.Start(attr)
 	if err != nil {
-		return nil, startError(err, cfg.Spec.Process.Args[0])
+		return nil, startError(err, cfg.Spec.Process)
 	}
 	b.cg.Started()
 	var master *os.File
@@ -228,13 +228,13 @@ func enterCgroup(cg cgroup.Manager) (*os.File, error) {
 }
 
 // startError turns a failed execve into what the command line shows.
-func startError(err error, name string) error {
+func startError(err error, p *specs.Process) error {
 	var e *nsfork.Error
 	if errors.As(err, &e) && e.Call == "execve" {
-		return &ExecError{Path: name, Err: e.Errno}
+		return &ExecError{Path: p.Args[0], Err: e.Errno}
 	}
 	if errors.As(err, &e) && e.Call == "chdir" {
-		return &ExecError{Path: name, Err: fmt.Errorf("chdir to working directory: %w", e.Errno)}
+		return &ExecError{Path: p.Args[0], Err: fmt.Errorf("chdir to working directory %q: %w", p.Cwd, e.Errno)}
 	}
 	return fmt.Errorf("start container process: %w", err)
 }

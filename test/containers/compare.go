@@ -40,7 +40,7 @@ func helpLine(s string) bool {
 func errorLine(s string) bool {
 	for _, p := range []string{"docker: ", "Error", "error", "invalid argument", "unknown flag", "unknown shorthand", "Failed", "conflicting options", "Conflicting options",
 		"flag needs", "\"docker ", "cannot ", "template", "failed ", "OCI runtime", "You cannot", "you cannot", "you must ", "the input device", "must specify", "invalid ", "open ",
-		"unable to ", "container name ", "unknown ", "destination ", "copying between ", "no such ", "lstat ", "bad format", "filename ", "\"--", "every ", "no matching ", "multiple "} {
+		"unable to ", "container name ", "container ID ", "unknown ", "destination ", "copying between ", "no such ", "lstat ", "bad format", "filename ", "\"--", "every ", "no matching ", "multiple "} {
 		if strings.HasPrefix(s, p) {
 			return true
 		}
@@ -150,7 +150,9 @@ var (
 	// wrapping is what Docker's runtime puts around its reasons.
 	wrapping = regexp.MustCompile(`docker: |conex: |Error response from daemon: |Error: |OCI runtime \w+ failed: |failed to create shim task: |runc (create|run) failed: |unable to start container process: |` +
 		`container_linux\.go:\d+: |process_linux\.go:\d+: |rootfs_linux\.go:\d+: |starting container process caused: |container init caused: |: unknown\b|rpc error: code = \w+ desc = |failed to create task for container: |failed to create shim: |` +
-		`[Ee]rror (during|while) [a-z ]+: |invalid argument ".*" for ".*" flag: |template: |failed to (start containers|rename container named).*|\(via /proc/self/fd/\d+\), flags: 0x\d+`)
+		`[Ee]rror (during|while) [a-z ]+: |invalid argument ".*" for ".*" flag: |template: |failed to (start containers|rename container named).*|\(via /proc/self/fd/\d+\), flags: 0x\d+|` +
+		// Go's names for what is wrong with a number
+		`strconv\.\w+: parsing "[^"]*": (invalid syntax|value out of range)`)
 )
 
 // everywhere are the differences that no case has to name: rule changes Docker's answer to a command into conex's.
