@@ -27,7 +27,7 @@ func (a *app) rmCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.BoolVarP(&force, "force", "f", false, "Force the removal of a running container (uses SIGKILL)")
 	f.BoolVarP(&volumes, "volumes", "v", false, "Remove anonymous volumes associated with the container")
-	refuseAll(f, "l|link?")
+	refuse(f, "link", "l", "bool", "a link stays as long as its container: make that again without --link, or use a network's names")
 	return cmd
 }
 
