@@ -397,7 +397,15 @@ func (e *Engine) pruneNetworks(ctx context.Context, f *pruneFilter, rep *PruneRe
 	if err != nil {
 		return err
 	}
-	slices.SortFunc(all, func(a, b network.Info) int { return naturalOrder(a.Name, b.Name) })
+	slices.SortFunc(all, func(a, b network.Info) int {
+		switch {
+		case a.ConfigOnly() == b.ConfigOnly():
+			return naturalOrder(a.Name, b.Name)
+		case a.ConfigOnly(): // after those that have their configuration from it
+			return 1
+		}
+		return -1
+	})
 	for _, i := range all {
 		if i.Builtin() || !f.match(i.Created, i.Labels) {
 			continue

@@ -245,8 +245,8 @@ func auxAddrs(aux map[string]netip.Addr) []netip.Addr {
 	return out
 }
 
-// Remove forgets a network and removes its bridge. The error is ErrInUse when containers are connected, ErrNotFound when there is no
-// such network. The default networks stay.
+// Remove forgets a network and removes its bridge. The error is ErrInUse when containers are connected or other networks have their
+// configuration from it, ErrNotFound when there is no such network. The default networks stay.
 func (m *Manager) Remove(ctx context.Context, name string) error {
 	i, err := m.lookup(ctx, name)
 	if err != nil {
@@ -260,7 +260,7 @@ func (m *Manager) Remove(ctx context.Context, name string) error {
 		return err
 	}
 	if i.ConfigOnly() && slices.ContainsFunc(list, func(o Info) bool { return o.ConfigFrom == i.Name }) {
-		return fmt.Errorf("configuration network %q is in use", i.Name)
+		return &configInUseError{i.Name}
 	}
 	if err := m.condemn(ctx, i); err != nil {
 		return err
@@ -311,6 +311,16 @@ func (e *inUseError) Error() string {
 
 // Is makes errors.Is(err, ErrInUse) true.
 func (e *inUseError) Is(target error) bool { return target == ErrInUse }
+
+// configInUseError is ErrInUse of a network that others have their configuration from.
+type configInUseError struct{ network string }
+
+func (e *configInUseError) Error() string {
+	return fmt.Sprintf("configuration network %q is in use", e.network)
+}
+
+// Is makes errors.Is(err, ErrInUse) true.
+func (e *configInUseError) Is(target error) bool { return target == ErrInUse }
 
 // finish removes what is left of a condemned network, its record last.
 func (m *Manager) finish(ctx context.Context, i Info) error {
