@@ -33,7 +33,7 @@ conex volume clone aa@s dd >/dev/null || fail clone
 full "40 MB in a clone" "$(fill dd 40)"
 conex volume export -o /tmp/cc.tar cc || fail export
 full "an archive of 40 MB" "$(conex volume import --replace aa /tmp/cc.tar 2>&1)"
-is "what an import that failed leaves" yes "$(conex run --rm --network none -v aa:/v busybox test -e /v/f && echo yes)"
+is "what an import that failed leaves" yes "$(conex run --rm --network none -v aa:/v busybox sh -c '[ -e /v/f ] && echo yes')"
 is "staging" "" "$(ls $CONEX_ROOT/staging)"
 conex run --name base --network none busybox sh -c 'mkdir /data && dd if=/dev/zero of=/data/f bs=1M count=5 2>/dev/null' && conex commit base filled >/dev/null && conex rm base >/dev/null || fail image
 conex volume create -o size=8m ee >/dev/null && conex volume create -o size=2m ff >/dev/null || fail "create for a first use"
