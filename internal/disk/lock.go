@@ -49,6 +49,19 @@ func AcquireSharedContext(ctx context.Context, path string) (*Lock, error) {
 	return wait(ctx, path, unix.LOCK_SH)
 }
 
+// AcquireReader is AcquireShared for who only reads what path guards, on a file system that is mounted read-only too: where the file can't be
+// made, its folder is locked.
+func AcquireReader(path string) (*Lock, error) {
+	ctx := context.Background()
+	l, err := flock(ctx, path, unix.LOCK_SH)
+	if errors.Is(err, unix.EROFS) {
+		if l, err = flockAs(ctx, path, unix.O_RDONLY, unix.LOCK_SH); errors.Is(err, fs.ErrNotExist) {
+			l, err = flockAs(ctx, filepath.Dir(path), unix.O_RDONLY|unix.O_DIRECTORY, unix.LOCK_SH)
+		}
+	}
+	return l, err
+}
+
 func wait(ctx context.Context, path string, how int) (*Lock, error) {
 	l, err := flock(context.Background(), path, how|unix.LOCK_NB)
 	if !errors.Is(err, ErrLocked) {
@@ -79,12 +92,16 @@ func wait(ctx context.Context, path string, how int) (*Lock, error) {
 // flock opens and locks. The end of ctx does not wake it up, but it makes no file any more then: whoever gave up may be
 // removing the folder.
 func flock(ctx context.Context, path string, how int) (*Lock, error) {
+	return flockAs(ctx, path, unix.O_RDWR|unix.O_CREAT, how)
+}
+
+func flockAs(ctx context.Context, path string, flags, how int) (*Lock, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	var fd int
 	err := retry(func() (err error) {
-		fd, err = unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+		fd, err = unix.Open(path, flags|unix.O_CLOEXEC, 0o600)
 		return err
 	})
 	if err != nil {
@@ -101,7 +118,7 @@ func flock(ctx context.Context, path string, how int) (*Lock, error) {
 	var mine, here unix.Stat_t
 	if unix.Fstat(fd, &mine) == nil && (unix.Stat(path, &here) != nil || here.Ino != mine.Ino || here.Dev != mine.Dev) {
 		unix.Close(fd)
-		return flock(ctx, path, how)
+		return flockAs(ctx, path, flags, how)
 	}
 	return &Lock{os.NewFile(uintptr(fd), path)}, nil
 }

@@ -87,6 +87,14 @@ func (r *Root) Path(elem ...string) string {
 	return filepath.Join(append([]string{r.dir}, elem...)...)
 }
 
+// Writable returns the error that writing to the root would have, as on a file system that is mounted read-only. Nothing is written.
+func (r *Root) Writable() error {
+	if err := unix.Access(r.dir, unix.W_OK); err != nil {
+		return &fs.PathError{Op: "write to", Path: r.dir, Err: err}
+	}
+	return nil
+}
+
 // Stage is a private folder in staging/ that its process holds under flock. Whatever has no live owner is swept.
 type Stage struct {
 	// Dir is the folder to build in.

@@ -271,7 +271,7 @@ func (m *mounter) volume(ctx context.Context, vols *volume.Store, p *apic.MountP
 	if made && !inPlace {
 		return nil
 	}
-	return vols.Fill(v.Name, fill)
+	return vols.Fill(ctx, v.Name, fill)
 }
 
 // bindModes are the words of -v's options by kind; of each kind one may be given.

@@ -37,6 +37,9 @@ func (e *Engine) SnapshotVolume(ctx context.Context, req VolumeSnapshotRequest) 
 	if req.Snapshot == "" {
 		req.Snapshot = time.Now().UTC().Format("20060102-150405.000")
 	}
+	if err := e.readyToWrite("snapshot " + req.Volume); err != nil {
+		return "", err
+	}
 	u, done, err := e.readVolume(ctx, "snapshot", req.Volume, req.NoPause)
 	if err != nil {
 		return "", err
@@ -48,11 +51,16 @@ func (e *Engine) SnapshotVolume(ctx context.Context, req VolumeSnapshotRequest) 
 	return req.Volume + "@" + req.Snapshot, nil
 }
 
+// readyToWrite sweeps what somebody who was killed has left. A root that is mounted read-only it says at once.
+func (e *Engine) readyToWrite(what string) error {
+	if err := e.root.Writable(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return e.root.Sweep()
+}
+
 // readVolume begins to read a volume whole. Unless noPause, containers that run with it stand still until done.
 func (e *Engine) readVolume(ctx context.Context, what, name string, noPause bool) (u *volume.Use, done func() error, err error) {
-	if err := e.root.Sweep(); err != nil { // what somebody who was killed has left
-		return nil, nil, err
-	}
 	if u, err = e.Volumes().Use(name); err != nil {
 		return nil, nil, volumeError(what, name, err)
 	}
@@ -147,6 +155,9 @@ func (e *Engine) CloneVolume(ctx context.Context, from, to string, noPause bool)
 	vols := e.Volumes()
 	if _, err := vols.Get(to); err == nil {
 		return conflict("clone %s: volume %s exists already", from, to)
+	}
+	if err := e.readyToWrite("clone " + from); err != nil {
+		return err
 	}
 	u, done, err := e.readVolume(ctx, "clone", name, noPause || snapshot != "")
 	if err != nil {

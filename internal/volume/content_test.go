@@ -160,7 +160,7 @@ func TestFillGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	bad := errors.New("no")
-	if err := s.Fill("vol", func(dir string) error { lay(t, dir, map[string]string{"half": "x"}); return bad }); !errors.Is(err, bad) {
+	if err := s.Fill(t.Context(), "vol", func(dir string) error { lay(t, dir, map[string]string{"half": "x"}); return bad }); !errors.Is(err, bad) {
 		t.Fatal(err)
 	}
 	same(t, list(t, s.Data("vol")), map[string]string{})
@@ -182,10 +182,10 @@ func TestFillGoesOn(t *testing.T) {
 		t.Errorf("fill stays: %v", err)
 	}
 	fills := 0
-	if err := s.Fill("vol", func(string) error { fills++; return nil }); err != nil || fills != 0 {
+	if err := s.Fill(t.Context(), "vol", func(string) error { fills++; return nil }); err != nil || fills != 0 {
 		t.Errorf("filled %d times, %v", fills, err)
 	}
-	if err := s.Fill("nosuch", func(string) error { return nil }); !errors.Is(err, ErrNotFound) {
+	if err := s.Fill(t.Context(), "nosuch", func(string) error { return nil }); !errors.Is(err, ErrNotFound) {
 		t.Errorf("%v", err)
 	}
 	// Nothing to put in leaves the folder as somebody has set it.
@@ -195,7 +195,7 @@ func TestFillGoesOn(t *testing.T) {
 	if err := os.Chmod(s.Data("bare"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Fill("bare", func(string) error { return ErrNothing }); err != nil {
+	if err := s.Fill(t.Context(), "bare", func(string) error { return ErrNothing }); err != nil {
 		t.Fatal(err)
 	}
 	if fi, err := os.Stat(s.Data("bare")); err != nil || fi.Mode().Perm() != 0o700 {
@@ -487,5 +487,23 @@ func BenchmarkCp(b *testing.B) {
 		if out, err := exec.Command("cp", "-a", src+"/.", b.TempDir()).CombinedOutput(); err != nil {
 			b.Fatalf("%v: %s", err, out)
 		}
+	}
+}
+
+// TestFillGivesUp: who waits for another's first use ends when he is told to.
+func TestFillGivesUp(t *testing.T) {
+	s := newStore(t)
+	if _, err := s.Create(Volume{Name: "vol"}, disk.Durable, nil); err != nil {
+		t.Fatal(err)
+	}
+	l, err := disk.Acquire(s.path("vol", "fill.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Release()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Fill(ctx, "vol", func(string) error { t.Error("it is filled"); return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want %v", err, context.Canceled)
 	}
 }

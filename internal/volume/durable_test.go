@@ -65,7 +65,7 @@ func TestPowerLoss(t *testing.T) {
 				if _, err := s.Create(Volume{Name: fmt.Sprint("old", n)}, disk.Durable, nil); err != nil {
 					t.Fatal(err)
 				}
-				if err := s.Fill(fmt.Sprint("old", n), fill); err != nil {
+				if err := s.Fill(t.Context(), fmt.Sprint("old", n), fill); err != nil {
 					t.Fatal(err)
 				}
 			}

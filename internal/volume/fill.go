@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +19,7 @@ import (
 //
 // The content is made aside, so a crash leaves all of it or nothing; whoever runs with the volume meanwhile sees it come. What is
 // mounted from elsewhere is filled in place, and again from the beginning after a crash.
-func (s *Store) Fill(name string, fill func(dir string) error) error {
+func (s *Store) Fill(ctx context.Context, name string, fill func(dir string) error) error {
 	if fill == nil {
 		return nil
 	}
@@ -26,18 +27,18 @@ func (s *Store) Fill(name string, fill func(dir string) error) error {
 	if err != nil {
 		return err
 	}
-	if err = u.fill(fill); errors.Is(err, ErrNothing) {
+	if err = u.fill(ctx, fill); errors.Is(err, ErrNothing) {
 		err = nil
 	}
 	return errors.Join(err, u.Release())
 }
 
-func (u *Use) fill(fill func(dir string) error) error {
+func (u *Use) fill(ctx context.Context, fill func(dir string) error) error {
 	if full, err := u.full(); full || err != nil {
 		return err
 	}
 	s, name := u.store, u.Volume.Name
-	l, err := disk.Acquire(s.path(name, "fill.lock")) // of several at a time, one fills it
+	l, err := disk.AcquireContext(ctx, s.path(name, "fill.lock")) // of several at a time, one fills it
 	if err != nil {
 		return err
 	}

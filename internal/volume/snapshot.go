@@ -166,7 +166,7 @@ func (u *Use) Open(snapshot string) (*os.File, error) {
 		if err := u.store.HasSnapshot(u.Volume.Name, snapshot); err != nil {
 			return nil, err
 		}
-		l, err := disk.AcquireShared(u.store.path(u.Volume.Name, "snapshots", snapshot, "lock"))
+		l, err := disk.AcquireReader(u.store.path(u.Volume.Name, "snapshots", snapshot, "lock"))
 		if err != nil {
 			return nil, err
 		}

@@ -29,7 +29,7 @@ type Use struct {
 
 // Use begins a use. A volume with a file system of its own is mounted by its first user.
 func (s *Store) Use(name string) (*Use, error) {
-	l, err := s.hold(name, disk.AcquireShared)
+	l, err := s.hold(name, disk.AcquireReader)
 	if err != nil {
 		return nil, err
 	}
@@ -156,6 +156,9 @@ func newMount(v *Volume) (*os.File, error) {
 
 // settle unmounts a volume's own file system if nobody uses it.
 func (s *Store) settle(name string) error {
+	if _, err := os.Lstat(s.MountPoint(name)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	l, err := s.TryAlone(name)
 	if errors.Is(err, disk.ErrLocked) {
 		return nil // whoever uses it does it, or the next settler
