@@ -14,6 +14,7 @@ func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) (code int) {
 	ondemand.Compress()
+	ondemand.Digest()
 	base, err := os.MkdirTemp("", "conex-suite.")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

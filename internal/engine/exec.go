@@ -3,7 +3,9 @@ package engine
 import (
 	"context"
 	"errors"
+	"net/http"
 	"path/filepath"
+	"strings"
 
 	"conex/internal/container"
 	"conex/internal/control"
@@ -38,8 +40,6 @@ func (e *Engine) Exec(ctx context.Context, req ExecRequest) (exitCode int, err e
 		return 0, conflict("container %s is not running", rec.ID)
 	case a.Status == container.Restarting:
 		return 0, conflict("container %s is restarting, wait until the container is running", rec.ID)
-	case a.Paused:
-		return 0, conflict("container %s is paused, unpause the container before exec", req.Container)
 	}
 	q := control.ExecRequest{
 		Cmd: req.Cmd, Env: req.Env, User: req.User, WorkingDir: req.WorkingDir, Tty: req.Tty, Detach: req.Detach,
@@ -59,6 +59,9 @@ func (e *Engine) Exec(ctx context.Context, req ExecRequest) (exitCode int, err e
 		return 0, errors.Join(e.settleGone(ctx, rec.ID), conflict("container %s is not running", rec.ID))
 	case errors.As(err, &ce) && ce.ExitCode != 0:
 		return ce.ExitCode, &ExitError{ce.ExitCode, ce}
+	case errors.As(err, &ce) && ce.Status == http.StatusConflict:
+		// The monitor knows who paused it: who commits is waited for. It is named here as it was typed.
+		return 0, conflict("%s", strings.Replace(ce.Message, rec.ID, req.Container, 1))
 	case err != nil:
 		return 0, err
 	case s == nil:
