@@ -179,14 +179,14 @@ type connection struct{ client, server int }
 const silence = 20 * time.Second
 
 func (p *pair) connect() (c *connection, err error) {
-	c = &connection{-1, -1}
+	ends := &connection{-1, -1}
 	listener := -1
 	defer func() {
 		if listener >= 0 {
 			unix.Close(listener)
 		}
 		if err != nil {
-			c.close()
+			ends.close()
 		}
 	}()
 	socket := func() (int, error) {
@@ -212,18 +212,30 @@ func (p *pair) connect() (c *connection, err error) {
 		port = int(p.port)
 	}
 	err = inside(p.from, func() (err error) {
-		if c.client, err = socket(); err != nil {
+		if ends.client, err = socket(); err != nil {
 			return err
 		}
-		return unix.Connect(c.client, &unix.SockaddrInet4{Port: port, Addr: p.addr.As4()})
+		// Go's signals interrupt it; it goes on, and the next call says how it stands.
+		for {
+			err := unix.Connect(ends.client, &unix.SockaddrInet4{Port: port, Addr: p.addr.As4()})
+			if err == unix.EISCONN {
+				return nil
+			}
+			if err != unix.EINTR && err != unix.EALREADY {
+				return err
+			}
+		}
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", p.addr, err)
 	}
-	if c.server, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC); err != nil {
+	for ends.server, err = -1, unix.EINTR; err == unix.EINTR; {
+		ends.server, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("accept: %w", err)
 	}
-	return c, unix.SetsockoptInt(c.server, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	return ends, unix.SetsockoptInt(ends.server, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 }
 
 func (c *connection) close() {

@@ -321,16 +321,20 @@ func isolatePort(port int32) netlink.Message {
 // brportIsolated is IFLA_BRPORT_ISOLATED.
 const brportIsolated = 33
 
-// forwardingEntry is struct ndmsg: a static entry (a learnt one needs a port that forwards already) that mac is behind
-// the port. It goes with the port.
+// forwardingEntry is struct ndmsg: a static entry (a learnt one needs a port that forwards already) that mac is behind the port. It goes with
+// the port, and sticks to it (ntfSticky, where the kernel is not older than 5.0): whatever the address's last owner, which has the same mac and
+// which the kernel has not taken down yet, answers on its own port, packets come here.
 func forwardingEntry(port int32, mac net.HardwareAddr) netlink.Message {
 	b := make(netlink.Attrs, unix.SizeofNdMsg)
 	b[0] = unix.AF_BRIDGE
 	binary.NativeEndian.PutUint32(b[4:], uint32(port))
 	binary.NativeEndian.PutUint16(b[8:], unix.NUD_NOARP)
-	b[10] = unix.NTF_MASTER
+	b[10] = unix.NTF_MASTER | ntfSticky
 	return netlink.Message{Type: unix.RTM_NEWNEIGH, Flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, Data: b.Bytes(unix.NDA_LLADDR, mac)}
 }
+
+// ntfSticky is NTF_STICKY of linux/neighbour.h.
+const ntfSticky = 1 << 6
 
 // Loopback brings lo up in a network namespace, all that network none has.
 func (m *Manager) Loopback(netns *os.File) error {
