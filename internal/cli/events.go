@@ -84,7 +84,7 @@ func eventLine(format string) (func(events.Message) ([]byte, error), error) {
 		return nil, &exitError{code: 64, err: err}
 	}
 	// A field that there is not is known before the first event comes.
-	if err := execute(&bytes.Buffer{}, t, event{}); err != nil && strings.Contains(err.Error(), "can't evaluate field") {
+	if err := execute(&bytes.Buffer{}, t, event{}); unknownField(err) {
 		return nil, &exitError{code: 64, err: err}
 	}
 	return func(ev events.Message) ([]byte, error) {

@@ -72,14 +72,14 @@ func (a *app) checkPsFormat(format *string, quiet bool) error {
 	if quiet && *format != "" {
 		fmt.Fprintln(a.err, "WARNING: Ignoring custom format, because both --format and --quiet are set.")
 	}
-	body, _ := strings.CutPrefix(*format, "table")
-	t, err := parseTemplate(body)
-	if err != nil {
-		return err
-	}
-	// Whatever else goes wrong with a row without values is no mistake: {{slice .ID 0 3}}.
-	if err := t.Execute(io.Discard, psRow{}); err != nil && strings.Contains(err.Error(), "can't evaluate field") {
-		return templateError(err)
+	if strings.Contains(*format, "{{") {
+		t, err := parseTemplate(strings.TrimPrefix(*format, "table"))
+		if err != nil {
+			return err
+		}
+		if err := t.Execute(io.Discard, psRow{}); unknownField(err) {
+			return templateError(err)
+		}
 	}
 	if quiet {
 		*format = "{{.ID}}"

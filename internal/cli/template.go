@@ -212,6 +212,12 @@ func templateError(err error) error {
 	return fmt.Errorf("template parsing error: %s", strings.TrimPrefix(err.Error(), "template: "))
 }
 
+// unknownField says of what a template gave with a row without values that it names a field that there is not. Whatever else goes wrong with
+// such a row is no mistake: {{slice .ID 0 3}}.
+func unknownField(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "can't evaluate field")
+}
+
 // short returns the first 12 digits of an id.
 func short(id string) string {
 	id = strings.TrimPrefix(id, "sha256:")

@@ -322,7 +322,7 @@ func isolatePort(port int32) netlink.Message {
 const brportIsolated = 33
 
 // forwardingEntry is struct ndmsg: a static entry (a learnt one needs a port that forwards already) that mac is behind the port. It goes with
-// the port, and sticks to it (ntfSticky, where the kernel is not older than 5.0): whatever the address's last owner, which has the same mac and
+// the port, and sticks to it (ntfSticky, where the kernel is not older than 4.20): whatever the address's last owner, which has the same mac and
 // which the kernel has not taken down yet, answers on its own port, packets come here.
 func forwardingEntry(port int32, mac net.HardwareAddr) netlink.Message {
 	b := make(netlink.Attrs, unix.SizeofNdMsg)

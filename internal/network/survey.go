@@ -1,7 +1,6 @@
 package network
 
 import (
-	"conex/internal/linux/netlink"
 	"context"
 	"fmt"
 	"slices"
@@ -11,6 +10,7 @@ import (
 	rtnetlink "github.com/vishvananda/netlink"
 
 	"conex/internal/egress"
+	"conex/internal/linux/netlink"
 	"conex/internal/portmap"
 )
 

@@ -52,12 +52,14 @@ func (u *Use) Release() error {
 		return nil
 	}
 	u.snapshot.Release()
+	// Closing it is not enough: a child that is being forked has a copy until it executes, and settle would take that for another user.
+	err := u.lock.Pause()
 	u.lock.Release()
 	u.lock = nil
 	if !u.Volume.Mounted() {
-		return nil
+		return err
 	}
-	return u.store.settle(u.Volume.Name)
+	return errors.Join(err, u.store.settle(u.Volume.Name))
 }
 
 // hold takes a volume's lock. ErrNotFound when there is no such volume.
@@ -157,7 +159,7 @@ func newMount(v *Volume) (*os.File, error) {
 // settle unmounts a volume's own file system if nobody uses it.
 func (s *Store) settle(name string) error {
 	if _, err := os.Lstat(s.MountPoint(name)); errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil // most have none; and on a read-only root nobody can have it alone
 	}
 	l, err := s.TryAlone(name)
 	if errors.Is(err, disk.ErrLocked) {
