@@ -12,10 +12,10 @@
 //	A=1
 //
 // A command is a line for a shell; lines that begin with "> " go on with it. $PROBE is a program that asks the kernel (see probe), and two
-// functions are there: `eventually COMMAND` runs it until it succeeds, `tty COMMAND` runs it on a terminal. The answer to each is
-// what it printed ("| "), what came on standard error ("! "), and its exit code ("= ") if that is not 0, all with what no two
-// runs have in common taken out (see normal). A line that is a JSON object is a line for each of its fields. Errors are compared by class and
-// by words, see Compare.
+// functions are there: `eventually COMMAND` runs it until it succeeds, `tty COMMAND` runs it on a terminal. What is looked for in vain has no
+// hexadecimal name: some id may begin so. The answer to each command is what it printed ("| "), what came on standard error ("! "), and its
+// exit code ("= ") if that is not 0, all with what no two runs have in common taken out (see normal). A line that is a JSON object is a line
+// for each of its fields. Errors are compared by class and by words, see Compare.
 //
 // A difference is written by hand below the command where it is seen:
 //
