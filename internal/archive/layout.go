@@ -191,7 +191,10 @@ func (l Layout) lock() (release func(), err error) {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", l.dir, err)
 	}
-	return func() { f.Close() }, nil
+	return func() {
+		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN) // a child that is being forked has a copy of the file until it executes
+		f.Close()
+	}, nil
 }
 
 // Tag names a manifest that the layout has.

@@ -216,6 +216,30 @@ func TestLock(t *testing.T) {
 	}
 }
 
+// TestLockUnderEyes: who looks whether a lock is held shares it for a moment, and keeps nobody from taking it.
+func TestLockUnderEyes(t *testing.T) {
+	s := newStore(t)
+	id := mustCreate(t, s, "web").ID
+	var stop atomic.Bool
+	var watchers sync.WaitGroup
+	defer watchers.Wait()
+	defer stop.Store(true)
+	for range 2 {
+		watchers.Go(func() {
+			for !stop.Load() {
+				s.Watched(id)
+			}
+		})
+	}
+	for range 2000 {
+		l, err := s.Lock(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Release()
+	}
+}
+
 // TestLockIdleLeaves: who waits for a lock hears that its holder runs the container after all, or that nobody wants it any more, and does not
 // keep the lock that it may get later.
 func TestLockIdleLeaves(t *testing.T) {

@@ -86,17 +86,21 @@ func (s *Store) RunDir(id string, elem ...string) string {
 // (any more).
 func (s *Store) Lock(id string) (*disk.Lock, error) {
 	path := s.RunDir(id, "monitor.lock")
-	l, err := disk.TryAcquire(path)
-	for errors.Is(err, fs.ErrNotExist) { // again while somebody removes the folder
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil && !errors.Is(err, fs.ErrExist) { // which it was for a moment
-			return nil, fmt.Errorf("lock container: %w", err)
+	for {
+		l, err := disk.TryAcquire(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // again while somebody removes the folder
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil && !errors.Is(err, fs.ErrExist) { // which it was for a moment
+				return nil, fmt.Errorf("lock container: %w", err)
+			}
+		case errors.Is(err, disk.ErrLocked):
+			if s.Watched(id) {
+				return nil, ErrBusy
+			} // else it was somebody who looked whether it is held, and shared it for a moment
+		default:
+			return l, err
 		}
-		l, err = disk.TryAcquire(path)
 	}
-	if errors.Is(err, disk.ErrLocked) {
-		return nil, ErrBusy
-	}
-	return l, err
 }
 
 // Watched reports whether somebody holds the container's monitor lock.

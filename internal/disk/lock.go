@@ -16,7 +16,10 @@ import (
 // Lock is a flock(2) on a permanent file. It dies with its process.
 //
 // Order, outermost first: gc.lock, volumes, a container's lock, names, layers, images, networks. Readers take none.
-type Lock struct{ f *os.File }
+type Lock struct {
+	f      *os.File
+	handed bool // another process goes on holding it
+}
 
 // ErrLocked says that another process holds a lock that TryAcquire wanted.
 var ErrLocked = errors.New("locked by another process")
@@ -120,21 +123,28 @@ func flockAs(ctx context.Context, path string, flags, how int) (*Lock, error) {
 		unix.Close(fd)
 		return flockAs(ctx, path, flags, how)
 	}
-	return &Lock{os.NewFile(uintptr(fd), path)}, nil
+	return &Lock{f: os.NewFile(uintptr(fd), path)}, nil
 }
 
-// Release gives the lock back. Safe on nil and when called twice.
+// Release gives the lock back, unless another process goes on holding it. Safe on nil and when called twice.
 func (l *Lock) Release() {
 	if l == nil || l.f == nil {
 		return
+	}
+	if !l.handed {
+		unlock(int(l.f.Fd()))
 	}
 	l.f.Close()
 	l.f = nil
 }
 
+// unlock comes before every close of a locked file: a child that is being forked has a copy of it until it executes, and whoever tries
+// the lock meanwhile would be refused what is free.
+func unlock(fd int) error { return retry(func() error { return unix.Flock(fd, unix.LOCK_UN) }) }
+
 // Pause lets go of the lock but not of its file, for Resume.
 func (l *Lock) Pause() error {
-	return retry(func() error { return unix.Flock(int(l.f.Fd()), unix.LOCK_UN) })
+	return unlock(int(l.f.Fd()))
 }
 
 // Resume takes a paused lock again, waiting for it. fs.ErrNotExist says that its file is no longer at its path, or another one is: what the
@@ -209,8 +219,18 @@ func RemoveLeft(dir string, entries []fs.DirEntry) error {
 	return errors.Join(errs...)
 }
 
-// File returns the locked file, for handing the lock to a child process (flock follows the open file description).
+// File returns the locked file.
 func (l *Lock) File() *os.File { return l.f }
+
+// Hand returns the locked file for another process, which makes a Lock of it by Handed (flock follows the open file description). From now on
+// it is the other's: Release here gives nothing back.
+func (l *Lock) Hand() *os.File {
+	l.handed = true
+	return l.f
+}
+
+// Handed is the lock that another process has handed to this one by f.
+func Handed(f *os.File) *Lock { return &Lock{f: f} }
 
 // Held reports whether somebody holds path exclusively. Unlike TryAcquire it makes no file; one that does not exist is not held.
 func Held(path string) bool {
@@ -220,5 +240,9 @@ func Held(path string) bool {
 		return false
 	}
 	defer unix.Close(fd)
-	return retry(func() error { return unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB) }) == unix.EWOULDBLOCK
+	if err := retry(func() error { return unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB) }); err != nil {
+		return err == unix.EWOULDBLOCK
+	}
+	unlock(fd)
+	return false
 }

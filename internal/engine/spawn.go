@@ -104,7 +104,7 @@ func (p *startingMonitor) begin(lock *disk.Lock, req control.StartRequest) (rep 
 		return rep, nil, err
 	}
 	defer logf.Close()
-	files := []*os.File{lock.File(), logf}
+	files := []*os.File{lock.Hand(), logf}
 	if req.Attach {
 		var theirs *os.File
 		if s, theirs, err = attachPair(); err != nil {

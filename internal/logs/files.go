@@ -251,6 +251,7 @@ func pack(dir string, stop <-chan struct{}) error {
 		}
 		return fmt.Errorf("compress log: %w", err)
 	}
+	defer unix.Flock(int(lock.Fd()), unix.LOCK_UN) // a child that is being forked has a copy of the file until it executes
 	seqs, err := sequence(dir)
 	if err != nil || len(seqs) < 2 {
 		return err

@@ -54,7 +54,7 @@ type monitor struct {
 	rt    runtime.Runtime
 	log   *logWriter // open while the container runs
 	sock  net.Listener
-	lock  *os.File
+	lock  *disk.Lock
 	first *os.File // of the client that is attached from the start, until it is one
 	trash string   // what remove left to delete
 	kept  bool     // the end could not be written to the disk: the state stays, and says it
@@ -129,7 +129,7 @@ func Main() int {
 		complain("monitor", err)
 	}
 	// The container is done with; only clients that read slowly still have something to come.
-	m.lock.Close()
+	m.lock.Release()
 	if !m.rec.HostConfig.AutoRemove {
 		if err := m.compressLog(); err != nil && !errors.Is(err, os.ErrNotExist) {
 			complain("compress log", err)
@@ -150,7 +150,7 @@ func open(fd int) (*monitor, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.req, m.lock = req, files[0]
+	m.req, m.lock = req, disk.Handed(files[0])
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err

@@ -52,14 +52,12 @@ func (u *Use) Release() error {
 		return nil
 	}
 	u.snapshot.Release()
-	// Closing it is not enough: a child that is being forked has a copy until it executes, and settle would take that for another user.
-	err := u.lock.Pause()
 	u.lock.Release()
 	u.lock = nil
 	if !u.Volume.Mounted() {
-		return err
+		return nil
 	}
-	return errors.Join(err, u.store.settle(u.Volume.Name))
+	return u.store.settle(u.Volume.Name)
 }
 
 // hold takes a volume's lock. ErrNotFound when there is no such volume.
