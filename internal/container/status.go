@@ -85,6 +85,11 @@ func (n *Snapshot) Alive() *State {
 	return nil
 }
 
+// Begins reports whether a monitor is starting the container, as the first run of it.
+func (n *Snapshot) Begins() bool {
+	return n.State != nil && n.State.BootID == disk.BootID() && n.State.Status == Starting && n.State.Monitor != 0
+}
+
 // Status returns Docker's word for the container's state: created, running, paused, restarting, exited.
 func (n *Snapshot) Status() apic.ContainerState {
 	if a := n.Alive(); a != nil {

@@ -70,8 +70,12 @@ type monitor struct {
 	host  *apic.HostConfig // the record's as it was changed since, nil before that
 	// networks are the record's as they were changed since, nil before that.
 	networks *[]container.Attachment
-	egress   *[]string // likewise
-	run      *run      // the present run; nil between runs
+	egress   *[]string     // likewise
+	run      *run          // the present run; nil between runs
+	up       chan struct{} // closed when the run that begins next, or the present one, is there; another after each restart
+	// abort is closed when somebody who stops the container has waited long enough for a start that does not come to its end.
+	abort   func()
+	aborted chan struct{}
 	// stop is closed when no further run must be started.
 	stop     chan struct{}
 	stopped  bool // stop is closed
@@ -144,7 +148,8 @@ func Main() int {
 
 // open waits for the request and reads what it names. The descriptor is used up, but as a way to answer.
 func open(fd int) (*monitor, error) {
-	m := &monitor{rt: runtime.New(), stop: make(chan struct{}), next: make(chan struct{}), final: make(chan struct{})}
+	m := &monitor{rt: runtime.New(), stop: make(chan struct{}), up: make(chan struct{}), aborted: make(chan struct{}), next: make(chan struct{}), final: make(chan struct{})}
+	m.abort = sync.OnceFunc(func() { close(m.aborted) })
 	warmUp()
 	req, files, err := control.ReceiveStart(fd)
 	if err != nil {
@@ -355,7 +360,7 @@ func (m *monitor) ended(r *run, e container.Exit, again bool) error {
 		m.mu.Lock()
 		m.run, m.lastExit = nil, e
 		next := m.next
-		m.next = make(chan struct{})
+		m.next, m.up = make(chan struct{}), make(chan struct{})
 		m.mu.Unlock()
 		close(next)
 		r.io.finish(e)
@@ -429,7 +434,7 @@ func (m *monitor) sweep() error {
 // shutdown ends the container without marking it as stopped by hand.
 func (m *monitor) shutdown() {
 	m.halt(false)
-	if r := m.present(); r != nil {
+	if r := m.begun(time.Duration(m.rec.StopTimeout()) * time.Second); r != nil {
 		r.endedBy(&container.Ender{Command: container.ByShutdown, Signal: int(m.rec.StopSignal()), Timeout: m.rec.StopTimeout(), Time: time.Now().UTC()})
 		r.terminate(m.rec.StopSignal(), time.Duration(m.rec.StopTimeout())*time.Second)
 	}
@@ -443,6 +448,26 @@ func (m *monitor) halt(byHand bool) {
 	if !m.stopped {
 		m.stopped = true
 		close(m.stop)
+	}
+}
+
+// begun returns the present run or the one that is being started, for who has made it the last or wants it only if the start is under way; nil when
+// there is none any more. After patience (negative: never) it gives up the start, which an external runtime may hold up.
+func (m *monitor) begun(patience time.Duration) *run {
+	m.mu.Lock()
+	r, up := m.run, m.up
+	m.mu.Unlock()
+	if r != nil {
+		return r
+	}
+	if patience >= 0 {
+		defer time.AfterFunc(patience, m.abort).Stop()
+	}
+	select {
+	case <-up:
+		return m.present()
+	case <-m.final:
+		return nil
 	}
 }
 

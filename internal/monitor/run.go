@@ -155,6 +155,7 @@ func (m *monitor) start(first *client) (*run, error) {
 		}
 	}
 	cfg.SeccompCache = m.req.State + "/seccomp"
+	cfg.Abort = m.aborted
 	if m.req.Rows > 0 && m.req.Cols > 0 {
 		cfg.Spec.Process.ConsoleSize = &specs.Box{Height: uint(m.req.Rows), Width: uint(m.req.Cols)}
 	}
@@ -266,6 +267,9 @@ func (m *monitor) running(r *run) error {
 	if r.health != nil {
 		r.health.begin()
 	}
+	m.mu.Lock()
+	close(m.up)
+	m.mu.Unlock()
 	return nil
 }
 

@@ -206,11 +206,17 @@ func (s *server) kill(w http.ResponseWriter, q *http.Request) error {
 	// A signal that is meant to end the container is the user's wish that it stays ended.
 	last := sig == unix.SIGKILL || sig == s.m.rec.StopSignal()
 	r := s.m.present()
-	if r == nil {
-		if s.m.restarting() && last {
-			s.m.halt(true)
+	switch between := s.m.status(); {
+	case r != nil:
+	case last && (between == container.Restarting || between == container.Starting):
+		s.m.halt(true)
+		if r = s.m.begun(0); r == nil {
 			return answer(w, struct{}{})
 		}
+	case between == container.Starting:
+		r = s.m.begun(-1)
+	}
+	if r == nil {
 		_, err := s.need()
 		return err
 	}
@@ -251,10 +257,10 @@ func (s *server) kill(w http.ResponseWriter, q *http.Request) error {
 // killTimeout is how long SIGKILL may take: a process that waits for a device or a network file system dies when the kernel lets it.
 const killTimeout = 10 * time.Second
 
-func (m *monitor) restarting() bool {
+func (m *monitor) status() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.state.Status == container.Restarting
+	return m.state.Status
 }
 
 func (s *server) stop(w http.ResponseWriter, q *http.Request) error {
@@ -273,7 +279,8 @@ func (s *server) stop(w http.ResponseWriter, q *http.Request) error {
 		}
 	}
 	s.m.halt(q.FormValue("for") != control.ForShutdown)
-	if r := s.m.present(); r != nil {
+	// A start that is under way is waited for, or its run would have nobody who ends it.
+	if r := s.m.begun(time.Duration(seconds) * time.Second); r != nil {
 		by := ender(q, cmp.Or(q.FormValue("for"), "stop"), sig)
 		by.Timeout = max(seconds, 0)
 		r.endedBy(by)

@@ -367,11 +367,30 @@ func (f *foreign) call(command string, stdio [3]*os.File, args ...string) error 
 	}
 	proc := newProcess(pid, pidfd, nil)
 	limit := cmp.Or(f.rt.Limit, commandLimit)
-	// With what it has begun and is still of its group: its own helpers, and a container's process that is not one yet.
-	late := time.AfterFunc(limit, func() { _ = unix.Kill(-pid, unix.SIGKILL) })
+	var abort <-chan struct{}
+	if args[0] == "create" || args[0] == "start" {
+		abort = f.cfg.Abort
+	}
+	ended, why := make(chan struct{}), make(chan string, 1)
+	go func() { // ends with this call
+		late := time.NewTimer(limit)
+		defer late.Stop()
+		select {
+		case <-ended:
+			close(why)
+			return
+		case <-late.C:
+			why <- fmt.Sprintf("no end after %v", limit)
+		case <-abort:
+			why <- "no end before the container was stopped"
+		}
+		// With what it has begun and is still of its group: its own helpers, and a container's process that is not one yet.
+		_ = unix.Kill(-pid, unix.SIGKILL)
+	}()
 	st, err := proc.Wait()
-	if !late.Stop() && err == nil && st.Code != 0 {
-		return fmt.Errorf("%s %s: no end after %v, it was killed", f.rt.Path, args[0], limit)
+	close(ended)
+	if reason := <-why; reason != "" && err == nil && st.Code != 0 {
+		return fmt.Errorf("%s %s: %s, it was killed", f.rt.Path, args[0], reason)
 	}
 	if err != nil {
 		return err

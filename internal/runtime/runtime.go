@@ -82,6 +82,9 @@ type Config struct {
 	Sources map[string]Source
 	// Scratch is an existing empty folder on which the root file system is mounted, inside the container's mount namespace only.
 	Scratch string
+	// Abort is closed when the container shall not come to be any more, however far that is. An external runtime's commands are killed then; our
+	// own take so little time that they end.
+	Abort <-chan struct{}
 	// SeccompCache is a folder for compiled filters. Empty: compile each time.
 	SeccompCache string
 	// DefaultSeccomp asks for the default profile (moby's) for the process's bounding capabilities, when Spec.Linux.Seccomp is nil.
