@@ -200,15 +200,15 @@ func (h *health) record(res *apic.HealthcheckResult) {
 		before = s.Health.Status
 		s.Health = nextHealth(s.Health, res, h.conf, h.r.started)
 		after = s.Health.Status
+		if before != after { // before anybody sees it in the state
+			h.r.m.event("health_status: "+string(after), nil)
+		}
 	})
 	if err != nil {
 		complain("record health", err)
 	}
-	if before != after {
-		h.r.m.event("health_status: "+string(after), nil)
-		if after == apic.Unhealthy {
-			h.react(res)
-		}
+	if before != after && after == apic.Unhealthy {
+		h.react(res)
 	}
 }
 

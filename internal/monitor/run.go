@@ -52,6 +52,8 @@ type run struct {
 	health   *health
 	// freezing keeps the processes still while somebody wants it.
 	freezing freezing
+	// announcing is held by who sends a signal until its event is written: what the signal does is announced after it.
+	announcing sync.Mutex
 
 	mu    sync.Mutex
 	execs map[string]*execution
@@ -277,6 +279,8 @@ func (m *monitor) running(r *run) error {
 func (r *run) wait() container.Exit {
 	status, err := r.proc.Wait()
 	close(r.done)
+	r.announcing.Lock()
+	r.announcing.Unlock() //nolint:staticcheck // it is waited for, nothing is guarded
 	r.freezing.dropAll(true)
 	if r.health != nil {
 		r.health.end()
@@ -363,6 +367,17 @@ func (r *run) clean() error {
 	}
 	r.cleaned = true
 	return errors.Join(r.stopNames(), r.ct.Delete(), r.leaveVolumes())
+}
+
+// announced sends a signal and writes its event.
+func (r *run) announced(sig unix.Signal) error {
+	r.announcing.Lock()
+	defer r.announcing.Unlock()
+	if err := r.proc.Signal(sig); err != nil {
+		return err
+	}
+	r.m.event("kill", map[string]string{"signal": strconv.Itoa(int(sig))})
+	return nil
 }
 
 // terminate sends sig and, when the process is still there after timeout (negative: for ever), SIGKILL. It returns when the

@@ -227,7 +227,7 @@ func (s *server) kill(w http.ResponseWriter, q *http.Request) error {
 	} else {
 		r.signalled(by)
 	}
-	if err := r.proc.Signal(sig); err != nil {
+	if err := r.announced(sig); err != nil {
 		if errors.Is(err, os.ErrProcessDone) {
 			_, err = s.need()
 			if err == nil {
@@ -239,7 +239,6 @@ func (s *server) kill(w http.ResponseWriter, q *http.Request) error {
 	if last {
 		r.freezing.dropAll(false)
 	}
-	s.m.event("kill", map[string]string{"signal": strconv.Itoa(int(sig))})
 	if sig != unix.SIGKILL {
 		return answer(w, struct{}{})
 	}

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Place is where cases run: an engine with the fixture's images and nothing else, which has one case at a time.
@@ -27,15 +29,16 @@ type Place struct {
 	Probe string
 }
 
-// stepLimit is the time for one command.
-const stepLimit = 60 * time.Second
+// stepLimit is the time for one command. It ends one that hangs, and none that waits for a busy machine.
+const stepLimit = 3 * time.Minute
 
 // prelude are the functions that commands may use.
-const prelude = `eventually() { eventually_n=0; until "$@" >/dev/null 2>&1; do eventually_n=$((eventually_n + 1)); [ $eventually_n -lt 150 ] || return 1; sleep 0.1; done; }
+const prelude = `eventually() { eventually_n=0; until "$@" >/dev/null 2>&1; do eventually_n=$((eventually_n + 1)); [ $eventually_n -lt 600 ] || return 1; sleep 0.1; done; }
 tty() { if [ $# = 1 ]; then tty_line=$1; else tty_line=; for tty_word; do tty_line="$tty_line '$(printf %s "$tty_word" | sed "s/'/'\\\\''/g")'"; done; fi; TERM=xterm script -qec "$tty_line" /dev/null </dev/null; }
 `
 
-// Run types the case's commands one after the other in dir, an empty folder, and returns the answers.
+// Run types the case's commands one after the other in dir, an empty folder, and returns the answers. What a command has left in the background
+// ends with it: a later start of "c1" would meet another case's.
 func (p *Place) Run(ctx context.Context, c *Case, dir string) ([][]string, error) {
 	for _, f := range c.files {
 		name := filepath.Join(dir, f.Name)
@@ -47,26 +50,35 @@ func (p *Place) Run(ctx context.Context, c *Case, dir string) ([][]string, error
 		}
 	}
 	n := normal{dir: dir, probe: p.Probe}
-	var answers [][]string
-	for _, s := range c.Steps {
-		lines, err := p.step(ctx, s.Line, dir, &n)
-		if err != nil {
+	raw := make([]answer, len(c.Steps))
+	for i, s := range c.Steps {
+		var err error
+		if raw[i], err = p.step(ctx, s.Line, dir); err != nil {
 			return nil, fmt.Errorf("$ %s: %w", s.Line, err)
 		}
-		answers = append(answers, lines)
+		n.see(raw[i])
+	}
+	answers := make([][]string, len(raw))
+	for i, a := range raw {
+		answers[i] = n.answer(a)
 	}
 	return answers, nil
 }
 
 // Clean removes what a case has left.
 func (p *Place) Clean(ctx context.Context) error {
-	n := normal{}
 	_, err := p.step(ctx, `ids=$(docker ps -aq); [ -z "$ids" ] || docker rm -fv $ids; docker volume prune -af 2>/dev/null || docker volume prune -f; docker network prune -f
-		ids=$(docker images --format '{{.Repository}}:{{.Tag}} {{.ID}}' | awk '$1 !~ /^(`+strings.Join(Images(), "|")+`):/ {print $2}'); [ -z "$ids" ] || docker rmi -f $ids`, "/", &n)
+		ids=$(docker images --format '{{.Repository}}:{{.Tag}} {{.ID}}' | awk '$1 !~ /^(`+strings.Join(Images(), "|")+`):/ {print $2}'); [ -z "$ids" ] || docker rmi -f $ids`, "/")
 	return err
 }
 
-func (p *Place) step(ctx context.Context, line, dir string, n *normal) ([]string, error) {
+// answer is what a command printed on its standard output and error, in lines, and its exit code.
+type answer struct {
+	out  [2][]string
+	code int
+}
+
+func (p *Place) step(ctx context.Context, line, dir string) (a answer, err error) {
 	ctx, cancel := context.WithTimeout(ctx, stepLimit)
 	defer cancel()
 	// Files, not pipes: what a command leaves in the background must not hold the next one up.
@@ -74,7 +86,7 @@ func (p *Place) step(ctx context.Context, line, dir string, n *normal) ([]string
 	for i := range out {
 		f, err := os.CreateTemp("", "step.")
 		if err != nil {
-			return nil, err
+			return a, err
 		}
 		defer os.Remove(f.Name())
 		defer f.Close()
@@ -86,40 +98,46 @@ func (p *Place) step(ctx context.Context, line, dir string, n *normal) ([]string
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	if err := p.Start(cmd); err != nil {
-		return nil, err
+		return a, err
 	}
-	err := cmd.Wait()
+	// As long as nobody has waited for the shell, its process group is nobody else's.
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+	}
+	if kerr := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); err == nil {
+		err = kerr
+	}
+	if werr := cmd.Wait(); err == nil {
+		err = werr
+	}
 	var exit *exec.ExitError
 	if ctx.Err() != nil {
 		err = fmt.Errorf("not done after %v", stepLimit)
 	}
 	if err != nil && (!errors.As(err, &exit) || ctx.Err() != nil) {
-		return nil, err
+		return a, err
 	}
-	var lines []string
-	for i, kind := range []string{"|", "!"} {
+	if exit != nil {
+		a.code = exit.ExitCode()
+	}
+	for i := range out {
 		if _, err := out[i].Seek(0, io.SeekStart); err != nil {
-			return nil, err
+			return a, err
 		}
 		data, err := io.ReadAll(out[i])
 		if err != nil {
-			return nil, err
+			return a, err
 		}
 		for l := range strings.Lines(string(data)) {
 			l = strings.TrimRight(l, " \r\n")
-			if !strings.HasPrefix(l, "{") {
-				lines = append(lines, strings.TrimRight(kind+" "+n.line(l), " "))
-				continue
-			}
-			for _, field := range fields(l) {
-				lines = append(lines, kind+" "+n.line(field))
+			if strings.HasPrefix(l, "{") {
+				a.out[i] = append(a.out[i], fields(l)...)
+			} else {
+				a.out[i] = append(a.out[i], l)
 			}
 		}
 	}
-	if exit != nil {
-		lines = append(lines, "= "+strconv.Itoa(exit.ExitCode()))
-	}
-	return lines, nil
+	return a, nil
 }
 
 // fields are the fields of a JSON object, each as "path: value", sorted by path; the line itself where it is none.
@@ -155,6 +173,7 @@ func fields(line string) []string {
 // normal takes out of answers what no two runs have in common. Ids get numbers in the order of their first appearance.
 type normal struct {
 	dir, probe string
+	seen       []string // whole ids, of all answers
 	ids        []string
 }
 
@@ -169,6 +188,7 @@ var (
 		{regexp.MustCompile(`\b(20\d\d)-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)? [+-]\d{4} [A-Z]+`), "<time>"},
 		{regexp.MustCompile(`\bUp (\d+ (second|minute)s?|Less than a second|About a minute)`), "Up <ago>"},
 		{regexp.MustCompile(`(\d+ (second|minute|hour)s?|Less than a second|About a minute|About an hour) ago`), "<ago> ago"},
+		{regexp.MustCompile(`("execDuration":")\d+"`), `${1}<seconds>"`},
 		{regexp.MustCompile(`\b172\.\d+\.\d+\.\d+\b`), "<ip>"},
 		{regexp.MustCompile(`\b([0-9a-f]{2}:){5}[0-9a-f]{2}\b`), "<mac>"},
 		{regexp.MustCompile(`(0\.0\.0\.0|\[?::\]?|127\.0\.0\.1):(3[2-9]|4|5|6)\d{3,4}\b`), "$1:<port>"},
@@ -177,6 +197,31 @@ var (
 		{regexp.MustCompile(`(Pid"?: )[1-9]\d*`), "${1}<pid>"},
 	}
 )
+
+// see takes note of the ids in an answer, which tell short ones from numbers.
+func (n *normal) see(a answer) {
+	for _, l := range slices.Concat(a.out[:]...) {
+		for _, id := range longID.FindAllString(l, -1) {
+			if !strings.HasPrefix(id, "sha256:") {
+				n.seen = append(n.seen, id)
+			}
+		}
+	}
+}
+
+// answer is an answer as it is kept.
+func (n *normal) answer(a answer) []string {
+	var lines []string
+	for i, kind := range []string{"| ", "! "} {
+		for _, l := range a.out[i] {
+			lines = append(lines, strings.TrimRight(kind+n.line(l), " "))
+		}
+	}
+	if a.code != 0 {
+		lines = append(lines, "= "+strconv.Itoa(a.code))
+	}
+	return lines
+}
 
 func (n *normal) line(s string) string {
 	for _, r := range []struct{ path, name string }{{n.probe, "PROBE"}, {n.dir, "DIR"}} {
@@ -191,7 +236,8 @@ func (n *normal) line(s string) string {
 		return n.id(id)
 	})
 	s = shortID.ReplaceAllStringFunc(s, func(id string) string {
-		if word := !strings.ContainsAny(id, "abcdef") || !strings.ContainsAny(id, "0123456789"); word && n.known(id) < 0 {
+		word := !strings.ContainsAny(id, "abcdef") || !strings.ContainsAny(id, "0123456789")
+		if word && !slices.ContainsFunc(n.seen, func(long string) bool { return strings.HasPrefix(long, id) }) {
 			return id // an id is like that once in three hundred, as a number of twelve digits always is
 		}
 		return n.id(id)
