@@ -368,7 +368,7 @@ func TestArchivesInterrupted(t *testing.T) {
 			if _, err := pw.Write(archive[:n]); err != nil { // returns when it reads
 				t.Fatal(err)
 			}
-			w.eventually(10*time.Second, "the command waits for input", func() bool {
+			w.eventually("the command waits for input", func() bool {
 				tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/wchan", cmd.Process.Pid))
 				return slices.ContainsFunc(tasks, func(name string) bool {
 					wchan, _ := os.ReadFile(name)

@@ -83,7 +83,7 @@ var attackerOnce = sync.OnceValues(func() (string, error) {
 func (w *world) attack(name string, args ...string) {
 	w.t.Helper()
 	w.conex(append([]string{"run", "-d", "--name", name, "--network", "none"}, args...)...)
-	w.eventually(10*time.Second, name+" at work", func() bool { return strings.Contains(w.try("logs", name).stdout, "ready") })
+	w.eventually(name+" at work", func() bool { return strings.Contains(w.try("logs", name).stdout, "ready") })
 }
 
 func fileDigest(t *testing.T, path string) string {
@@ -271,7 +271,7 @@ func TestForkBomb(t *testing.T) {
 	w := attackWorld(t)
 	w.attack("bomb", "--pids-limit", "60", "hostile", "/attacker", "fork")
 	w.attack("other", "hostile", "sh", "-c", "echo ready; exec sleep 1000")
-	w.eventually(20*time.Second, "the bomb at its limit", func() bool { return len(strings.Split(w.try("top", "bomb").stdout, "\n")) > 20 })
+	w.eventually("the bomb at its limit", func() bool { return len(strings.Split(w.try("top", "bomb").stdout, "\n")) > 20 })
 	if n := len(strings.Split(w.conex("top", "bomb"), "\n")) - 1; n > 60 {
 		t.Errorf("%d processes", n)
 	}
@@ -289,7 +289,7 @@ func TestLogFlood(t *testing.T) {
 		id := w.conex("run", "-d", "--name", "flood", "--network", "none", "--log-driver", driver, "--log-opt", "max-size=1m", "--log-opt", "max-file=3", "hostile", "/attacker", "flood")
 		dir := filepath.Join(w.root, "containers", id, "log")
 		turned := func() bool { return len(w.try("logs", "--tail", "1", "flood").stdout) > 0 && size(dir) > 1<<20 }
-		w.eventually(20*time.Second, "a flood", turned)
+		w.eventually("a flood", turned)
 		for range 20 {
 			if n := size(dir); n > 5<<20 {
 				t.Fatalf("%s: the log has %d bytes", driver, n)

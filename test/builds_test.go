@@ -107,9 +107,9 @@ func (b *builder) wait() int {
 	b.w.t.Helper()
 	select {
 	case <-b.done:
-	case <-time.After(2 * time.Minute):
+	case <-time.After(2 * giveUp):
 		b.cmd.Process.Kill() //nolint:errcheck // the test has failed
-		b.w.t.Fatalf("a build is not done after two minutes:\n%s", b)
+		b.w.t.Fatalf("a build is not done after %v:\n%s", 2*giveUp, b)
 	}
 	return b.cmd.ProcessState.ExitCode()
 }
@@ -171,7 +171,7 @@ func (w *world) wantNoBuildTraces(when string) {
 	w.t.Helper()
 	// The kernel takes a namespace's links away a moment after its last process.
 	left := w.buildTraces()
-	for deadline := time.Now().Add(5 * time.Second); len(left) > 0 && time.Now().Before(deadline); left = w.buildTraces() {
+	for deadline := time.Now().Add(giveUp); len(left) > 0 && time.Now().Before(deadline); left = w.buildTraces() {
 		time.Sleep(20 * time.Millisecond)
 	}
 	for _, l := range left {
@@ -240,7 +240,7 @@ func TestBuildLockedCaches(t *testing.T) {
 func TestBuildFailureCancels(t *testing.T) {
 	w := newWorld(t)
 	w.conex("pull", "-q", "busybox")
-	const hang = "sleep 7654321"
+	hang := forever(7654)
 	text := "FROM busybox AS good\nRUN " + meet + "echo x >> /meet/first; echo first > /first\nRUN " + meet + "touch /meet/hangs; exec " + hang + "\n" +
 		"FROM busybox AS bad\nRUN " + meet + wait("hangs") + "; echo told >&2; exit 3\n" +
 		"FROM scratch\nCOPY --from=good / /\nCOPY --from=bad / /\n"
@@ -284,14 +284,14 @@ func TestBuildInterrupted(t *testing.T) {
 	w := newWorld(t)
 	w.conex("pull", "-q", "busybox")
 	// At a known place: two commands run, one with a bridge and mounts; a first step is done.
-	const hang = "sleep 8765432"
+	hang := forever(8765)
 	text := "FROM busybox AS a\nRUN " + meet + "echo x >> /meet/first; echo first > /first\nRUN " + meet + "--mount=type=bind,source=Dockerfile,target=/d touch /meet/a; exec " + hang + "\n" +
 		"FROM busybox AS b\nRUN --network=none " + meet + "--mount=type=bind,from=a,source=/bin,target=/other,rw touch /meet/b; exec " + hang + "\n" +
 		"FROM scratch\nCOPY --from=a / /\nCOPY --from=b / /\n"
 	text = strings.Replace(text, "from=a,source=/bin", "from=busybox,source=/bin", 1)
 	dir := w.write("interrupted/Dockerfile", text)
 	b := w.startBuild("-t", "interrupted", dir)
-	w.eventually(30*time.Second, "both commands at work", func() bool { return w.met("a") && w.met("b") })
+	w.eventually("both commands at work", func() bool { return w.met("a") && w.met("b") })
 	w.noteSteps()
 	if len(w.ids) < 2 {
 		t.Errorf("%d steps run", len(w.ids))
@@ -324,7 +324,7 @@ func TestBuilderKilledWriting(t *testing.T) {
 	w.conex("pull", "-q", "busybox")
 	dir := w.write("writes/Dockerfile", "FROM busybox\nRUN "+meet+"touch /meet/writes; i=0; while :; do i=$((i+1)); : > /file$i; done\n")
 	b := w.startBuild(dir)
-	w.eventually(30*time.Second, "the command at work", func() bool { return w.met("writes") })
+	w.eventually("the command at work", func() bool { return w.met("writes") })
 	w.noteSteps()
 	kill9(t, b.cmd.Process.Pid)
 	b.wait()
@@ -406,9 +406,9 @@ func TestBuildsShare(t *testing.T) {
 		return w.startBuild("-t", "share"+n, "--iidfile", filepath.Join(w.dir, "id"+n), dir)
 	}
 	first := build("1")
-	w.eventually(30*time.Second, "the first build at its step", func() bool { return w.met("started") })
+	w.eventually("the first build at its step", func() bool { return w.met("started") })
 	second := build("2")
-	w.eventually(30*time.Second, "the second build to say that it waits", func() bool {
+	w.eventually("the second build to say that it waits", func() bool {
 		return strings.Contains(second.String(), "waiting for another build")
 	})
 	w.put("go")
@@ -433,9 +433,9 @@ func TestBuildsShare(t *testing.T) {
 	// The one at work is killed: the one that waits does the step.
 	w.write("share/Dockerfile", strings.NewReplacer("started", "again", "/go", "/gone", "/one", "/uno").Replace(text))
 	first = build("1")
-	w.eventually(30*time.Second, "the first build at its step", func() bool { return w.met("again") })
+	w.eventually("the first build at its step", func() bool { return w.met("again") })
 	second = build("2")
-	w.eventually(30*time.Second, "the second build to say that it waits", func() bool {
+	w.eventually("the second build to say that it waits", func() bool {
 		return strings.Contains(second.String(), "waiting for another build")
 	})
 	w.noteSteps()
@@ -457,13 +457,13 @@ func TestBuildWaitsWithoutSlot(t *testing.T) {
 	const locked = "--mount=type=cache,id=held,target=/held,sharing=locked "
 	same := "FROM busybox AS same\nRUN " + meet + locked + "touch /meet/first; " + wait("go") + "; echo > /same\n"
 	first := w.startBuild(w.write("first/Dockerfile", same))
-	w.eventually(30*time.Second, "the first build at its step", func() bool { return w.met("first") })
+	w.eventually("the first build at its step", func() bool { return w.met("first") })
 	w.env = append(w.env, "CONEX_BUILD_PARALLELISM=1")
 	second := w.startBuild(w.write("second/Dockerfile", same+
 		"FROM busybox AS cache\nRUN "+locked+"echo > /cache\n"+
 		"FROM busybox AS free\nRUN "+meet+"touch /meet/free; echo > /free\n"+
 		"FROM scratch\nCOPY --from=same /same /\nCOPY --from=cache /cache /\nCOPY --from=free /free /\n"))
-	w.eventually(30*time.Second, "the second build to wait twice and to go on all the same", func() bool {
+	w.eventually("the second build to wait twice and to go on all the same", func() bool {
 		out := second.String()
 		return strings.Contains(out, "waiting for another build") && strings.Contains(out, "waiting for a cache mount") && w.met("free")
 	})

@@ -4,7 +4,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // build --debug at a terminal: a shell where the step failed, then again, on, or the end.
@@ -133,7 +132,7 @@ func TestBuildShell(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait() // "killed", as it should be
-	w.eventually(5*time.Second, "the next command clears up", func() bool {
+	w.eventually("the next command clears up", func() bool {
 		w.conex("build", "shell", "--", "true")
 		found, err := filepath.Glob(filepath.Join(w.state, "build", "*"))
 		return err == nil && len(found) == 0

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -20,15 +21,17 @@ func TestStreamBesideConnect(t *testing.T) {
 	w.conex("run", "-d", "--name", "receiver", "--network", "name=steady,ip=10.81.0.9", "-p", "127.0.0.1:18080:81", "busybox", "sh", "-c",
 		`echo hello >/tmp/index.html; httpd -p 81 -h /tmp; tail -f /dev/null | nc -l -p 80 | wc -c >/tmp/got & exec sleep 1000`)
 	var stream net.Conn
-	w.eventually(10*time.Second, "a connection to the receiver", func() (ok bool) {
+	w.eventually("a connection to the receiver", func() (ok bool) {
 		w.inNetns(func() {
 			var err error
-			stream, err = net.DialTimeout("tcp", "10.81.0.9:80", time.Second)
+			stream, err = net.DialTimeout("tcp", "10.81.0.9:80", 10*time.Second) // one that is given up would be the receiver's only one
 			ok = err == nil
 		})
 		return ok
 	})
-	stop, sent := make(chan struct{}), make(chan int)
+	stop, sent := make(chan struct{}), make(chan int, 1)
+	end := sync.OnceFunc(func() { close(stop) })
+	defer end()
 	go func() { // ends at stop
 		n, chunk := 0, make([]byte, 64<<10)
 		defer func() { stream.Close(); sent <- n }()
@@ -55,10 +58,10 @@ func TestStreamBesideConnect(t *testing.T) {
 			t.Errorf("the published port, disconnected: %q", got)
 		}
 	}
-	close(stop)
+	end()
 	want := strconv.Itoa(<-sent)
 	var got string
-	w.eventually(20*time.Second, "the end of the stream", func() bool {
+	w.eventually("the end of the stream", func() bool {
 		got = strings.TrimSpace(w.conex("exec", "receiver", "cat", "/tmp/got"))
 		return got != ""
 	})
@@ -101,7 +104,7 @@ func TestConnectKilled(t *testing.T) {
 		}
 		_ = cmd.Wait() // it was killed, or its monitor was
 		if i%3 != 1 {  // the kernel takes a moment to end all of its threads, and the lock with the last
-			w.eventually(10*time.Second, "the settling", func() bool { return w.conex("inspect", "-f", "{{.State.Running}}", name) == "false" })
+			w.eventually("the settling", func() bool { return w.conex("inspect", "-f", "{{.State.Running}}", name) == "false" })
 		}
 		w.conex("stop", "-t", "0", name) // a monitor that lives ends what it was asked for
 		want := strings.Fields(w.conex("inspect", "-f", `{{range $k, $v := .NetworkSettings.Networks}}{{$k}} {{end}}`, name))

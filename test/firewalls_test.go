@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -131,11 +132,11 @@ func TestFirewallReload(t *testing.T) {
 			works := func(when string) {
 				t.Helper()
 				for _, proto := range []string{"tcp", "udp"} {
-					w.eventually(15*time.Second, when+": web is not reached by "+proto, func() bool { return reached(h.outside, proto, host, "web") })
-					w.eventually(15*time.Second, when+": the neighbour is not reached by "+proto, func() bool {
+					w.eventually(when+": web is not reached by "+proto, func() bool { return reached(h.outside, proto, host, "web") })
+					w.eventually(when+": the neighbour is not reached by "+proto, func() bool {
 						return reached(bounded, proto, netip.AddrPortFrom(h.neighbour.addrs[0], service), "neighbour")
 					})
-					w.eventually(15*time.Second, when+": outside is not reached by "+proto, func() bool {
+					w.eventually(when+": outside is not reached by "+proto, func() bool {
 						return reached(web, proto, netip.AddrPortFrom(h.outside.addrs[0], service), "outside")
 					})
 				}
@@ -145,6 +146,8 @@ func TestFirewallReload(t *testing.T) {
 			// What is denied is tried all the time.
 			var leaks, tries atomic.Int64
 			end, ended := make(chan struct{}), make(chan struct{})
+			enough := sync.OnceFunc(func() { close(end); <-ended })
+			defer enough()
 			go func() {
 				defer close(ended)
 				for {
@@ -163,8 +166,7 @@ func TestFirewallReload(t *testing.T) {
 				sh(f.reload)
 				works("after a reload")
 			}
-			close(end)
-			<-ended
+			enough()
 			if leaks.Load() > 0 || tries.Load() == 0 {
 				t.Errorf("%d of %d tries to what --egress denies were answered", leaks.Load(), tries.Load())
 			}

@@ -28,7 +28,7 @@ func kill9(t *testing.T, pid int) {
 func (w *world) monitorOf(id string) int {
 	w.t.Helper()
 	found := 0
-	w.eventually(5*time.Second, "a monitor of "+id, func() bool {
+	w.eventually("a monitor of "+id, func() bool {
 		for _, pid := range w.monitors() {
 			if holdsFile(pid, filepath.Join(w.state, "c", id)) {
 				found = pid
@@ -65,10 +65,10 @@ func TestMonitorKilled(t *testing.T) {
 	w.get("http://127.0.0.1:8080/")
 	child := w.initOf(id)
 	kill9(t, w.monitorOf(id))
-	w.eventually(10*time.Second, "ps to settle the container", func() bool {
+	w.eventually("ps to settle the container", func() bool {
 		return w.conex("ps", "-q") == ""
 	})
-	w.eventually(5*time.Second, "the container's process gone", func() bool { return !alive(child) })
+	w.eventually("the container's process gone", func() bool { return !alive(child) })
 	if got := w.conex("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}} {{.State.Running}}", id); got != "exited 137 false" {
 		t.Errorf("the settled container is %q", got)
 	}
@@ -109,7 +109,7 @@ func TestMonitorDying(t *testing.T) {
 		child, pid := w.initOf(id), w.monitorOf(id)
 		lock := heldFile(t, pid, filepath.Join(w.state, "c", id, "monitor.lock"))
 		kill9(t, pid)
-		w.eventually(10*time.Second, "the monitor's death", func() bool { return !alive(pid) })
+		w.eventually("the monitor's death", func() bool { return !alive(pid) })
 		cmd := w.command(c.cmd...)
 		var out, errout bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &errout
@@ -187,7 +187,7 @@ func TestInitKilled(t *testing.T) {
 	id = w.conex("run", "-d", "--restart", "always", "busybox", "sleep", "1000")
 	first := w.initOf(id)
 	kill9(t, first)
-	w.eventually(20*time.Second, "a restart", func() bool {
+	w.eventually("a restart", func() bool {
 		got := w.conex("inspect", "-f", "{{.State.Status}} {{.RestartCount}}", id)
 		return got == "running 1" && w.initOf(id) != first
 	})
@@ -200,14 +200,14 @@ func TestClientKilled(t *testing.T) {
 	var out bytes.Buffer
 	cmd.Stdout = &out
 	w.start(cmd)
-	w.eventually(10*time.Second, "the container to run", func() bool {
+	w.eventually("the container to run", func() bool {
 		return w.conex("ps", "-q", "--filter", "name=fg") != "" && w.conex("logs", "fg") != ""
 	})
 	kill9(t, cmd.Process.Pid)
 	cmd.Wait()
 	// The container is the monitor's, not the client's: it runs on, and its output goes to its log.
 	seen := strings.Count(w.conex("logs", "fg"), "tick")
-	w.eventually(10*time.Second, "more output after the client's death", func() bool {
+	w.eventually("more output after the client's death", func() bool {
 		return strings.Count(w.conex("logs", "fg"), "tick") > seen
 	})
 	if got := w.conex("inspect", "-f", "{{.State.Running}}", "fg"); got != "true" {
@@ -257,17 +257,17 @@ func TestBuilderKilled(t *testing.T) {
 	w := newWorld(t)
 	w.conex("pull", "-q", "busybox")
 	// While a step runs: its process dies with the builder.
-	mark := "sleep 4321"
+	mark := forever(4321)
 	dir := w.write("slow/Dockerfile", "FROM busybox\nRUN echo first > /first\nRUN "+mark+"\n")
 	cmd := w.command("build", dir)
 	w.start(cmd)
-	w.eventually(20*time.Second, "the step running", func() bool { return running(mark) })
+	w.eventually("the step running", func() bool { return running(mark) })
 	kill9(t, cmd.Process.Pid)
 	cmd.Wait()
 	w.write("slow/Dockerfile", "FROM busybox\nRUN echo first > /first\nRUN echo second > /second\n")
 	steps := w.build("-t", "slow", dir)
 	wantSteps(t, "after the killed build", steps, "RUN echo second")
-	w.eventually(5*time.Second, "the step's process gone", func() bool { return !running(mark) })
+	w.eventually("the step's process gone", func() bool { return !running(mark) })
 
 	// At moments that move through a short build of COPY and RUN: the next build gives the same image as an undisturbed one.
 	for i := range 40 {
@@ -287,6 +287,9 @@ func TestBuilderKilled(t *testing.T) {
 		t.Errorf("the last image has %q", got)
 	}
 }
+
+// forever is a command line that is this test's alone: others may run the same test on this machine.
+func forever(kind int) string { return fmt.Sprintf("sleep %d%07d", kind, os.Getpid()) }
 
 // running says whether any process has exactly this command line.
 func running(cmdline string) bool {

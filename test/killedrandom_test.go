@@ -138,7 +138,7 @@ func (w *world) waitFor(cmd *exec.Cmd, what string) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(30 * time.Second):
+	case <-time.After(giveUp):
 		w.t.Fatalf("%s: the command does not end", what)
 	}
 }
@@ -209,7 +209,7 @@ func cgroupPids(id string) []int {
 func (w *world) settled(what string) {
 	w.t.Helper()
 	why := ""
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(giveUp); ; time.Sleep(10 * time.Millisecond) {
 		if why = w.untrue(); why == "" {
 			return
 		}

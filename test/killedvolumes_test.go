@@ -233,7 +233,7 @@ func TestVolumeUsersKilled(t *testing.T) {
 		first := w.conex("run", "-d", "--network", "none", "-v", "mem:/m", "busybox", "sh", "-c", "echo kept >/m/f; sleep 1000")
 		second := w.conex("run", "-d", "--network", "none", "-v", "mem:/m", "busybox", "sleep", "1000")
 		kill9(t, w.monitorOf(first))
-		w.eventually(10*time.Second, "the first is settled", func() bool {
+		w.eventually("the first is settled", func() bool {
 			return strings.Contains(w.conex("ps", "-a", "--no-trunc", "--filter", "id="+first), "Exited")
 		})
 		if !mounted() {
@@ -243,7 +243,7 @@ func TestVolumeUsersKilled(t *testing.T) {
 			t.Fatalf("round %d: %q", i, got)
 		}
 		kill9(t, w.monitorOf(second))
-		w.eventually(10*time.Second, "the volume is unmounted", func() bool { w.conex("ps"); return !mounted() })
+		w.eventually("the volume is unmounted", func() bool { w.conex("ps"); return !mounted() })
 		w.conex("rm", first, second)
 	}
 	w.conex("volume", "rm", "mem")

@@ -15,7 +15,7 @@ import (
 // failed early, or a test without one, has forgotten.
 func suiteLeaks(base string) []string {
 	var left []string
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(giveUp); ; time.Sleep(50 * time.Millisecond) {
 		left = append(leakedProcesses(base), leakedMounts(base)...)
 		if len(left) == 0 || time.Now().After(deadline) {
 			return left

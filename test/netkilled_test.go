@@ -133,7 +133,7 @@ func (w *world) clearNets(t *testing.T, what, before string) {
 	w.conex("network", "create", "again")
 	w.conex("network", "rm", "again")
 	now := ""
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(giveUp); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if now = w.traces(); now == before {
 			return // the kernel takes namespaces down in its own time
 		}
@@ -177,7 +177,7 @@ func (w *world) traces() string {
 // tracesAtRest are the traces when the last container's link and its monitor are gone.
 func (w *world) tracesAtRest() (traces string) {
 	w.t.Helper()
-	w.eventually(20*time.Second, "the last container's link and monitor go", func() bool {
+	w.eventually("the last container's link and monitor go", func() bool {
 		traces = w.traces()
 		return !strings.Contains(traces, "cxv") && len(w.monitors()) == 0 && !strings.Contains(traces, filepath.Join(w.state, "c")+"/")
 	})

@@ -126,7 +126,7 @@ func TestPortAgain(t *testing.T) {
 		w.conex("rm", "-f", "web")
 	}
 	now := ""
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(giveUp); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		if now = w.traces(); now == before {
 			return
 		}

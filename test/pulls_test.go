@@ -450,7 +450,7 @@ func TestPullBacksOff(t *testing.T) {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			var mu sync.Mutex
 			seen := map[string]int{}
-			var refused time.Time
+			refused := map[string]time.Time{}
 			r.behave(func(req *http.Request) conduct {
 				mu.Lock()
 				defer mu.Unlock()
@@ -464,7 +464,7 @@ func TestPullBacksOff(t *testing.T) {
 				c := conduct{status: status}
 				if status == http.StatusTooManyRequests {
 					c.header = map[string]string{"Retry-After": "1"}
-					refused = time.Now()
+					refused[req.URL.Path] = time.Now()
 				}
 				return c
 			})
@@ -478,9 +478,17 @@ func TestPullBacksOff(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			if status == http.StatusTooManyRequests {
-				last := log[len(log)-1]
-				if waited := last.at.Sub(refused); waited < 900*time.Millisecond {
-					t.Errorf("asked again after %v, it said 1 s", waited)
+				again := map[string]bool{}
+				for _, e := range log {
+					if at, ok := refused[e.path]; ok && e.status == http.StatusOK && !again[e.path] {
+						again[e.path] = true
+						if waited := e.at.Sub(at); waited < 900*time.Millisecond {
+							t.Errorf("%s is asked for again after %v, it said 1 s", e.path, waited)
+						}
+					}
+				}
+				if len(again) != len(refused) || len(again) < 3 {
+					t.Errorf("of %d that were refused %d were asked for again: %v", len(refused), len(again), log)
 				}
 			}
 			if n := count(log, http.MethodGet, "/blobs/"); n != 4 {

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // reboot does to this installation what a machine does that goes down: every process dies at once, and the state folder is empty
@@ -16,11 +15,11 @@ func (w *world) reboot(orderly bool) {
 	ids := w.containers()
 	if orderly {
 		w.conex("reconcile", "--shutdown")
-		w.eventually(10*time.Second, "the monitors gone", func() bool { return len(w.monitors()) == 0 })
+		w.eventually("the monitors gone", func() bool { return len(w.monitors()) == 0 })
 	}
 	w.killAll()
 	for _, id := range ids {
-		w.eventually(10*time.Second, "the container's processes gone", func() bool {
+		w.eventually("the container's processes gone", func() bool {
 			pids := cgroupPids(id)
 			for _, pid := range pids {
 				kill9(w.t, pid)
@@ -28,7 +27,7 @@ func (w *world) reboot(orderly bool) {
 			return len(pids) == 0
 		})
 	}
-	w.eventually(10*time.Second, "the monitors gone", func() bool { return len(w.monitors()) == 0 })
+	w.eventually("the monitors gone", func() bool { return len(w.monitors()) == 0 })
 	for _, id := range ids {
 		for _, pattern := range []string{"/sys/fs/cgroup/*/conex/" + id, "/sys/fs/cgroup/conex/" + id} {
 			dirs, err := filepath.Glob(pattern)

@@ -260,6 +260,13 @@ type pacer struct {
 	next      time.Time
 }
 
+// become changes how many.
+func (p *pacer) become(perSecond int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.perSecond = perSecond
+}
+
 func (p *pacer) wait(n int) {
 	p.mu.Lock()
 	now := time.Now()
@@ -314,7 +321,7 @@ func (e exchange) String() string {
 
 // dial connects from within the world's network namespace.
 func (w *world) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-	w.inNetns(func() { conn, err = (&net.Dialer{}).DialContext(ctx, network, addr) })
+	err = w.within(func() (err error) { conn, err = (&net.Dialer{}).DialContext(ctx, network, addr); return err })
 	return conn, err
 }
 

@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 )
 
 // layerSums returns the sha256 of every file of every layer, by its path below layers/.
@@ -104,7 +103,7 @@ func wantSteps(t *testing.T, what string, got map[string]bool, run ...string) {
 // healthy waits until the container's health check says so.
 func (w *world) healthy(name string) {
 	w.t.Helper()
-	w.eventually(30*time.Second, name+" healthy", func() bool {
+	w.eventually(name+" healthy", func() bool {
 		return w.conex("inspect", "-f", "{{.State.Health.Status}}", name) == "healthy"
 	})
 	if got := w.conex("ps", "--filter", "name="+name, "--format", "{{.Status}}"); !strings.HasSuffix(got, "(healthy)") {

@@ -32,7 +32,7 @@ func TestRunDetachedWithPort(t *testing.T) {
 		t.Errorf("ps says %q", got)
 	}
 	// nginx logs the request through its link to the container's stdout.
-	w.eventually(5*time.Second, "the request in the container's log", func() bool {
+	w.eventually("the request in the container's log", func() bool {
 		return strings.Contains(w.conex("logs", "webserver"), `"GET / HTTP/1.1" 200`)
 	})
 	// A second one can't have the name, and a third can't have the port: nothing of them stays.
@@ -87,7 +87,7 @@ func TestInteractive(t *testing.T) {
 	// Ctrl-C ends the job, not the shell.
 	term.send("sleep 1000\r")
 	term.expect(`sleep 1000\r\n`)
-	w.eventually(5*time.Second, "sleep running", func() bool {
+	w.eventually("sleep running", func() bool {
 		return strings.Contains(w.conex("top", "interactive"), "sleep 1000")
 	})
 	term.send("\x03")
@@ -242,7 +242,7 @@ func TestWritesStayInTheContainer(t *testing.T) {
 	before := w.layerSums()
 	w.conex("run", "-d", "--name", "one", "--network", "none", "busybox", "sh", "-c",
 		"echo changed > /etc/passwd; echo new > /new; rm /bin/vi; exec sleep 1000")
-	w.eventually(10*time.Second, "the writes of the first container", func() bool {
+	w.eventually("the writes of the first container", func() bool {
 		return w.try("exec", "one", "test", "-e", "/new", "-a", "!", "-e", "/bin/vi").code == 0
 	})
 	// Neither the image nor a second container has them, while the first one runs.

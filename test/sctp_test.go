@@ -43,17 +43,26 @@ func (p *place) sctp(h *hosts, family int) *net.IPConn {
 	return c
 }
 
-// next is the next packet of a chunk type to a port.
-func nextSCTP(c *net.IPConn, chunk byte, port uint16, patience time.Duration) (p []byte, from netip.Addr, err error) {
-	c.SetReadDeadline(time.Now().Add(patience))
-	for b := make([]byte, 2048); ; {
-		n, a, err := c.ReadFromIP(b)
-		if err != nil {
+// nextSCTP sends p until a packet of a chunk type and a tag comes to a port at the other end. A packet may be lost: SCTP sends it again, too.
+func nextSCTP(send func() error, c *net.IPConn, chunk byte, port uint16, tag uint32, patience time.Duration) (p []byte, from netip.Addr, err error) {
+	b := make([]byte, 2048)
+	for deadline := time.Now().Add(patience); ; {
+		if err := send(); err != nil {
 			return nil, from, err
 		}
-		if n >= 32 && b[12] == chunk && bin.BigEndian.Uint16(b[2:]) == port {
-			from, _ = netip.AddrFromSlice(a.IP)
-			return b[:n], from.Unmap(), nil
+		c.SetReadDeadline(time.Now().Add(patience / 10))
+		for {
+			n, a, err := c.ReadFromIP(b)
+			if err != nil {
+				if time.Now().After(deadline) {
+					return nil, from, err
+				}
+				break
+			}
+			if n >= 32 && b[12] == chunk && bin.BigEndian.Uint16(b[2:]) == port && bin.BigEndian.Uint32(b[16:]) == tag {
+				from, _ = netip.AddrFromSlice(a.IP)
+				return b[:n], from.Unmap(), nil
+			}
 		}
 	}
 }
@@ -89,11 +98,13 @@ func TestReachSCTP(t *testing.T) {
 				what := fmt.Sprintf("firewall %t, %s to %s", firewall != "", c.who.name, to)
 				patience := time.Second
 				if want {
-					patience = 5 * time.Second
+					patience = 20 * time.Second
 				}
-				_, err := client.WriteToIP(sctpPacket(sourcePort, publishedAll, sctpInit, 0, tag), to)
-				h.must(err)
-				p, from, err := nextSCTP(server, sctpInit, service, patience)
+				init := func() error {
+					_, err := client.WriteToIP(sctpPacket(sourcePort, publishedAll, sctpInit, 0, tag), to)
+					return err
+				}
+				p, from, err := nextSCTP(init, server, sctpInit, service, tag, patience)
 				if (err == nil) != want {
 					t.Errorf("%s: %v, want it to come: %t", what, err, want)
 				}
@@ -103,9 +114,11 @@ func TestReachSCTP(t *testing.T) {
 				if from != c.who.addrs[f] {
 					t.Errorf("%s: seen as %s, want %s", what, from, c.who.addrs[f])
 				}
-				_, err = server.WriteToIP(sctpPacket(service, bin.BigEndian.Uint16(p), sctpInitAck, tag, 7), &net.IPAddr{IP: from.AsSlice()})
-				h.must(err)
-				if _, from, err := nextSCTP(client, sctpInitAck, sourcePort, patience); err != nil || from != h.host.addrs[f] {
+				ack := func() error {
+					_, err := server.WriteToIP(sctpPacket(service, bin.BigEndian.Uint16(p), sctpInitAck, tag, tag+1), &net.IPAddr{IP: from.AsSlice()})
+					return err
+				}
+				if _, from, err := nextSCTP(ack, client, sctpInitAck, sourcePort, tag+1, patience); err != nil || from != h.host.addrs[f] {
 					t.Errorf("%s: the answer came from %s, %v, want %s", what, from, err, h.host.addrs[f])
 				}
 				server.Close()

@@ -61,10 +61,11 @@ func TestThreeTier(t *testing.T) {
 		t.Helper()
 		v := w.getJSON(visits)
 		by[fmt.Sprint(v["by"])]++
-		if n, ok := v["visits"].(float64); !ok || n != count+1 {
+		n, ok := v["visits"].(float64)
+		if !ok || n < count+1 { // more are visits that got no answer in time
 			t.Fatalf("after %v visits the answer is %v", count, v)
 		}
-		count++
+		count = n
 	}
 	for deadline := time.Now().Add(60 * time.Second); len(by) < 3 && time.Now().Before(deadline); {
 		visit()

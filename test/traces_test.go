@@ -18,10 +18,10 @@ import (
 )
 
 // leaks lists what of this world the kernel and the disk still hold, once its containers and images are removed. What is
-// taken down off the critical path gets five seconds to go.
+// taken down off the critical path gets time to go.
 func (w *world) leaks() []string {
 	var left []string
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(giveUp); ; time.Sleep(50 * time.Millisecond) {
 		left = slices.Concat(w.processes(), w.mounts(), w.network(), w.cgroups(), w.files())
 		if len(left) == 0 || time.Now().After(deadline) {
 			return left

@@ -229,21 +229,23 @@ func onThread(fn func() error) error {
 	return <-errc
 }
 
-// inNetns runs fn in the world's network namespace; processes that fn starts are in it too.
-func (w *world) inNetns(fn func()) {
-	w.t.Helper()
+// within runs fn in the world's network namespace; processes that fn starts are in it too.
+func (w *world) within(fn func() error) error {
 	if w.netns == nil {
-		fn()
-		return
+		return fn()
 	}
-	err := onThread(func() error {
+	return onThread(func() error {
 		if err := unix.Setns(int(w.netns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter network namespace: %w", err)
 		}
-		fn()
-		return nil
+		return fn()
 	})
-	if err != nil {
+}
+
+// inNetns is within for the test's own goroutine and what can't fail, or says itself that it has.
+func (w *world) inNetns(fn func()) {
+	w.t.Helper()
+	if err := w.within(func() error { fn(); return nil }); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -265,14 +267,13 @@ func (w *world) command(args ...string) *exec.Cmd {
 // start starts cmd in the world's network namespace.
 func (w *world) start(cmd *exec.Cmd) {
 	w.t.Helper()
-	var err error
-	w.inNetns(func() { err = cmd.Start() })
-	if err != nil {
+	if err := w.within(cmd.Start); err != nil {
 		w.t.Fatalf("%v: %v", cmd.Args, err)
 	}
 }
 
-// try runs conex with args to its end, whatever its exit code. Four minutes are its limit.
+// try runs conex with args to its end, whatever its exit code. Four minutes are its limit. Several goroutines may: what goes wrong with running it
+// is an error of the test and the code -1.
 func (w *world) try(args ...string) result {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
@@ -284,18 +285,22 @@ func (w *world) try(args ...string) result {
 	var out, errb bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errb
 	began := time.Now()
-	w.start(cmd)
-	err := cmd.Wait()
+	err := w.within(cmd.Start)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	r := result{stdout: out.String(), stderr: errb.String(), took: time.Since(began)}
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:
-		w.t.Fatalf("conex %s: not done after four minutes\n%s%s", strings.Join(args, " "), r.stdout, r.stderr)
+		r.code = -1
+		w.t.Errorf("conex %s: not done after four minutes\n%s%s", strings.Join(args, " "), r.stdout, r.stderr)
 	case errors.As(err, &exit):
 		r.code = exit.ExitCode()
 	default:
-		w.t.Fatalf("conex %s: %v\n%s%s", strings.Join(args, " "), err, r.stdout, r.stderr)
+		r.code = -1
+		w.t.Errorf("conex %s: %v\n%s%s", strings.Join(args, " "), err, r.stdout, r.stderr)
 	}
 	return r
 }
@@ -310,19 +315,12 @@ func (w *world) conex(args ...string) string {
 	return strings.TrimSuffix(r.stdout, "\n")
 }
 
-// get fetches url from inside the world's network namespace, until it answers with 200 or ten seconds are over: a
-// container that has started may not listen yet.
+// get fetches url from inside the world's network namespace, until it answers with 200: a container that has started may not listen yet.
 func (w *world) get(url string) string {
 	w.t.Helper()
-	client := http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-			w.inNetns(func() { conn, err = (&net.Dialer{}).DialContext(ctx, network, addr) })
-			return conn, err
-		},
-	}}
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: w.dial}}
 	var last error
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(giveUp); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		resp, err := client.Get(url)
 		if err != nil {
 			last = err
@@ -339,15 +337,18 @@ func (w *world) get(url string) string {
 	return ""
 }
 
-// eventually polls until ok, for at most the given time, and fails the test with what otherwise.
-func (w *world) eventually(limit time.Duration, what string, ok func() bool) {
+// giveUp is how long tests wait for what must come: so long that it has failed to, however busy the machine is.
+const giveUp = 2 * time.Minute
+
+// eventually polls until ok, and fails the test with what if it never is.
+func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
-	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(giveUp); ; time.Sleep(20 * time.Millisecond) {
 		if ok() {
 			return
 		}
 		if time.Now().After(deadline) {
-			w.t.Fatalf("not within %v: %s", limit, what)
+			w.t.Fatalf("not within %v: %s", giveUp, what)
 		}
 	}
 }
