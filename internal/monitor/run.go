@@ -279,8 +279,7 @@ func (m *monitor) running(r *run) error {
 func (r *run) wait() container.Exit {
 	status, err := r.proc.Wait()
 	close(r.done)
-	r.announcing.Lock()
-	r.announcing.Unlock() //nolint:staticcheck // it is waited for, nothing is guarded
+	r.allAnnounced()
 	r.freezing.dropAll(true)
 	if r.health != nil {
 		r.health.end()
@@ -378,6 +377,12 @@ func (r *run) announced(sig unix.Signal) error {
 	}
 	r.m.event("kill", map[string]string{"signal": strconv.Itoa(int(sig))})
 	return nil
+}
+
+// allAnnounced waits for who is about to announce a signal.
+func (r *run) allAnnounced() {
+	r.announcing.Lock()
+	defer r.announcing.Unlock()
 }
 
 // terminate sends sig and, when the process is still there after timeout (negative: for ever), SIGKILL. It returns when the
