@@ -17,7 +17,7 @@ type StopRequest struct {
 	Timeout *int
 }
 
-// Stop ends a container: its stop signal, then SIGKILL. It returns when the end is recorded, and ports and address are free.
+// Stop ends a container: its stop signal, then SIGKILL. It returns when the end is recorded, and ports, address and volumes are free.
 // Stopping one that does not run is no error.
 func (e *Engine) Stop(ctx context.Context, name string, req StopRequest) error {
 	n, err := e.snapshot(ctx, name)

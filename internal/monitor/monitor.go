@@ -8,7 +8,7 @@
 //	                         read the record, reserve ports, Create, join the network, Start
 //	engine: one line     <-  Report
 //	clients              <-> sock, and the socket pair of the client that was attached from the start
-//	                         the process ends: exit.json, ports and address freed, with --rm everything removed
+//	                         the process ends: exit.json, ports, address and volumes freed, with --rm everything removed
 //	clients              <-  the end frame
 //	                         cgroup, mounts and trash are cleaned up; the lock goes with the process
 package monitor
@@ -346,10 +346,14 @@ func (m *monitor) failed(cause error, report *os.File, first *client, r *run) er
 	return errors.Join(errs...)
 }
 
-// ended does what must be done before anybody hears that the run is over: ports and address are free, the exit is recorded, and
+// ended does what must be done before anybody hears that the run is over: ports, address and volumes are free, the exit is recorded, and
 // a container that is to be removed has lost its name and folder.
 func (m *monitor) ended(r *run, e container.Exit, again bool) error {
 	errs := []error{r.release()}
+	// A prune passes by what somebody uses. Where the process ids are others' too, there may be processes left until clean.
+	if pids := m.rec.HostConfig.PidMode; !pids.IsHost() && !pids.IsContainer() {
+		errs = append(errs, r.leaveVolumes())
+	}
 	m.event("die", e.Attributes())
 	m.disconnected(r)
 	if again {

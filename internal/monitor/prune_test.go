@@ -8,6 +8,23 @@ import (
 	"conex/internal/engine"
 )
 
+// TestPruneAfterRun: whoever has heard of a run's end can have its volumes.
+func TestPruneAfterRun(t *testing.T) {
+	w := newWorld(t)
+	for i := range 50 {
+		r := request("true")
+		r.HostConfig.AutoRemove = true
+		r.HostConfig.Binds = []string{"named:/named"}
+		if _, errs, code, err := w.run(r); err != nil || code != 0 {
+			t.Fatalf("%q %d %v", errs, code, err)
+		}
+		rep, err := w.Prune(t.Context(), engine.PruneRequest{Volumes: true, AllVolumes: true})
+		if err != nil || len(rep.Volumes) != 1 {
+			t.Fatalf("after run %d: volumes %v pruned, %v", i, rep.Volumes, err)
+		}
+	}
+}
+
 // TestPruneBesideRuns prunes everything all the time while containers with volumes are made and run: no run may notice.
 func TestPruneBesideRuns(t *testing.T) {
 	w := newWorld(t)

@@ -362,10 +362,10 @@ func (r *run) clean() error {
 		f.Close()
 	}
 	if r.ct == nil || r.cleaned {
-		return r.leaveVolumes()
+		return r.leaveSources()
 	}
 	r.cleaned = true
-	return errors.Join(r.stopNames(), r.ct.Delete(), r.leaveVolumes())
+	return errors.Join(r.stopNames(), r.ct.Delete(), r.leaveSources())
 }
 
 // announced sends a signal and writes its event.

@@ -62,13 +62,19 @@ func (r *run) sources() (sources, error) {
 	return out, nil
 }
 
-// leaveVolumes ends what sources began. Idempotent.
+// leaveVolumes lets others have the run's volumes alone. Idempotent.
 func (r *run) leaveVolumes() error {
 	var errs []error
 	for _, u := range r.volumes {
 		errs = append(errs, u.Release())
 	}
 	r.volumes = nil
+	return errors.Join(errs...)
+}
+
+// leaveSources ends what sources began. Idempotent.
+func (r *run) leaveSources() error {
+	errs := []error{r.leaveVolumes()}
 	for dst, more := range r.m.rec.More {
 		if more.Overlay == container.OverlayDiscard {
 			errs = append(errs, r.m.root.Trash(r.m.store.OverlayDir(r.m.rec.ID, dst)))
