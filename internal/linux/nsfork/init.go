@@ -80,15 +80,8 @@ func becomeInit(n, pipe uintptr, report *[2]uint32, s *initState) {
 	if _, _, e := syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_BLOCK, mask, 0, 8, 0, 0); e != 0 {
 		fail(uint32(n), e, pipe, report)
 	}
-	pid, _, e := syscall.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
-	if e != 0 {
-		fail(uint32(n), e, pipe, report)
-	}
-	if pid == 0 {
-		syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_UNBLOCK, mask, 0, 8, 0, 0)
-		return
-	}
-	// ps in the container, and on the host, shows an init and not a second monitor.
+	// ps in the container, and on the host, shows an init and not a second monitor: from the start, as the second child may be the faster one. It gets
+	// its own name when it executes.
 	syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_NAME, uintptr(unsafe.Pointer(&s.name)), 0, 0, 0, 0)
 	for i := uintptr(0); i < s.size; i++ {
 		var c byte
@@ -96,6 +89,14 @@ func becomeInit(n, pipe uintptr, report *[2]uint32, s *initState) {
 			c = s.name[i]
 		}
 		*(*byte)(unsafe.Add(s.arguments, i)) = c
+	}
+	pid, _, e := syscall.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	if e != 0 {
+		fail(uint32(n), e, pipe, report)
+	}
+	if pid == 0 {
+		syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_UNBLOCK, mask, 0, 8, 0, 0)
+		return
 	}
 	// The privileges go before anything of the container's runs beside us for long. Where that fails, the container must not run:
 	// its pid 1 ends, and the second child with it.
