@@ -231,7 +231,7 @@ func (e *env) clean() {
 		e.t.Fatal(err)
 	}
 	// Somebody else's command has our mounts too until it has left them for its own.
-	for deadline := time.Now().Add(5 * time.Second); len(groups) > 0; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); len(groups) > 0; time.Sleep(20 * time.Millisecond) {
 		groups = slices.DeleteFunc(groups, func(g string) bool {
 			procs, err := os.ReadFile(filepath.Join(g, "cgroup.procs"))
 			return err != nil || !e.ours(string(procs))

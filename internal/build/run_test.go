@@ -240,7 +240,7 @@ RUN --mount=type=secret,id=s --mount=type=ssh --mount=type=cache,target=/c,shari
 		}
 	}
 	// The step dies with its builder, and with it what it was given to see.
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		var procs []byte
 		lists, err := filepath.Glob("/sys/fs/cgroup/*/conex/build-" + id + "/cgroup.procs")
 		for _, l := range append(lists, "/sys/fs/cgroup/conex/build-"+id+"/cgroup.procs") {

@@ -58,7 +58,7 @@ func TestPullFromDebianRegistry(t *testing.T) {
 			cmd.Wait() //nolint:errcheck // it was killed
 		}
 	})
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		resp, err := http.Get("http://" + host + "/v2/")
 		if err == nil {
 			resp.Body.Close()

@@ -153,9 +153,9 @@ func (w *world) entries(elem ...string) []string {
 // eventually waits for what another process does on its own time.
 func (w *world) eventually(what string, f func() bool) {
 	w.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			w.t.Fatalf("still after 20 s: %s", what)
+			w.t.Fatalf("still after a minute: %s", what)
 		}
 	}
 }

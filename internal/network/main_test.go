@@ -248,19 +248,52 @@ func answerUDP(p net.PacketConn) {
 	}
 }
 
-// patience is how long an answer may take on this busy machine. What must not be reached takes this long to show.
+// patience is how long an answer may take. What must not be reached takes this long to show.
 const patience = time.Second
+
+// patient gives a connection as long as that, counted in turns of this process, which is that of the servers too: a machine that does not let it
+// run takes nothing away from it. To be ended by its caller.
+func patient(c interface{ SetDeadline(time.Time) error }) (end func()) {
+	ctx, cancel := turns()
+	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
+	return func() {
+		stop()
+		cancel()
+	}
+}
+
+func turns() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { // ends with ctx
+		const each = 10 * time.Millisecond
+		for range patience / each {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(each):
+			}
+		}
+		cancel()
+	}()
+	return ctx, cancel
+}
+
+func dial(network, addr string) (net.Conn, error) {
+	ctx, cancel := turns()
+	defer cancel()
+	return new(net.Dialer).DialContext(ctx, network, addr)
+}
 
 // ask sends "hello" from a namespace (nil is the host) and returns the peer address that the server saw.
 func ask(ns *os.File, network, addr string) (string, error) {
 	var seen string
 	f := func() error {
-		c, err := net.DialTimeout(network, addr, patience)
+		c, err := dial(network, addr)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(patience))
+		defer patient(c)()
 		if _, err := io.WriteString(c, "hello"); err != nil {
 			return err
 		}

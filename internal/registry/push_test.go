@@ -49,7 +49,7 @@ func dockerRegistry(t *testing.T, scheme, more string) string {
 			t.Logf("docker-registry said:\n%s", out.Bytes())
 		}
 	})
-	for range 200 {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
 		if conn, err := net.Dial("tcp", addr); err == nil {
 			conn.Close()
 			return addr
