@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -218,7 +219,7 @@ RUN --mount=type=secret,id=s --mount=type=ssh --mount=type=cache,target=/c,shari
 		t.Fatal(err)
 	}
 	buf := make([]byte, 3)
-	if _, err := out.Read(buf); err != nil || string(buf) != "13\n" {
+	if _, err := io.ReadFull(out, buf); err != nil || string(buf) != "13\n" {
 		t.Fatalf("%q %v", buf, err)
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")

@@ -259,7 +259,7 @@ func TestHideInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What was typed would stand before it.
-	if n, err := master.Read(line); err != nil || string(line[:n]) != "seen" {
+	if n, err := io.ReadFull(master, line[:len("seen")]); err != nil || string(line[:n]) != "seen" {
 		t.Errorf("the terminal showed %q, %v", line[:n], err)
 	}
 }
