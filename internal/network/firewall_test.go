@@ -427,7 +427,7 @@ func TestMendByItself(t *testing.T) {
 	defer cancel()
 	eventually := func(what string) {
 		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 			// The listener alone would let the container see the gateway.
 			seen, err := ask(w.client, "tcp", hostIP4+":8080")
 			if err == nil && seen == clientIP4 {
@@ -442,15 +442,20 @@ func TestMendByItself(t *testing.T) {
 	for len(woken) < 3 {
 		sh(t, "nft add table inet other; nft delete table inet other; sleep 0.2")
 	}
-	for len(woken) > 0 {
-		<-woken
-	}
-	// Our own ports wake nobody.
-	check(t, r.Close())
-	a.publish(portmap.Mapping{Proto: "tcp", HostPort: 8080, ContainerPort: 80})
-	time.Sleep(300 * time.Millisecond)
-	if len(woken) > 0 {
-		t.Error("a port of ours wakes the watchers")
+	// Our own ports wake nobody. What has woken the watchers so far may still be on its way to them, but comes to an end; ports would do it each time.
+	for tries := 20; ; tries-- {
+		for len(woken) > 0 {
+			<-woken
+		}
+		check(t, r.Close())
+		r = a.publish(portmap.Mapping{Proto: "tcp", HostPort: 8080, ContainerPort: 80})
+		time.Sleep(300 * time.Millisecond)
+		if len(woken) == 0 {
+			break
+		}
+		if tries == 0 {
+			t.Fatal("a port of ours wakes the watchers")
+		}
 	}
 	for _, harm := range []string{"nft flush ruleset", "nft delete table inet conex", "iptables-nft -P FORWARD DROP"} {
 		sh(t, harm)
