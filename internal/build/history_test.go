@@ -290,11 +290,28 @@ func TestHistoryOfCanceled(t *testing.T) {
 func TestHistoryOfTwo(t *testing.T) {
 	e := newEnv(t)
 	e.busybox()
-	e.write("Dockerfile", "FROM busybox\nRUN sleep 1; date +%N > /made\n")
+	e.write("Dockerfile", "FROM busybox\nRUN --mount=type=cache,target=/m until test -e /m/met; do sleep 0.01; done; date +%N > /made\n")
+	waits := make(chan struct{}, 100)
+	go func() { // the step ends when the other build waits for it, which may be before its cache is there
+		<-waits
+		for t.Context().Err() == nil {
+			dirs, _ := filepath.Glob(e.root.Path("buildcache", "mount", "*"))
+			for _, d := range dirs {
+				if os.WriteFile(filepath.Join(d, "met"), nil, 0o644) == nil {
+					return
+				}
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
 	errs := make(chan error)
 	for range 2 {
 		go func() {
-			_, err := e.b.Build(t.Context(), Request{Context: e.ctx})
+			_, err := e.b.Build(t.Context(), Request{Context: e.ctx, Display: func(ev Event) {
+				if ev.Kind == Output {
+					waits <- struct{}{}
+				}
+			}})
 			errs <- err
 		}()
 	}
