@@ -57,7 +57,7 @@ func (b *buffered) run() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for {
-		for len(b.queue) == 0 {
+		for len(b.queue) == 0 && b.dropped == 0 {
 			if b.closed {
 				return
 			}

@@ -502,6 +502,25 @@ func TestNonBlocking(t *testing.T) {
 	}
 }
 
+// TestNonBlockingDropsTheRest: what is dropped while the last of the output is being written is told of too.
+func TestNonBlockingDropsTheRest(t *testing.T) {
+	dir := t.TempDir()
+	s := &stuck{newWriter(t, dir, nil, Local), make(chan struct{})}
+	b := newBuffered(s, 10)
+	write(t, b, "stdout", "all of it\n", t0)
+	for queued := 1; queued > 0; { // until it has been taken
+		b.mu.Lock()
+		queued = len(b.queue)
+		b.mu.Unlock()
+	}
+	write(t, b, "stdout", "dropped\n", t0)
+	close(s.gate)
+	closeLog(t, b)
+	if note := text(all(t, dir, ReadOptions{Tail: -1, Stderr: true})); !strings.Contains(note, "8 bytes of output were dropped") {
+		t.Errorf("no word of what was dropped: %q", note)
+	}
+}
+
 func FuzzRoundTrip(f *testing.F) {
 	f.Add([]byte("hello\nworld"), uint64(1))
 	f.Add([]byte("\xff\xfe\n\x00\u2028\"\\\n\n"), uint64(2))
