@@ -228,6 +228,10 @@ func (s *server) kill(w http.ResponseWriter, q *http.Request) error {
 		r.signalled(by)
 	}
 	if err := r.announced(sig); err != nil {
+		if p := s.m.current().HostConfig.RestartPolicy; last && errors.Is(err, os.ErrProcessDone) && (p.IsAlways() || p.IsUnlessStopped()) {
+			<-s.m.final // it has just ended by itself, and but for the wish it would begin again: as in the pause before that
+			return answer(w, struct{}{})
+		}
 		if errors.Is(err, os.ErrProcessDone) {
 			_, err = s.need()
 			if err == nil {
