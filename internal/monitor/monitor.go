@@ -14,6 +14,7 @@
 package monitor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -395,7 +396,18 @@ func (m *monitor) settled(r *run, e container.Exit) error {
 		m.kept = err != nil
 		errs = append(errs, err)
 	} else {
+		if r != nil && len(m.rec.Anonymous) > 0 { // whoever hears of the end finds them gone, too; nothing may be mounted then
+			m.mu.Lock()
+			m.run = nil
+			m.mu.Unlock()
+			errs = append(errs, r.clean())
+		}
 		errs = append(errs, m.remove())
+		ctx, cancel := context.WithTimeout(context.Background(), volumesTimeout)
+		if err := m.removeVolumes(ctx); !errors.Is(err, context.DeadlineExceeded) { // else sweep waits for it
+			errs = append(errs, err)
+		}
+		cancel()
 	}
 	// Nobody new: whoever comes later reads exit.json.
 	if m.sock != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"time"
 
 	"conex/internal/volume"
 
@@ -24,9 +25,19 @@ func (m *monitor) removeRest() error {
 	if m.trash != "" {
 		errs = append(errs, os.RemoveAll(m.trash))
 	}
+	return errors.Join(append(errs, m.removeVolumes(context.Background()))...)
+}
+
+// volumesTimeout is how long the end of a container waits for its volumes to be removable: somebody may be copying into another container's.
+const volumesTimeout = time.Second
+
+// removeVolumes deletes the volumes that were made for a container whose folder is gone and nothing of which is mounted. Idempotent.
+func (m *monitor) removeVolumes(ctx context.Context) error {
+	if len(m.rec.Anonymous) == 0 {
+		return nil
+	}
 	vols := volume.Open(m.root, m.req.State)
-	errs = append(errs, vols.RemoveAnonymous(context.Background(), m.rec.Anonymous, m.store.VolumesInUse, func(name string) {
+	return vols.RemoveAnonymous(ctx, m.rec.Anonymous, m.store.VolumesInUse, func(name string) {
 		m.announce(mevents.VolumeEventType, mevents.ActionDestroy, name, map[string]string{"driver": "local"})
-	}))
-	return errors.Join(errs...)
+	})
 }
