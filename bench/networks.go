@@ -23,6 +23,8 @@ func networkMeasurements() []measurement {
 		{name: "port-extra", target: 5, once: extra(nil, []string{"-p", "18473:80"})},
 		{name: "net-1GB", once: between(func(p, _ *pair) (float64, error) { return p.send(1 << 30) })},
 		{name: "net-1GB-over-veth", unit: "%", target: 5, once: between(slower)},
+		{name: "net-1GB-host-over-veth", unit: "%", target: 5, once: hosted(slower)},
+		{name: "net-rtt-host-over-veth", unit: "µs", target: 5, once: hosted(later)},
 		{name: "net-rtt-over-veth", unit: "µs", target: 5, once: between(later)},
 		// Who comes from outside has a router on his way, the host: what is compared is a way by a router that has the bridge and a firewall with
 		// states, and publishes nothing.
@@ -71,6 +73,33 @@ func between(measure func(p, bare *pair) (float64, error)) func(*bench, *engine,
 		}
 		defer bare.close()
 		return measure(&pair{from: ns[0], to: ns[1], addr: addr}, bare)
+	}
+}
+
+// hosted measures on the host and a container of its default network, which a veth pair and the bridge join, and has a bare pair beside them: what
+// the bridge costs. Two containers are joined by two pairs.
+func hosted(measure func(p, bare *pair) (float64, error)) func(*bench, *engine, int) (float64, error) {
+	return func(_ *bench, e *engine, _ int) (v float64, err error) {
+		const name = "bench-to"
+		defer func() { err = errors.Join(err, e.remove(name)) }()
+		if err := e.do("run", "-d", "--name", name, image, "sleep", "1000"); err != nil {
+			return 0, err
+		}
+		to, err := e.namespaceOf(name)
+		if err != nil {
+			return 0, err
+		}
+		defer to.Close()
+		addr, mtu, err := addressIn(to)
+		if err != nil {
+			return 0, err
+		}
+		bare, err := barePair(mtu)
+		if err != nil {
+			return 0, err
+		}
+		defer bare.close()
+		return measure(&pair{from: e.netns, to: to, addr: addr}, bare)
 	}
 }
 
