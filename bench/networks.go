@@ -48,31 +48,13 @@ func extra(without, with []string) func(*bench, *engine, int) (float64, error) {
 // between measures on two containers of the default network, and has a bare pair of veths of the same MTU beside them.
 func between(measure func(p, bare *pair) (float64, error)) func(*bench, *engine, int) (float64, error) {
 	return func(_ *bench, e *engine, _ int) (v float64, err error) {
-		if err := e.inNetns(bridgeFilterOff); err != nil {
-			return 0, err
-		}
-		names := []string{"bench-from", "bench-to"}
-		defer func() { err = errors.Join(err, e.remove(names...)) }()
-		var ns [2]*os.File
-		for i, name := range names {
-			if err := e.do("run", "-d", "--name", name, image, "sleep", "1000"); err != nil {
-				return 0, err
-			}
-			if ns[i], err = e.namespaceOf(name); err != nil {
-				return 0, err
-			}
-			defer ns[i].Close()
-		}
-		addr, mtu, err := addressIn(ns[1])
+		defer func() { err = errors.Join(err, e.remove("bench-from", "bench-to")) }()
+		from, _, _, err := e.networked("bench-from")
 		if err != nil {
 			return 0, err
 		}
-		bare, err := barePair(mtu)
-		if err != nil {
-			return 0, err
-		}
-		defer bare.close()
-		return measure(&pair{from: ns[0], to: ns[1], addr: addr}, bare)
+		defer from.Close()
+		return besideBare(e, from, measure)
 	}
 }
 
@@ -80,27 +62,41 @@ func between(measure func(p, bare *pair) (float64, error)) func(*bench, *engine,
 // the bridge costs. Two containers are joined by two pairs.
 func hosted(measure func(p, bare *pair) (float64, error)) func(*bench, *engine, int) (float64, error) {
 	return func(_ *bench, e *engine, _ int) (v float64, err error) {
-		const name = "bench-to"
-		defer func() { err = errors.Join(err, e.remove(name)) }()
-		if err := e.do("run", "-d", "--name", name, image, "sleep", "1000"); err != nil {
-			return 0, err
-		}
-		to, err := e.namespaceOf(name)
-		if err != nil {
-			return 0, err
-		}
-		defer to.Close()
-		addr, mtu, err := addressIn(to)
-		if err != nil {
-			return 0, err
-		}
-		bare, err := barePair(mtu)
-		if err != nil {
-			return 0, err
-		}
-		defer bare.close()
-		return measure(&pair{from: e.netns, to: to, addr: addr}, bare)
+		defer func() { err = errors.Join(err, e.remove("bench-to")) }()
+		return besideBare(e, e.netns, measure)
 	}
+}
+
+// besideBare measures from a namespace to a container that it runs.
+func besideBare(e *engine, from *os.File, measure func(p, bare *pair) (float64, error)) (float64, error) {
+	to, addr, mtu, err := e.networked("bench-to")
+	if err != nil {
+		return 0, err
+	}
+	defer to.Close()
+	bare, err := barePair(mtu)
+	if err != nil {
+		return 0, err
+	}
+	defer bare.close()
+	return measure(&pair{from: from, to: to, addr: addr}, bare)
+}
+
+// networked runs a container that waits, and says where it is found.
+func (e *engine) networked(name string, args ...string) (ns *os.File, addr netip.Addr, mtu int, err error) {
+	if err := e.inNetns(bridgeFilterOff); err != nil {
+		return nil, addr, 0, err
+	}
+	if err := e.do(slices.Concat([]string{"run", "-d", "--name", name}, args, []string{image, "sleep", "1000"})...); err != nil {
+		return nil, addr, 0, err
+	}
+	if ns, err = e.namespaceOf(name); err != nil {
+		return nil, addr, 0, err
+	}
+	if addr, mtu, err = addressIn(ns); err != nil {
+		ns.Close()
+	}
+	return ns, addr, mtu, err
 }
 
 // addressIn is eth0's IPv4 address and MTU in a namespace.
@@ -129,23 +125,12 @@ func addressIn(ns *os.File) (addr netip.Addr, mtu int, err error) {
 // published measures between an outsider and a container's published port, and has the way by a bridge that publishes nothing beside it.
 func published(measure func(p, bare *pair) (float64, error)) func(*bench, *engine, int) (float64, error) {
 	return func(_ *bench, e *engine, _ int) (v float64, err error) {
-		if err := e.inNetns(bridgeFilterOff); err != nil {
-			return 0, err
-		}
-		const name = "bench-to"
-		defer func() { err = errors.Join(err, e.remove(name)) }()
-		if err := e.do("run", "-d", "--name", name, "-p", fmt.Sprintf("%d:%d", portOutside, portInside), image, "sleep", "1000"); err != nil {
-			return 0, err
-		}
-		to, err := e.namespaceOf(name)
+		defer func() { err = errors.Join(err, e.remove("bench-to")) }()
+		to, _, mtu, err := e.networked("bench-to", "-p", fmt.Sprintf("%d:%d", portOutside, portInside))
 		if err != nil {
 			return 0, err
 		}
 		defer to.Close()
-		_, mtu, err := addressIn(to)
-		if err != nil {
-			return 0, err
-		}
 		outsider, err := newNetns()
 		if err != nil {
 			return 0, err

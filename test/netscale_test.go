@@ -237,19 +237,19 @@ func TestPortsMoveWithNetworks(t *testing.T) {
 				return
 			default:
 			}
-			w.inNetns(func() {
-				c, err := net.DialTimeout("tcp", "127.0.0.1:8080", 5*time.Second)
-				if err != nil {
-					refused = err
-					return
-				}
-				defer c.Close()
-				c.SetDeadline(time.Now().Add(5 * time.Second))
-				fmt.Fprint(c, "GET / HTTP/1.0\r\n\r\n")
-				if b, err := io.ReadAll(c); err == nil && strings.HasSuffix(string(b), "\r\n\r\nhere\n") {
-					answered++
-				}
-			})
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			c, err := w.dial(ctx, "tcp", "127.0.0.1:8080")
+			cancel()
+			if err != nil {
+				refused = err
+				continue
+			}
+			c.SetDeadline(time.Now().Add(5 * time.Second))
+			fmt.Fprint(c, "GET / HTTP/1.0\r\n\r\n")
+			if b, err := io.ReadAll(c); err == nil && strings.HasSuffix(string(b), "\r\n\r\nhere\n") {
+				answered++
+			}
+			c.Close()
 		}
 	})
 	end := sync.OnceFunc(func() {

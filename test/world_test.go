@@ -318,9 +318,17 @@ func (w *world) conex(args ...string) string {
 // get fetches url from inside the world's network namespace, until it answers with 200: a container that has started may not listen yet.
 func (w *world) get(url string) string {
 	w.t.Helper()
+	body, _ := w.getTried(url)
+	return body
+}
+
+// getTried is get that says how many times it has asked.
+func (w *world) getTried(url string) (body string, tries int) {
+	w.t.Helper()
 	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: w.dial}}
 	var last error
 	for deadline := time.Now().Add(giveUp); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		tries++
 		resp, err := client.Get(url)
 		if err != nil {
 			last = err
@@ -329,12 +337,12 @@ func (w *world) get(url string) string {
 		body, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
 		if err == nil && resp.StatusCode == http.StatusOK {
-			return string(body)
+			return string(body), tries
 		}
 		last = fmt.Errorf("status %s, %v", resp.Status, err)
 	}
 	w.t.Fatalf("GET %s: %v", url, last)
-	return ""
+	return "", tries
 }
 
 // giveUp is how long tests wait for what must come: so long that it has failed to, however busy the machine is.

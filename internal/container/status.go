@@ -85,9 +85,9 @@ func (n *Snapshot) Alive() *State {
 	return nil
 }
 
-// Begins reports whether a monitor is starting the container, as the first run of it.
-func (n *Snapshot) Begins() bool {
-	return n.State != nil && n.State.BootID == disk.BootID() && n.State.Status == Starting && n.State.Monitor != 0
+// Stoppable reports whether there is something to end: the container is alive, or a monitor is just starting it.
+func (n *Snapshot) Stoppable() bool {
+	return n.Alive() != nil || n.State != nil && n.State.BootID == disk.BootID() && n.State.Status == Starting && n.State.Monitor != 0
 }
 
 // Status returns Docker's word for the container's state: created, running, paused, restarting, exited.

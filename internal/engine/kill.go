@@ -21,7 +21,7 @@ func (e *Engine) Kill(ctx context.Context, name, signal string) error {
 		return err
 	}
 	id := n.Record.ID
-	if n.Alive() != nil || n.Begins() {
+	if n.Stoppable() {
 		err = e.client(id).Kill(ctx, signal)
 		var ce *control.Error
 		if err == nil || !errors.Is(err, control.ErrGone) && !errors.As(err, &ce) {

@@ -29,7 +29,7 @@ func (e *Engine) RemoveContainer(ctx context.Context, req RemoveRequest) error {
 	}
 	rec, cs := n.Record, e.Containers()
 	for {
-		if a := n.Alive(); a != nil || req.Force && n.Begins() {
+		if a := n.Alive(); a != nil || req.Force && n.Stoppable() {
 			if !req.Force && a.Paused {
 				return conflict("cannot remove container %q: container is paused and must be unpaused first", "/"+rec.Name)
 			}

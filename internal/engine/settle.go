@@ -95,7 +95,7 @@ func (e *Engine) settleGone(ctx context.Context, id string) error {
 			return err
 		}
 		st, err := e.Containers().State(id)
-		if n := (&container.Snapshot{State: st}); err != nil || n.Alive() == nil && !n.Begins() {
+		if n := (&container.Snapshot{State: st}); err != nil || !n.Stoppable() {
 			return err
 		}
 		if err := e.client(id).Ping(ctx); !errors.Is(err, control.ErrGone) {

@@ -34,7 +34,7 @@ func (e *Engine) stop(ctx context.Context, n *container.Snapshot, command string
 		}
 	}
 	id := n.Record.ID
-	for n.Alive() != nil || n.Begins() {
+	for n.Stoppable() {
 		_, err := e.client(id).Stop(ctx, command, req.Signal, req.Timeout)
 		if err == nil {
 			return nil

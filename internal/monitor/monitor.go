@@ -58,7 +58,9 @@ type monitor struct {
 	lock  *disk.Lock
 	first *os.File // of the client that is attached from the start, until it is one
 	trash string   // what remove left to delete
-	kept  bool     // the end could not be written to the disk: the state stays, and says it
+	// volumesLeft says that remove could not delete all volumes that it was to.
+	volumesLeft bool
+	kept        bool // the end could not be written to the disk: the state stays, and says it
 	// writers are the goroutines that still write to clients.
 	writers sync.WaitGroup
 
@@ -74,9 +76,9 @@ type monitor struct {
 	egress   *[]string     // likewise
 	run      *run          // the present run; nil between runs
 	up       chan struct{} // closed when the run that begins next, or the present one, is there; another after each restart
-	// abort is closed when somebody who stops the container has waited long enough for a start that does not come to its end.
-	abort   func()
-	aborted chan struct{}
+	// starting ends by abort, when somebody who stops the container has waited long enough for a start that does not come to its end.
+	starting context.Context
+	abort    context.CancelCauseFunc
 	// stop is closed when no further run must be started.
 	stop     chan struct{}
 	stopped  bool // stop is closed
@@ -149,8 +151,8 @@ func Main() int {
 
 // open waits for the request and reads what it names. The descriptor is used up, but as a way to answer.
 func open(fd int) (*monitor, error) {
-	m := &monitor{rt: runtime.New(), stop: make(chan struct{}), up: make(chan struct{}), aborted: make(chan struct{}), next: make(chan struct{}), final: make(chan struct{})}
-	m.abort = sync.OnceFunc(func() { close(m.aborted) })
+	m := &monitor{rt: runtime.New(), stop: make(chan struct{}), up: make(chan struct{}), next: make(chan struct{}), final: make(chan struct{})}
+	m.starting, m.abort = context.WithCancelCause(context.Background())
 	warmUp()
 	req, files, err := control.ReceiveStart(fd)
 	if err != nil {
@@ -396,18 +398,7 @@ func (m *monitor) settled(r *run, e container.Exit) error {
 		m.kept = err != nil
 		errs = append(errs, err)
 	} else {
-		if r != nil && len(m.rec.Anonymous) > 0 { // whoever hears of the end finds them gone, too; nothing may be mounted then
-			m.mu.Lock()
-			m.run = nil
-			m.mu.Unlock()
-			errs = append(errs, r.clean())
-		}
-		errs = append(errs, m.remove())
-		ctx, cancel := context.WithTimeout(context.Background(), volumesTimeout)
-		if err := m.removeVolumes(ctx); !errors.Is(err, context.DeadlineExceeded) { // else sweep waits for it
-			errs = append(errs, err)
-		}
-		cancel()
+		errs = append(errs, m.remove(r))
 	}
 	// Nobody new: whoever comes later reads exit.json.
 	if m.sock != nil {
@@ -467,6 +458,8 @@ func (m *monitor) halt(byHand bool) {
 	}
 }
 
+var errStopped = errors.New("no end before the container was stopped")
+
 // begun returns the present run or the one that is being started, for who has made it the last or wants it only if the start is under way; nil when
 // there is none any more. After patience (negative: never) it gives up the start, which an external runtime may hold up.
 func (m *monitor) begun(patience time.Duration) *run {
@@ -477,7 +470,7 @@ func (m *monitor) begun(patience time.Duration) *run {
 		return r
 	}
 	if patience >= 0 {
-		defer time.AfterFunc(patience, m.abort).Stop()
+		defer time.AfterFunc(patience, func() { m.abort(errStopped) }).Stop()
 	}
 	select {
 	case <-up:

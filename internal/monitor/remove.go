@@ -11,13 +11,31 @@ import (
 	mevents "github.com/moby/moby/api/types/events"
 )
 
-// remove makes a container that was run with --rm disappear: name and folder go before anybody hears of its end.
-func (m *monitor) remove() error {
+// remove makes a container that was run with --rm disappear: name, folder and the volumes that nobody named go before anybody hears of its end. r is
+// its last run, nil if there was none.
+func (m *monitor) remove(r *run) error {
+	var errs []error
+	if r != nil && len(m.rec.Anonymous) > 0 { // nothing of them may be mounted
+		m.mu.Lock()
+		m.run = nil
+		m.mu.Unlock()
+		errs = append(errs, r.clean())
+	}
 	trash, err := m.store.Remove(m.rec.ID)
 	m.trash = trash
 	m.event("destroy", nil)
-	return err
+	ctx, cancel := context.WithTimeout(context.Background(), volumesTimeout)
+	defer cancel()
+	verr := m.removeVolumes(ctx)
+	m.volumesLeft = verr != nil
+	if errors.Is(verr, context.DeadlineExceeded) {
+		verr = nil // removeRest waits for it
+	}
+	return errors.Join(append(errs, err, verr)...)
 }
+
+// volumesTimeout is how long the end of a container waits for its volumes to be removable: somebody may be copying into another container's.
+const volumesTimeout = time.Second
 
 // removeRest deletes what remove left to do.
 func (m *monitor) removeRest() error {
@@ -25,13 +43,13 @@ func (m *monitor) removeRest() error {
 	if m.trash != "" {
 		errs = append(errs, os.RemoveAll(m.trash))
 	}
-	return errors.Join(append(errs, m.removeVolumes(context.Background()))...)
+	if m.volumesLeft {
+		errs = append(errs, m.removeVolumes(context.Background()))
+	}
+	return errors.Join(errs...)
 }
 
-// volumesTimeout is how long the end of a container waits for its volumes to be removable: somebody may be copying into another container's.
-const volumesTimeout = time.Second
-
-// removeVolumes deletes the volumes that were made for a container whose folder is gone and nothing of which is mounted. Idempotent.
+// removeVolumes deletes the volumes that were made for a container whose folder is gone.
 func (m *monitor) removeVolumes(ctx context.Context) error {
 	if len(m.rec.Anonymous) == 0 {
 		return nil

@@ -157,7 +157,6 @@ func (m *monitor) start(first *client) (*run, error) {
 		}
 	}
 	cfg.SeccompCache = m.req.State + "/seccomp"
-	cfg.Abort = m.aborted
 	if m.req.Rows > 0 && m.req.Cols > 0 {
 		cfg.Spec.Process.ConsoleSize = &specs.Box{Height: uint(m.req.Rows), Width: uint(m.req.Cols)}
 	}
@@ -179,7 +178,7 @@ func (m *monitor) start(first *client) (*run, error) {
 			r.io.setStdin(pipes.parent[0])
 		}
 	}
-	if r.ct, err = m.rt.Create(ctx, cfg); err != nil {
+	if r.ct, err = m.rt.Create(m.starting, cfg); err != nil {
 		return r, err
 	}
 	if err := r.connect(ctx, files, links); err != nil {
@@ -190,7 +189,7 @@ func (m *monitor) start(first *client) (*run, error) {
 		r.io.attach(first)
 		r.io.feed(first, first.conn, m.req.AttachStdin, m.rec.Config.StdinOnce && !m.rec.Config.Tty)
 	}
-	if r.proc, err = r.ct.Start(ctx); err != nil {
+	if r.proc, err = r.ct.Start(m.starting); err != nil {
 		return r, err
 	}
 	r.started = time.Now().UTC()

@@ -104,7 +104,7 @@ func (e External) Create(ctx context.Context, cfg *Config) (Container, error) {
 		return nil, err
 	}
 	done := make(chan error, 1)
-	thread.Go(func() { done <- f.create() })
+	thread.Go(func() { done <- f.create(ctx) })
 	if err := <-done; err != nil {
 		return nil, errors.Join(err, f.Delete())
 	}
@@ -129,7 +129,7 @@ func (e External) check(cfg *Config) error {
 }
 
 // create runs on a thread of its own, which ends with it: the namespaces that it makes last as long as the container's.
-func (f *foreign) create() error {
+func (f *foreign) create(ctx context.Context) error {
 	spec, err := f.spec()
 	if err != nil {
 		return err
@@ -207,7 +207,7 @@ func (f *foreign) create() error {
 			return err
 		}
 	}
-	pid, console, err := f.launch(spec.Process, f.cfg.Stdio, "create", "--bundle", f.dir)
+	pid, console, err := f.launch(ctx, spec.Process, f.cfg.Stdio, "create", "--bundle", f.dir)
 	if err != nil {
 		return err
 	}
@@ -292,7 +292,7 @@ func (f *foreign) identify(root *os.File, p *specs.Process, user string, groupAd
 }
 
 // launch runs a command of the runtime that leaves a process behind, and returns that with its terminal.
-func (f *foreign) launch(p *specs.Process, stdio [3]*os.File, args ...string) (pid int, console *os.File, err error) {
+func (f *foreign) launch(ctx context.Context, p *specs.Process, stdio [3]*os.File, args ...string) (pid int, console *os.File, err error) {
 	name := fmt.Sprintf("%s-%d", args[0], f.execs.Add(1))
 	pidFile := filepath.Join(f.dir, name+".pid")
 	defer os.Remove(pidFile)
@@ -306,7 +306,7 @@ func (f *foreign) launch(p *specs.Process, stdio [3]*os.File, args ...string) (p
 		args = append(args, "--console-socket", l.path)
 		stdio = [3]*os.File{}
 	}
-	if err := f.call(p.Args[0], stdio, append(args, f.cfg.ID)...); err != nil {
+	if err := f.call(ctx, p.Args[0], stdio, append(args, f.cfg.ID)...); err != nil {
 		return 0, nil, err
 	}
 	b, err := os.ReadFile(pidFile)
@@ -327,8 +327,9 @@ func (f *foreign) launch(p *specs.Process, stdio [3]*os.File, args ...string) (p
 	return pid, console, nil
 }
 
-// call runs a command of the runtime to its end. command is what the container's user asked for, for an error about it.
-func (f *foreign) call(command string, stdio [3]*os.File, args ...string) error {
+// call runs a command of the runtime to its end, at the latest ctx's or the limit. command is what the container's user asked for, for an error
+// about it.
+func (f *foreign) call(ctx context.Context, command string, stdio [3]*os.File, args ...string) error {
 	log := filepath.Join(f.dir, "log")
 	if err := os.Remove(log); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -367,30 +368,13 @@ func (f *foreign) call(command string, stdio [3]*os.File, args ...string) error 
 	}
 	proc := newProcess(pid, pidfd, nil)
 	limit := cmp.Or(f.rt.Limit, commandLimit)
-	var abort <-chan struct{}
-	if args[0] == "create" || args[0] == "start" {
-		abort = f.cfg.Abort
-	}
-	ended, why := make(chan struct{}), make(chan string, 1)
-	go func() { // ends with this call
-		late := time.NewTimer(limit)
-		defer late.Stop()
-		select {
-		case <-ended:
-			close(why)
-			return
-		case <-late.C:
-			why <- fmt.Sprintf("no end after %v", limit)
-		case <-abort:
-			why <- "no end before the container was stopped"
-		}
-		// With what it has begun and is still of its group: its own helpers, and a container's process that is not one yet.
-		_ = unix.Kill(-pid, unix.SIGKILL)
-	}()
+	ctx, done := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no end after %v", limit))
+	defer done()
+	// With what it has begun and is still of its group: its own helpers, and a container's process that is not one yet.
+	late := context.AfterFunc(ctx, func() { _ = unix.Kill(-pid, unix.SIGKILL) })
 	st, err := proc.Wait()
-	close(ended)
-	if reason := <-why; reason != "" && err == nil && st.Code != 0 {
-		return fmt.Errorf("%s %s: %s, it was killed", f.rt.Path, args[0], reason)
+	if !late() && err == nil && st.Code != 0 {
+		return fmt.Errorf("%s %s: %w, it was killed", f.rt.Path, args[0], context.Cause(ctx))
 	}
 	if err != nil {
 		return err
@@ -461,7 +445,7 @@ func (f *foreign) Cgroup() cgroup.Manager { return f.cg }
 
 // Start implements Container.
 func (f *foreign) Start(ctx context.Context) (Process, error) {
-	if err := f.call(f.cfg.Spec.Process.Args[0], [3]*os.File{}, "start", f.cfg.ID); err != nil {
+	if err := f.call(ctx, f.cfg.Spec.Process.Args[0], [3]*os.File{}, "start", f.cfg.ID); err != nil {
 		return nil, err
 	}
 	return f.init, nil
@@ -506,7 +490,7 @@ func (f *foreign) Exec(ctx context.Context, cfg *ExecConfig) (Process, error) {
 	thread.Go(func() { // which may get mounts of its own
 		defer close(done)
 		if err = f.showAside(); err == nil {
-			pid, console, err = f.launch(p, cfg.Stdio, "exec", "--detach", "--process", file)
+			pid, console, err = f.launch(ctx, p, cfg.Stdio, "exec", "--detach", "--process", file)
 		}
 	})
 	<-done
@@ -554,7 +538,7 @@ func (f *foreign) Delete() error {
 	var errs []error
 	var left error // what the runtime left to us
 	if _, err := os.Lstat(f.dir); err == nil {
-		left = f.call("", [3]*os.File{}, "delete", "--force", f.cfg.ID)
+		left = f.call(context.Background(), "", [3]*os.File{}, "delete", "--force", f.cfg.ID)
 	}
 	if err := f.cg.Kill(); err != nil && !errors.Is(err, cgroup.ErrNotExist) {
 		errs = append(errs, fmt.Errorf("delete container: %w", err))
@@ -600,7 +584,7 @@ func ForgetExternal(state, id string) error {
 		return err
 	}
 	f.rt.Path = string(path)
-	if err := f.call("", [3]*os.File{}, "delete", "--force", id); err != nil {
+	if err := f.call(context.Background(), "", [3]*os.File{}, "delete", "--force", id); err != nil {
 		// Uninstalled, perhaps. What it has of its own goes all the same.
 		if rerr := os.RemoveAll(filepath.Join(state, "runtime", id)); rerr != nil {
 			return errors.Join(err, rerr)

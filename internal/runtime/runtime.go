@@ -18,7 +18,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Runtime makes containers.
+// Runtime makes containers. When the ctx of a call ends, an external runtime's command is killed; our own calls take so little time that they end.
 type Runtime interface {
 	// Create prepares everything that does not depend on the network's being up: cgroup, namespaces, root file system.
 	// On error nothing is left behind.
@@ -82,9 +82,6 @@ type Config struct {
 	Sources map[string]Source
 	// Scratch is an existing empty folder on which the root file system is mounted, inside the container's mount namespace only.
 	Scratch string
-	// Abort is closed when the container shall not come to be any more, however far that is. An external runtime's commands are killed then; our
-	// own take so little time that they end.
-	Abort <-chan struct{}
 	// SeccompCache is a folder for compiled filters. Empty: compile each time.
 	SeccompCache string
 	// DefaultSeccomp asks for the default profile (moby's) for the process's bounding capabilities, when Spec.Linux.Seccomp is nil.
